@@ -1,0 +1,18 @@
+//! Thundergate: a program-aware load balancer for vLLM fleets, on Pingora.
+//!
+//! A request walks through the rooms in this order: [`proxy`] reads it, [`body`] finds the fields that
+//! matter, [`identity`] names its program, [`gate`] asks the [`scheduler`] when and where it may run,
+//! and [`proxy`] streams the backend's answer back. [`fleet`] keeps what is known of each backend.
+
+pub mod body;
+pub mod config;
+pub mod control;
+pub mod engine;
+pub mod error;
+pub mod fleet;
+pub mod gate;
+pub mod identity;
+pub mod proxy;
+pub mod scheduler;
+pub mod telemetry;
+pub mod units;

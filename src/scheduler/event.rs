@@ -1,0 +1,245 @@
+//! What the scheduler is told, and what it answers.
+
+use crate::units::Tokens;
+use std::sync::Arc;
+
+/// One step, unique for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepId(pub u64);
+
+/// One backend, unique for the life of the process; never reused for another URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId(pub u32);
+
+/// Names a program within one model pool.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProgramKey {
+    /// The tenant of the API key that the step came with; empty without authentication.
+    pub tenant: Arc<str>,
+    pub id: Arc<str>,
+}
+
+/// What a backend's own `/metrics` said since the last time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BackendReport {
+    /// KV cache size, all engines (data-parallel ranks) of the server together.
+    pub capacity: Option<Tokens>,
+    /// The server's process started anew since the last report: its cache is empty.
+    pub restarted: bool,
+    /// Prompt tokens computed (not cached) per second over the window since the last report.
+    pub prefill_rate: Option<f64>,
+    /// Share of the KV cache in use by running requests, 0–1.
+    pub kv_usage: Option<f64>,
+}
+
+/// A step as it arrives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    pub step: StepId,
+    /// `None`: routed by load at once, not tracked.
+    pub program: Option<ProgramKey>,
+    /// Hash of model and first system message: programs of one class share a prefix.
+    pub class: u64,
+    /// Size of the part of the body that becomes the prompt, in bytes.
+    pub prompt_bytes: u64,
+    /// The request's own limit on its output.
+    pub max_output: Option<Tokens>,
+    /// Where a consistent hash would send a step without a program; breaks ties between equal loads.
+    pub preferred: Option<BackendId>,
+    /// The client said that this is the program's last step.
+    pub last: bool,
+}
+
+/// Tokens as the backend counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt: Tokens,
+    pub completion: Tokens,
+    /// Prompt tokens found in the prefix cache, when the backend says so.
+    pub cached: Option<Tokens>,
+}
+
+/// How a dispatched or held step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer came whole (a success); usage when it was reported.
+    Completed(Option<Usage>),
+    /// The backend refused the step (a 4xx of its own): its cache is as before.
+    Rejected,
+    /// The backend failed, or broke off: what it still holds is not known.
+    Failed,
+    /// The client went away, while held or in flight.
+    Abandoned,
+}
+
+/// What happens. Times are given beside the event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A backend joins, down until `BackendUp`. A `capacity` given here overrides every report.
+    BackendAdded {
+        backend: BackendId,
+        weight: u32,
+        capacity: Option<Tokens>,
+    },
+    BackendUp(BackendId),
+    BackendDown(BackendId),
+    /// No new programs there; its leased programs go on. `BackendUp` ends it.
+    BackendDraining(BackendId),
+    BackendRemoved(BackendId),
+    Report {
+        backend: BackendId,
+        report: BackendReport,
+    },
+    Arrive(Arrival),
+    /// The first output of a dispatched step came.
+    FirstToken(StepId),
+    /// A dispatched step has produced this many output tokens so far.
+    Progress {
+        step: StepId,
+        output: Tokens,
+    },
+    /// A dispatched step could not be sent (nothing reached the backend): it wants another place.
+    Undelivered(StepId),
+    End {
+        step: StepId,
+        outcome: Outcome,
+    },
+    Release(ProgramKey),
+    /// Stops (`true`) or restarts all dispatch, as while a trainer broadcasts weights.
+    Freeze(bool),
+    /// Refuses held and new steps from now on; those in flight go on.
+    Drain,
+    /// Once a second.
+    Tick,
+}
+
+/// Why a step goes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DispatchKind {
+    /// Its program already held a lease.
+    Leased,
+    /// First step of a program that had no context yet.
+    New,
+    /// A started program that had lost its lease.
+    Resumed,
+    /// Let in although it does not fit (see `scheduler.hold.on_timeout`).
+    Forced,
+    /// Without a program: by load.
+    Unlabelled,
+}
+
+/// Why a step waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HoldReason {
+    /// Its tokens do not fit on any backend yet.
+    NoRoom,
+    /// Room is there, but enough prefill is promised already.
+    PrefillBusy,
+    /// Others wait before it.
+    Queued,
+    NoBackend,
+    Frozen,
+}
+
+/// Why a program lost its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PauseReason {
+    /// Idle for longer than it costs to recompute it, and another needed the room.
+    Evicted,
+    /// Its backend went over capacity.
+    OverCapacity,
+    /// Its prefix is no longer in the cache.
+    CacheLost,
+    /// Idle for so long that it is taken for finished.
+    PresumedGone,
+    BackendDown,
+    Error,
+}
+
+/// Why a step is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefuseReason {
+    QueueFull,
+    HeldTooLong,
+    NoBackend,
+    Released,
+    Draining,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Dispatch {
+        step: StepId,
+        backend: BackendId,
+        kind: DispatchKind,
+    },
+    Refuse {
+        step: StepId,
+        reason: RefuseReason,
+    },
+    /// For the record: the step waits. Given once per hold.
+    Held {
+        step: StepId,
+        reason: HoldReason,
+    },
+    /// For the record: the program lost its lease on `backend`.
+    Paused {
+        program: ProgramKey,
+        backend: BackendId,
+        reason: PauseReason,
+    },
+    /// For the record: the program was dispatched on another backend than last time.
+    Moved {
+        program: ProgramKey,
+        from: BackendId,
+        to: BackendId,
+    },
+    /// For the record: the program was forgotten (`programs.idle_ttl` or `programs.max`).
+    Forgotten {
+        program: ProgramKey,
+    },
+}
+
+impl DispatchKind {
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Leased => "leased",
+            Self::New => "new",
+            Self::Resumed => "resumed",
+            Self::Forced => "forced",
+            Self::Unlabelled => "unlabelled",
+        }
+    }
+}
+
+impl HoldReason {
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoRoom => "no_room",
+            Self::PrefillBusy => "prefill_busy",
+            Self::Queued => "queued",
+            Self::NoBackend => "no_backend",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
+impl PauseReason {
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Evicted => "evicted",
+            Self::OverCapacity => "over_capacity",
+            Self::CacheLost => "cache_lost",
+            Self::PresumedGone => "presumed_gone",
+            Self::BackendDown => "backend_down",
+            Self::Error => "error",
+        }
+    }
+}
