@@ -11,6 +11,7 @@ mod class;
 mod estimate;
 pub mod event;
 mod fill;
+mod forecast;
 mod ledger;
 mod lifetime;
 mod members;
@@ -32,6 +33,7 @@ pub use view::{LoadView, ProgramView};
 use backend::Backend;
 use class::Classes;
 use estimate::Learned;
+use forecast::Growth;
 use program::{Pid, Program, Step};
 use queue::Queue;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -51,6 +53,7 @@ pub struct Scheduler {
     steps: HashMap<StepId, Step>,
     queue: Queue,
     learned: Learned,
+    growth: Growth,
     classes: Classes,
     frozen: bool,
     draining: bool,
@@ -76,6 +79,7 @@ impl Scheduler {
             steps: HashMap::new(),
             queue: Queue::default(),
             learned: Learned::new(),
+            growth: Growth::default(),
             classes: Classes::default(),
             frozen: false,
             draining: false,

@@ -16,8 +16,6 @@ const GAPS: usize = 500;
 const GAPS_NEEDED: usize = 100;
 /// A tool may always take this long.
 const GAP_FLOOR: Duration = Duration::from_secs(5);
-/// Final contexts remembered: what the growth forecast will be made of.
-const FINALS: usize = 200;
 
 /// Learned in one pool per model.
 #[derive(Debug)]
@@ -27,7 +25,6 @@ pub struct Learned {
     gaps: VecDeque<Duration>,
     gap_p99: Option<Duration>,
     gaps_since: usize,
-    finals: VecDeque<Tokens>,
 }
 
 impl Learned {
@@ -38,7 +35,6 @@ impl Learned {
             gaps: VecDeque::new(),
             gap_p99: None,
             gaps_since: 0,
-            finals: VecDeque::new(),
         }
     }
 
@@ -67,14 +63,6 @@ impl Learned {
             let (_, p99, _) = sorted.select_nth_unstable(rank);
             self.gap_p99 = Some((*p99).max(GAP_FLOOR));
         }
-    }
-
-    /// A program ended, or is taken to have ended, with this context.
-    pub fn saw_final(&mut self, context: Tokens) {
-        if self.finals.len() == FINALS {
-            self.finals.pop_front();
-        }
-        self.finals.push_back(context);
     }
 
     /// 99th percentile of tool gaps; `None` before 100 were seen.

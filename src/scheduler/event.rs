@@ -133,6 +133,8 @@ pub enum DispatchKind {
 pub enum HoldReason {
     /// Its tokens do not fit on any backend yet.
     NoRoom,
+    /// It fits now, but not what it and the others will grow to.
+    NoRoomAhead,
     /// Room is there, but enough prefill is promised already.
     PrefillBusy,
     /// Others wait before it.
@@ -245,6 +247,7 @@ impl HoldReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::NoRoom => "no_room",
+            Self::NoRoomAhead => "no_room_ahead",
             Self::PrefillBusy => "prefill_busy",
             Self::Queued => "queued",
             Self::NoBackend => "no_backend",

@@ -1,5 +1,6 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
+use super::forecast::Member;
 use super::reclaim::Evictable;
 use super::*;
 use crate::config::Routing;
@@ -106,7 +107,7 @@ impl Scheduler {
                 (Ok(place), _) => best = Ok(place),
                 (Err(_), Ok(_)) => {}
                 // Room is the nearer miss: where only prefill is in the way, that is the reason.
-                (Err(HoldReason::NoRoom), Err(HoldReason::PrefillBusy)) => {}
+                (Err(HoldReason::NoRoom), Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead)) => {}
                 (Err(reason), Err(_)) => best = Err(reason),
             }
         }
@@ -146,9 +147,28 @@ impl Scheduler {
         if !backend.empty() && (victims.tokens.0 as i64) < missing {
             return Err(HoldReason::NoRoom);
         }
+        if !backend.empty() && !self.fits_ahead(program, backend, need, effective) {
+            return Err(HoldReason::NoRoomAhead);
+        }
         let share_free = free as f64 / effective.as_f64().max(1.0);
         let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * share_free + balance;
         Ok(Place { backend: id, cost, victims: victims.programs })
+    }
+
+    /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
+    /// life is looked at, a started one's next minute.
+    fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
+        let leaving = self.evictable(backend, Tokens(u64::MAX)).programs;
+        let stay = backend.leased.iter().filter(|pid| !leaving.contains(pid));
+        let member = |program: &Program| Member { context: program.context, footprint: program.charge };
+        let mut members: Vec<Member> = stay.filter_map(|pid| self.programs.get(pid)).map(member).collect();
+        members.push(Member { context: need, footprint: need - self.shared(program.class) });
+        let (limit, horizon) = if program.started() {
+            (effective, Some(self.policy.forecast_horizon))
+        } else {
+            (effective.scale(self.policy.forecast_slack), None)
+        };
+        self.growth.peak(&members, effective, horizon) <= limit
     }
 
     /// Heavy prefill waits while enough is promised: the next first token would come after all of it.

@@ -42,7 +42,7 @@ impl Scheduler {
         let key = program.key.clone();
         let waiting = program.waiting.clone();
         if program.started() {
-            self.learned.saw_final(program.context);
+            self.growth.saw_final(program.context);
         }
         self.keys.remove(&key);
         self.decide(Decision::Ended { program: key, how });
@@ -93,7 +93,7 @@ impl Scheduler {
         let gone: Vec<Pid> = self.backends.values().flat_map(idle).collect();
         for pid in gone {
             if let Some(program) = self.programs.get(&pid).filter(|program| program.waiting.is_empty()) {
-                self.learned.saw_final(program.context);
+                self.growth.saw_final(program.context);
                 self.unlease(pid, Some(PauseReason::PresumedGone));
             }
         }

@@ -30,6 +30,9 @@ pub struct Policy {
     pub queue: usize,
     /// Share of the capacity left free, 0–1.
     pub headroom: f64,
+    /// How far over the capacity the forecast for a new program may go, as a factor.
+    pub forecast_slack: f64,
+    pub forecast_horizon: Duration,
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
     pub no_backend_wait: Duration,
@@ -48,6 +51,8 @@ impl Policy {
             on_timeout: scheduler.hold_on_timeout,
             queue: scheduler.hold_queue,
             headroom: scheduler.headroom,
+            forecast_slack: 1.1,
+            forecast_horizon: Duration::from_secs(60),
             evict_cost_factor: scheduler.evict_cost_factor,
             evict_idle_factor: scheduler.evict_idle_factor,
             no_backend_wait: scheduler.no_backend_wait,

@@ -264,6 +264,11 @@ impl Scheduler {
                 };
                 program.steps += 1;
                 if run.order >= program.context_order || first {
+                    // Grown on one lease, tool time included: what the forecast counts with.
+                    if !run.brought_lease && !first && usage.is_some() {
+                        let since = self.now.saturating_sub(program.last_active);
+                        self.growth.saw_turn(total - program.context, since);
+                    }
                     program.context_order = run.order;
                     program.context = total;
                     program.last_prompt = prompt;

@@ -10,6 +10,8 @@ pub fn policy() -> Policy {
         on_timeout: OnTimeout::Admit,
         queue: 10_000,
         headroom: 0.02,
+        forecast_slack: 1.1,
+        forecast_horizon: Duration::from_secs(60),
         evict_cost_factor: 1.0,
         evict_idle_factor: 2.0,
         no_backend_wait: Duration::from_secs(30),
