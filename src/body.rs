@@ -1,1 +1,3 @@
-//! (to be built)
+//! Request bodies: reading them before a backend is chosen, and sending them on.
+
+pub mod replay;
