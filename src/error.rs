@@ -30,15 +30,9 @@ pub enum Refusal {
     #[error("too many steps are held already (scheduler.hold.queue)")]
     QueueFull { retry_after: Duration },
     #[error("held for {held:?} without room on any backend (scheduler.hold.max)")]
-    HeldTooLong {
-        held: Duration,
-        retry_after: Duration,
-    },
+    HeldTooLong { held: Duration, retry_after: Duration },
     #[error("no usable backend after {waited:?} (scheduler.no_backend_wait)")]
-    NoBackend {
-        waited: Duration,
-        retry_after: Duration,
-    },
+    NoBackend { waited: Duration, retry_after: Duration },
     #[error("the program was released while this step was held")]
     ProgramReleased,
     #[error("the backend failed before it answered: {0}")]

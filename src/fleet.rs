@@ -55,11 +55,7 @@ pub struct Gauges {
 pub struct Fleet {}
 
 impl Fleet {
-    pub fn new(
-        _pools: &[crate::config::Pool],
-        _metrics: &crate::config::Metrics,
-        _gate: Gate,
-    ) -> Self {
+    pub fn new(_pools: &[crate::config::Pool], _metrics: &crate::config::Metrics, _gate: Gate) -> Self {
         unimplemented!()
     }
     /// Health checks and scrapes of every backend; runs until the process ends. Spawns a task per backend.
@@ -89,11 +85,7 @@ impl Fleet {
         unimplemented!()
     }
     /// Adds a backend at run time.
-    pub fn add(
-        &self,
-        _pool: PoolId,
-        _backend: crate::config::Backend,
-    ) -> Result<BackendId, String> {
+    pub fn add(&self, _pool: PoolId, _backend: crate::config::Backend) -> Result<BackendId, String> {
         unimplemented!()
     }
     /// Drains a backend, then forgets it once nothing is in flight there.

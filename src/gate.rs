@@ -2,9 +2,7 @@
 
 use crate::config::Scheduler as SchedulerConfig;
 use crate::error::Refusal;
-use crate::scheduler::{
-    Arrival, BackendId, DispatchKind, Event, Outcome, ProgramKey, StepId, Usage,
-};
+use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, ProgramKey, StepId, Usage};
 use crate::telemetry::Telemetry;
 use crate::units::Tokens;
 use std::sync::Arc;

@@ -1,6 +1,122 @@
 //! The heart: decides when and where each step runs. Sans I/O: events with a timestamp go in,
 //! decisions come out, and the same events always give the same decisions.
+//!
+//! A program that is *leased* has its KV cache on a backend and is charged there with its footprint; its
+//! steps go at once. A program without a lease is *held* until it fits ([`fill`]). Room is made by taking
+//! the lease of idle programs ([`reclaim`]). One scheduler serves one model pool.
 
+mod backend;
+mod check;
+mod class;
+mod estimate;
 pub mod event;
+mod fill;
+mod ledger;
+mod lifetime;
+mod members;
+mod policy;
+mod program;
+mod queue;
+mod reclaim;
+mod shadow;
+mod steps;
+mod view;
+
+#[cfg(test)]
+mod tests;
 
 pub use event::*;
+pub use policy::Policy;
+pub use view::{LoadView, ProgramView};
+
+use backend::Backend;
+use class::Classes;
+use estimate::Learned;
+use program::{Pid, Program, Step};
+use queue::Queue;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+/// The scheduler of one model pool. Times are durations since a start of the caller's choice.
+#[derive(Debug)]
+pub struct Scheduler {
+    policy: Policy,
+    now: Duration,
+    backends: BTreeMap<BackendId, Backend>,
+    /// Known keys; a released program whose step still runs is no longer among them.
+    keys: HashMap<ProgramKey, Pid>,
+    programs: HashMap<Pid, Program>,
+    /// Programs without a step in flight or held, longest idle first.
+    inactive: BTreeSet<(Duration, Pid)>,
+    steps: HashMap<StepId, Step>,
+    queue: Queue,
+    learned: Learned,
+    classes: Classes,
+    frozen: bool,
+    draining: bool,
+    /// Since when no backend has been usable.
+    no_backend_since: Option<Duration>,
+    /// Round robin goes on after this one.
+    last_choice: Option<BackendId>,
+    next_pid: u64,
+    next_order: u64,
+    out: Vec<Decision>,
+}
+
+impl Scheduler {
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            now: Duration::ZERO,
+            backends: BTreeMap::new(),
+            keys: HashMap::new(),
+            programs: HashMap::new(),
+            inactive: BTreeSet::new(),
+            steps: HashMap::new(),
+            queue: Queue::default(),
+            learned: Learned::new(),
+            classes: Classes::default(),
+            frozen: false,
+            draining: false,
+            no_backend_since: Some(Duration::ZERO),
+            last_choice: None,
+            next_pid: 0,
+            next_order: 0,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened at `now` and appends what is to be done. A time before the last event's
+    /// counts as the last event's.
+    pub fn handle(&mut self, now: Duration, event: Event, decisions: &mut Vec<Decision>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Arrive(arrival) => self.arrive(arrival),
+            Event::FirstToken(step) => self.first_token(step),
+            Event::Progress { step, output } => self.progress(step, output),
+            Event::End { step, outcome } => self.end(step, outcome),
+            Event::Undelivered(step) => self.undelivered(step),
+            Event::Release(key) => self.release(&key),
+            Event::BackendAdded { backend, weight, capacity } => {
+                self.backends.entry(backend).or_insert_with(|| Backend::new(weight, capacity));
+            }
+            Event::BackendUp(backend) => self.backend_up(backend),
+            Event::BackendDown(backend) => self.backend_down(backend),
+            Event::BackendDraining(backend) => self.backend_draining(backend),
+            Event::BackendRemoved(backend) => self.backend_removed(backend),
+            Event::Report { backend, report } => self.report(backend, report),
+            Event::Freeze(frozen) => self.freeze(frozen),
+            Event::Drain => self.drain(),
+            Event::Tick => self.tick(),
+        }
+        self.fill();
+        self.note_held();
+        decisions.append(&mut self.out);
+        debug_assert_eq!(self.check(), Ok(()));
+    }
+
+    fn decide(&mut self, decision: Decision) {
+        self.out.push(decision);
+    }
+}

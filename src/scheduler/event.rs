@@ -83,7 +83,7 @@ pub enum Event {
     },
     BackendUp(BackendId),
     BackendDown(BackendId),
-    /// No new programs there; its leased programs go on. `BackendUp` ends it.
+    /// Nothing new goes there; steps in flight end in peace. `BackendUp` takes it back.
     BackendDraining(BackendId),
     BackendRemoved(BackendId),
     Report {
@@ -153,6 +153,9 @@ pub enum PauseReason {
     /// Idle for so long that it is taken for finished.
     PresumedGone,
     BackendDown,
+    /// Its backend is being drained.
+    Draining,
+    /// Its step failed, so what the backend still holds of it is not known.
     Error,
 }
 
@@ -164,6 +167,19 @@ pub enum RefuseReason {
     NoBackend,
     Released,
     Draining,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndKind {
+    /// By `POST /programs/release` or `DELETE /programs/{id}`.
+    Released,
+    /// Its last step said so (`x-program-final`).
+    Final,
+    /// Idle longer than `programs.idle_ttl`.
+    Expired,
+    /// The longest idle one when there were more than `programs.max`.
+    Displaced,
 }
 
 /// What is to be done, in this order.
@@ -195,9 +211,10 @@ pub enum Decision {
         from: BackendId,
         to: BackendId,
     },
-    /// For the record: the program was forgotten (`programs.idle_ttl` or `programs.max`).
-    Forgotten {
+    /// For the record: the program has ended.
+    Ended {
         program: ProgramKey,
+        how: EndKind,
     },
 }
 
@@ -229,6 +246,19 @@ impl HoldReason {
     }
 }
 
+impl EndKind {
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Final => "final",
+            Self::Expired => "expired",
+            Self::Displaced => "displaced",
+        }
+    }
+}
+
 impl PauseReason {
     /// The metric label.
     #[must_use]
@@ -239,6 +269,7 @@ impl PauseReason {
             Self::CacheLost => "cache_lost",
             Self::PresumedGone => "presumed_gone",
             Self::BackendDown => "backend_down",
+            Self::Draining => "draining",
             Self::Error => "error",
         }
     }

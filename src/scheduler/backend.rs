@@ -1,0 +1,160 @@
+//! One backend's ledger: capacity, claims, promises, and how fast it prefills.
+
+use super::policy::LOAD_TICKS;
+use super::program::Pid;
+use super::shadow::Shadow;
+use crate::units::Tokens;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Prefill speed before any was measured, tokens/s: a mid-sized model on one datacentre GPU.
+const FIRST_RATE: f64 = 10_000.0;
+/// The best rate seen fades by this factor a window, so that a slower life after it is noticed.
+const FADE: f64 = 0.995;
+
+#[derive(Debug)]
+pub struct Backend {
+    pub weight: u32,
+    pub up: bool,
+    pub draining: bool,
+    /// Given by hand: no report changes it.
+    fixed: bool,
+    capacity: Option<Tokens>,
+    /// Σ footprints of the programs leased here.
+    pub claims: Tokens,
+    /// The part of it that belongs to idle programs.
+    pub idle_claims: Tokens,
+    pub leased: BTreeSet<Pid>,
+    /// Leased programs without a step in flight, longest idle first.
+    pub idle: BTreeSet<(Duration, Pid)>,
+    /// Programs leased here by class: a shared prefix is there once.
+    classes: BTreeMap<u64, usize>,
+    /// Steps in flight, those without a program too.
+    pub in_flight: usize,
+    mean_in_flight: f64,
+    /// Forced steps in flight.
+    pub forced: usize,
+    /// Prefill time of steps dispatched here and still without a first token.
+    pub promised: Duration,
+    pub shadow: Shadow,
+    rate: Option<f64>,
+}
+
+impl Backend {
+    pub fn new(weight: u32, capacity: Option<Tokens>) -> Self {
+        Self {
+            weight: weight.max(1),
+            up: false,
+            draining: false,
+            fixed: capacity.is_some(),
+            capacity,
+            claims: Tokens::ZERO,
+            idle_claims: Tokens::ZERO,
+            leased: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            classes: BTreeMap::new(),
+            in_flight: 0,
+            mean_in_flight: 0.0,
+            forced: 0,
+            promised: Duration::ZERO,
+            shadow: Shadow::default(),
+            rate: None,
+        }
+    }
+
+    /// New programs and unlabelled steps may go here.
+    pub fn usable(&self) -> bool {
+        self.up && !self.draining
+    }
+
+    /// Nothing is leased or runs here.
+    pub fn empty(&self) -> bool {
+        self.leased.is_empty() && self.in_flight == 0
+    }
+
+    pub fn capacity(&self) -> Option<Tokens> {
+        self.capacity
+    }
+
+    pub fn reported_capacity(&mut self, capacity: Tokens) {
+        if !self.fixed && capacity > Tokens::ZERO {
+            self.capacity = Some(capacity);
+        }
+    }
+
+    /// Tokens that programs may claim, with `class` among them: capacity less headroom and shared prefixes.
+    /// `None` while the capacity is not known: then everything fits.
+    pub fn effective(&self, headroom: f64, shared: impl Fn(u64) -> Tokens, with: Option<u64>) -> Option<Tokens> {
+        let usable = self.capacity?.scale(1.0 - headroom);
+        let mut prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
+        if let Some(class) = with.filter(|class| !self.classes.contains_key(class)) {
+            prefixes += shared(class);
+        }
+        Some(usable - prefixes)
+    }
+
+    pub fn has_class(&self, class: u64) -> bool {
+        self.classes.contains_key(&class)
+    }
+
+    pub fn enter_class(&mut self, class: u64) {
+        *self.classes.entry(class).or_default() += 1;
+    }
+
+    pub fn leave_class(&mut self, class: u64) {
+        if let Some(count) = self.classes.get_mut(&class) {
+            *count -= 1;
+            if *count == 0 {
+                self.classes.remove(&class);
+            }
+        }
+    }
+
+    /// Cuts the shadow to what running steps leave of the cache.
+    pub fn press(&mut self, shared: impl Fn(u64) -> Tokens) {
+        let Some(capacity) = self.capacity else {
+            return;
+        };
+        let prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
+        self.shadow.shrink(capacity - prefixes - (self.claims - self.idle_claims));
+    }
+
+    /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s. Steps
+    /// run in lockstep, so that the present number alone falls to none at times.
+    pub fn crowd(&self) -> f64 {
+        self.mean_in_flight.max(self.in_flight as f64)
+    }
+
+    pub fn tick(&mut self) {
+        self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
+    }
+
+    /// Prefill ran at this many tokens/s over a window; the fastest window is the nearest to its true speed.
+    pub fn saw_rate(&mut self, rate: f64) {
+        if rate.is_finite() && rate > 0.0 {
+            self.rate = Some(self.rate.map_or(rate, |best| rate.max(best * FADE)));
+        }
+    }
+
+    /// Whether a rate was measured or reported.
+    pub fn rate_known(&self) -> bool {
+        self.rate.is_some()
+    }
+
+    /// Time to compute `tokens` of prompt here.
+    pub fn recompute(&self, tokens: Tokens) -> Duration {
+        Duration::from_secs_f64(tokens.as_f64() / self.rate.unwrap_or(FIRST_RATE))
+    }
+
+    /// Load for the choice between backends: what runs here, in shares of its weight.
+    pub fn load(&self) -> f64 {
+        self.in_flight as f64 / f64::from(self.weight)
+    }
+
+    /// The server started anew: its cache is empty.
+    pub fn restarted(&mut self) {
+        self.shadow.clear();
+        self.promised = Duration::ZERO;
+        self.rate = None;
+    }
+}

@@ -1,0 +1,112 @@
+//! What is learned from the traffic: output lengths, bytes a token, tool gaps; and estimates made of it.
+
+use super::program::Program;
+use crate::units::Tokens;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Weight of a new sample in a moving average.
+const EWMA: f64 = 0.05;
+/// Output of a step before any was seen, in tokens: agents write a thought and a command.
+const FIRST_OUTPUT: f64 = 200.0;
+/// Bytes a token before any was counted: usual for English and code.
+const FIRST_BYTES_PER_TOKEN: f64 = 4.0;
+/// Tool gaps remembered, and how many are needed before a percentile means something.
+const GAPS: usize = 500;
+const GAPS_NEEDED: usize = 100;
+/// A tool may always take this long.
+const GAP_FLOOR: Duration = Duration::from_secs(5);
+/// Final contexts remembered: what the growth forecast will be made of.
+const FINALS: usize = 200;
+
+/// Learned in one pool per model.
+#[derive(Debug)]
+pub struct Learned {
+    output: Option<f64>,
+    bytes_per_token: Option<f64>,
+    gaps: VecDeque<Duration>,
+    gap_p99: Option<Duration>,
+    gaps_since: usize,
+    finals: VecDeque<Tokens>,
+}
+
+impl Learned {
+    pub fn new() -> Self {
+        Self {
+            output: None,
+            bytes_per_token: None,
+            gaps: VecDeque::new(),
+            gap_p99: None,
+            gaps_since: 0,
+            finals: VecDeque::new(),
+        }
+    }
+
+    pub fn saw_output(&mut self, tokens: Tokens) {
+        average(&mut self.output, tokens.as_f64());
+    }
+
+    pub fn saw_prompt(&mut self, bytes: u64, tokens: Tokens) {
+        if bytes > 0 && tokens > Tokens::ZERO {
+            average(&mut self.bytes_per_token, bytes as f64 / tokens.as_f64());
+        }
+    }
+
+    /// A program came back this long after its last step.
+    pub fn saw_gap(&mut self, gap: Duration) {
+        if self.gaps.len() == GAPS {
+            self.gaps.pop_front();
+        }
+        self.gaps.push_back(gap);
+        self.gaps_since += 1;
+        // One sort for every fiftieth sample: the percentile of 500 moves slowly.
+        if self.gaps.len() >= GAPS_NEEDED && (self.gap_p99.is_none() || self.gaps_since >= GAPS / 10) {
+            self.gaps_since = 0;
+            let mut sorted: Vec<_> = self.gaps.iter().copied().collect();
+            let rank = sorted.len() * 99 / 100;
+            let (_, p99, _) = sorted.select_nth_unstable(rank);
+            self.gap_p99 = Some((*p99).max(GAP_FLOOR));
+        }
+    }
+
+    /// A program ended, or is taken to have ended, with this context.
+    pub fn saw_final(&mut self, context: Tokens) {
+        if self.finals.len() == FINALS {
+            self.finals.pop_front();
+        }
+        self.finals.push_back(context);
+    }
+
+    /// 99th percentile of tool gaps; `None` before 100 were seen.
+    pub fn gap_p99(&self) -> Option<Duration> {
+        self.gap_p99
+    }
+
+    /// Output to expect of a step whose request allows `limit` tokens.
+    pub fn output(&self, limit: Option<Tokens>) -> Tokens {
+        let mean = Tokens(self.output.unwrap_or(FIRST_OUTPUT).ceil() as u64);
+        limit.map_or(mean, |limit| mean.min(limit))
+    }
+
+    /// The prompt of a step of `bytes`, in tokens. Of a known conversation only the new part is estimated.
+    pub fn prompt(&self, program: Option<&Program>, bytes: u64) -> Tokens {
+        let known = program.filter(|program| program.last_prompt > Tokens::ZERO && program.last_bytes > 0);
+        let Some(program) = known else {
+            return at(bytes, self.bytes_per_token.unwrap_or(FIRST_BYTES_PER_TOKEN));
+        };
+        let own = program.last_bytes as f64 / program.last_prompt.as_f64();
+        match bytes.checked_sub(program.last_bytes) {
+            Some(new) => program.context.max(program.last_prompt + at(new, own)),
+            // Shorter than before: the history was edited, or a subagent speaks.
+            None => at(bytes, own),
+        }
+    }
+}
+
+fn at(bytes: u64, bytes_per_token: f64) -> Tokens {
+    Tokens((bytes as f64 / bytes_per_token).ceil() as u64)
+}
+
+fn average(mean: &mut Option<f64>, sample: f64) {
+    *mean = Some(mean.map_or(sample, |mean| mean + EWMA * (sample - mean)));
+}

@@ -1,0 +1,196 @@
+//! Who goes next, and where: started programs by age, then new ones in the order they came.
+
+use super::reclaim::Evictable;
+use super::*;
+use crate::config::Routing;
+use crate::units::Tokens;
+
+/// What placing a program on a backend would take.
+struct Place {
+    backend: BackendId,
+    cost: f64,
+    victims: Vec<Pid>,
+}
+
+impl Scheduler {
+    /// Dispatches whatever fits now.
+    pub(super) fn fill(&mut self) {
+        if self.frozen || self.draining || self.queue.len() == 0 {
+            return;
+        }
+        self.fill_unlabelled();
+        // A step of a started program delays nobody new: it had its place before. What does not fit lets
+        // smaller ones behind it pass, for it is looked at first whenever something ends.
+        let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
+        for pid in started {
+            self.admit(pid);
+        }
+        // New programs wait until every started one runs: letting them in would only push those out again.
+        while self.queue.started.is_empty()
+            && let Some(&(_, head)) = self.queue.fresh.first()
+        {
+            if !self.admit(head) {
+                break;
+            }
+        }
+    }
+
+    fn fill_unlabelled(&mut self) {
+        while let Some(&id) = self.queue.unlabelled.first() {
+            let Some(on) = self.by_load(id) else { return };
+            self.last_choice = Some(on);
+            self.start(id, on, DispatchKind::Unlabelled);
+        }
+    }
+
+    /// The backend for a step that is not bound to one: the least loaded (a tie goes to the consistent
+    /// hash's choice, then to the first), or the next in turn.
+    fn by_load(&self, id: StepId) -> Option<BackendId> {
+        let step = self.steps.get(&id)?;
+        let usable = || self.backends.iter().filter(|(id, backend)| backend.usable() && step.avoid != Some(**id));
+        if self.policy.routing == Routing::RoundRobin {
+            let next = usable().map(|(&id, _)| id).find(|&id| self.last_choice.is_none_or(|last| id > last));
+            return next.or_else(|| usable().map(|(&id, _)| id).next());
+        }
+        let rank = |id: BackendId, backend: &Backend| (backend.load(), step.preferred != Some(id));
+        let least = usable().min_by(|a, b| {
+            let (a, b) = (rank(*a.0, a.1), rank(*b.0, b.1));
+            a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
+        });
+        least.map(|(&id, _)| id)
+    }
+
+    /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
+    fn admit(&mut self, pid: Pid) -> bool {
+        let Some(program) = self.programs.get(&pid) else {
+            return false;
+        };
+        let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
+        match self.choose(pid) {
+            Ok(place) => {
+                for victim in place.victims {
+                    self.unlease(victim, Some(PauseReason::Evicted));
+                }
+                self.lease(pid, place.backend);
+                self.start_held(pid, kind);
+                true
+            }
+            Err(reason) => {
+                if let Some(program) = self.programs.get_mut(&pid) {
+                    program.hold_reason = reason;
+                }
+                false
+            }
+        }
+    }
+
+    pub(super) fn start_held(&mut self, pid: Pid, kind: DispatchKind) {
+        let waiting = self.programs.get(&pid).map(|program| program.waiting.clone()).unwrap_or_default();
+        for step in waiting {
+            self.dispatch(step, kind);
+        }
+    }
+
+    /// The cheapest feasible backend, or why there is none.
+    fn choose(&self, pid: Pid) -> Result<Place, HoldReason> {
+        let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
+        let avoid = |id| program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|s| s.avoid == Some(id)));
+        let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !avoid(**id)).collect();
+        let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
+        let leased: usize = usable.iter().map(|(_, backend)| backend.leased.len()).sum();
+        let mean = leased as f64 / weight;
+        let mut best: Result<Place, HoldReason> = Err(HoldReason::NoBackend);
+        for (&id, backend) in usable {
+            match (self.consider(pid, program, id, backend, mean), &best) {
+                (Ok(place), Ok(than)) if place.cost >= than.cost => {}
+                (Ok(place), _) => best = Ok(place),
+                (Err(_), Ok(_)) => {}
+                // Room is the nearer miss: where only prefill is in the way, that is the reason.
+                (Err(reason), Err(HoldReason::PrefillBusy)) if reason == HoldReason::NoRoom => {}
+                (Err(reason), Err(_)) => best = Err(reason),
+            }
+        }
+        best
+    }
+
+    /// Whether the program may go to this backend now, and at what cost in seconds of prefill and balance.
+    fn consider(
+        &self,
+        pid: Pid,
+        program: &Program,
+        id: BackendId,
+        backend: &Backend,
+        mean: f64,
+    ) -> Result<Place, HoldReason> {
+        let shared = self.shared(program.class);
+        let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
+        let (prompt, need) = self.need(program);
+        let uncached = prompt - present - backend.shadow.resident(pid);
+        let recompute = backend.recompute(uncached);
+        let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
+        let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
+        let Some(effective) = self.effective(backend, Some(program.class)) else {
+            let cost = recompute.as_secs_f64() + balance;
+            return Ok(Place { backend: id, cost, victims: Vec::new() });
+        };
+        if !backend.empty() && !self.passes_prefill_gate(program, backend, recompute) {
+            return Err(HoldReason::PrefillBusy);
+        }
+        let free = effective.0 as i64 - self.weighed_claims(backend).0 as i64;
+        let wanted = (need - shared).min(effective.scale(policy::GIANT));
+        let missing = wanted.0 as i64 - free;
+        let victims = match missing {
+            ..=0 => Evictable::default(),
+            _ => self.evictable(backend, Tokens(missing as u64)),
+        };
+        if !backend.empty() && (victims.tokens.0 as i64) < missing {
+            return Err(HoldReason::NoRoom);
+        }
+        let share_free = free as f64 / effective.as_f64().max(1.0);
+        let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * share_free + balance;
+        Ok(Place { backend: id, cost, victims: victims.programs })
+    }
+
+    /// Heavy prefill waits while enough is promised: the next first token would come after all of it.
+    fn passes_prefill_gate(&self, program: &Program, backend: &Backend, recompute: Duration) -> bool {
+        let waited = program.waiting_since.map_or(Duration::ZERO, |since| self.now.saturating_sub(since));
+        backend.promised < policy::PREFILL_GATE
+            || recompute <= policy::PREFILL_LIGHT
+            || (program.started() && waited >= policy::PREFILL_PATIENCE)
+    }
+
+    /// Prompt tokens of the largest held step, and what all held steps together need resident.
+    pub(super) fn need(&self, program: &Program) -> (Tokens, Tokens) {
+        let mut prompt = Tokens::ZERO;
+        let mut all = Tokens::ZERO;
+        for step in program.waiting.iter().filter_map(|id| self.steps.get(id)) {
+            let tokens = self.learned.prompt(Some(program), step.prompt_bytes);
+            prompt = prompt.max(tokens);
+            all += tokens + self.learned.output(step.max_output);
+        }
+        (prompt, all.max(program.context))
+    }
+
+    /// Announces what the event under way has put in the queue and left there.
+    pub(super) fn note_held(&mut self) {
+        for id in std::mem::take(&mut self.queue.unannounced) {
+            let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else {
+                continue;
+            };
+            let program = step.program.and_then(|pid| self.programs.get(&pid));
+            let reason = self.reason(program);
+            self.decide(Decision::Held { step: id, reason });
+        }
+    }
+
+    /// Why a step waits now.
+    pub(super) fn reason(&self, program: Option<&Program>) -> HoldReason {
+        if self.frozen {
+            HoldReason::Frozen
+        } else if !self.backends.values().any(Backend::usable) {
+            HoldReason::NoBackend
+        } else {
+            program.map_or(HoldReason::Queued, |program| program.hold_reason)
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! How programs begin and end, and what the clock does to them.
+
+use super::*;
+use crate::config::OnTimeout;
+
+impl Scheduler {
+    /// The program of this key, made if it is not known. It is active from now on.
+    pub(super) fn program_of(&mut self, key: ProgramKey, class: u64) -> Pid {
+        if let Some(&pid) = self.keys.get(&key) {
+            if let Some(program) = self.programs.get(&pid)
+                && self.inactive.remove(&(program.last_active, pid))
+            {
+                self.learned.saw_gap(self.now.saturating_sub(program.last_active));
+            }
+            return pid;
+        }
+        if self.keys.len() >= self.policy.max_programs
+            && let Some(&(_, longest)) = self.inactive.first()
+        {
+            self.conclude(longest, EndKind::Displaced);
+        }
+        let pid = Pid(self.next_pid);
+        self.next_pid += 1;
+        self.programs.insert(pid, Program::new(key.clone(), class, self.now));
+        self.keys.insert(key, pid);
+        pid
+    }
+
+    pub(super) fn release(&mut self, key: &ProgramKey) {
+        if let Some(&pid) = self.keys.get(key) {
+            self.conclude(pid, EndKind::Released);
+        }
+    }
+
+    /// Ends the program: held steps are refused, its lease goes as soon as nothing of it runs, and its key
+    /// is free at once.
+    pub(super) fn conclude(&mut self, pid: Pid, how: EndKind) {
+        let Some(program) = self.programs.get_mut(&pid).filter(|program| !program.ended) else {
+            return;
+        };
+        program.ended = true;
+        let key = program.key.clone();
+        let waiting = program.waiting.clone();
+        if program.started() {
+            self.learned.saw_final(program.context);
+        }
+        self.keys.remove(&key);
+        self.decide(Decision::Ended { program: key, how });
+        for step in waiting {
+            self.refuse(step, RefuseReason::Released);
+        }
+        if self.programs.get(&pid).is_some_and(Program::inactive) {
+            self.forget(pid);
+        }
+    }
+
+    /// Removes a program that has no step left. What it leaves in the cache fades there by itself.
+    pub(super) fn forget(&mut self, pid: Pid) {
+        self.unlease(pid, None);
+        let Some(program) = self.programs.remove(&pid) else {
+            return;
+        };
+        self.inactive.remove(&(program.last_active, pid));
+        if !program.ended {
+            self.keys.remove(&program.key);
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        for backend in self.backends.values_mut() {
+            backend.tick();
+        }
+        self.expire_programs();
+        self.refuse_without_backend();
+        self.end_long_holds();
+    }
+
+    fn expire_programs(&mut self) {
+        let now = self.now;
+        while let Some(&(since, pid)) = self.inactive.first() {
+            if now.saturating_sub(since) <= self.policy.idle_ttl {
+                break;
+            }
+            self.conclude(pid, EndKind::Expired);
+        }
+        // Most clients never release: who is idle for far longer than tools take is gone.
+        let (floor, ceiling) = policy::GONE_LIMITS;
+        let limit = self.learned.gap_p99().map_or(ceiling, |gap| (gap * policy::GONE_FACTOR).clamp(floor, ceiling));
+        let idle = |backend: &Backend| {
+            let late = backend.idle.iter().take_while(|(since, _)| now.saturating_sub(*since) > limit);
+            late.map(|&(_, pid)| pid).collect::<Vec<_>>()
+        };
+        let gone: Vec<Pid> = self.backends.values().flat_map(idle).collect();
+        for pid in gone {
+            if let Some(program) = self.programs.get(&pid).filter(|program| program.waiting.is_empty()) {
+                self.learned.saw_final(program.context);
+                self.unlease(pid, Some(PauseReason::PresumedGone));
+            }
+        }
+    }
+
+    fn refuse_without_backend(&mut self) {
+        let Some(since) = self.no_backend_since else {
+            return;
+        };
+        let (now, wait) = (self.now, self.policy.no_backend_wait);
+        let late = |&&(arrived, _): &&(Duration, StepId)| now.saturating_sub(since.max(arrived)) >= wait;
+        let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
+        for step in late {
+            self.refuse(step, RefuseReason::NoBackend);
+        }
+    }
+
+    /// No step waits for ever: past `scheduler.hold.max` a started program is let in although it does not
+    /// fit, one on a backend at a time; a new one is refused.
+    fn end_long_holds(&mut self) {
+        let (now, most) = (self.now, self.policy.hold_max);
+        let late = |&&(since, _): &&(Duration, StepId)| now.saturating_sub(since) >= most;
+        let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
+        for id in late {
+            let program = self.steps.get(&id).filter(|step| step.run.is_none()).and_then(|step| step.program);
+            let started = program.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
+            match (started, self.policy.on_timeout) {
+                (Some(pid), OnTimeout::Admit) => self.force(pid),
+                _ => self.refuse(id, RefuseReason::HeldTooLong),
+            }
+        }
+    }
+
+    fn force(&mut self, pid: Pid) {
+        if self.frozen || self.programs.get(&pid).is_none_or(|program| program.lease.is_some()) {
+            return;
+        }
+        let room = |backend: &Backend| {
+            let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
+            effective - backend.claims.0 as i64
+        };
+        let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced == 0);
+        let Some((&on, _)) = open.max_by_key(|(id, backend)| (room(backend), std::cmp::Reverse(**id))) else {
+            return;
+        };
+        self.lease(pid, on);
+        self.start_held(pid, DispatchKind::Forced);
+    }
+
+    /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
+    pub(super) fn freeze(&mut self, frozen: bool) {
+        self.frozen = frozen;
+        if frozen {
+            return;
+        }
+        let queued = self.queue.started.iter().chain(&self.queue.fresh).map(|&(_, pid)| pid);
+        let leased = |pid: &Pid| self.programs.get(pid).is_some_and(|program| program.lease.is_some());
+        let leased: Vec<Pid> = queued.filter(leased).collect();
+        for pid in leased {
+            self.start_held(pid, DispatchKind::Leased);
+        }
+    }
+
+    /// Refuses everything held; steps in flight go on.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        let held: Vec<StepId> = self.queue.steps.iter().map(|&(_, step)| step).collect();
+        for step in held {
+            self.refuse(step, RefuseReason::Draining);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Backends that come, go, start anew and report.
+
+use super::*;
+
+impl Scheduler {
+    pub(super) fn backend_up(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else {
+            return;
+        };
+        backend.up = true;
+        backend.draining = false;
+        for &(_, step) in &self.queue.steps {
+            if let Some(step) = self.steps.get_mut(&step).filter(|step| step.avoid == Some(id)) {
+                step.avoid = None;
+            }
+        }
+        self.watch_usable();
+    }
+
+    /// Its leases are dropped at once: held steps may go elsewhere, and so may every next turn.
+    pub(super) fn backend_down(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else {
+            return;
+        };
+        backend.up = false;
+        let leased: Vec<Pid> = backend.leased.iter().copied().collect();
+        for pid in leased {
+            self.unlease(pid, Some(PauseReason::BackendDown));
+        }
+        self.watch_usable();
+    }
+
+    pub(super) fn backend_draining(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else {
+            return;
+        };
+        backend.draining = true;
+        let idle: Vec<Pid> = backend.idle.iter().map(|&(_, pid)| pid).collect();
+        for pid in idle {
+            self.unlease(pid, Some(PauseReason::Draining));
+        }
+        self.watch_usable();
+    }
+
+    pub(super) fn backend_removed(&mut self, id: BackendId) {
+        self.backend_down(id);
+        self.backends.remove(&id);
+        self.watch_usable();
+    }
+
+    pub(super) fn report(&mut self, id: BackendId, report: BackendReport) {
+        let Some(backend) = self.backends.get_mut(&id) else {
+            return;
+        };
+        if report.restarted {
+            backend.restarted();
+            let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());
+            for run in runs.filter(|run| run.backend == id) {
+                run.promise = Duration::ZERO;
+            }
+        }
+        if let Some(capacity) = report.capacity {
+            backend.reported_capacity(capacity);
+        }
+        if let Some(rate) = report.prefill_rate {
+            backend.saw_rate(rate);
+        }
+        backend.press(|class| self.classes.shared(class));
+    }
+
+    /// The wait for a backend counts from when the last one went.
+    fn watch_usable(&mut self) {
+        if self.backends.values().any(Backend::usable) {
+            self.no_backend_since = None;
+        } else if self.no_backend_since.is_none() {
+            self.no_backend_since = Some(self.now);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The settings of the policy, and its constants with their reasons.
+
+use crate::config::{self, OnTimeout, Routing};
+use std::time::Duration;
+
+/// A promise of this much prefill on a backend lets nothing heavy in: the next first token would wait for it.
+pub const PREFILL_GATE: Duration = Duration::from_secs(1);
+/// Steps that prefill less than this pass the gate: they delay nobody.
+pub const PREFILL_LIGHT: Duration = Duration::from_millis(200);
+/// A started head that has waited this long passes the gate too.
+pub const PREFILL_PATIENCE: Duration = Duration::from_secs(30);
+/// A lost prefix that takes longer than this to compute again is worth a place in the queue.
+pub const CACHE_LOSS: Duration = Duration::from_millis(500);
+/// What is asked to be free for a program that is larger than a backend.
+pub const GIANT: f64 = 0.95;
+/// Started programs looked at in one fill: bounds the work of an event when thousands are held.
+pub const LOOK_AHEAD: usize = 64;
+/// A program is taken for gone after this many times the 99th percentile of tool gaps, within the limits.
+pub const GONE_FACTOR: u32 = 5;
+pub const GONE_LIMITS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// The mean of steps in flight is taken over this many ticks.
+pub const LOAD_TICKS: f64 = 30.0;
+
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub routing: Routing,
+    pub hold_max: Duration,
+    pub on_timeout: OnTimeout,
+    /// Most steps held at once.
+    pub queue: usize,
+    /// Share of the capacity left free, 0–1.
+    pub headroom: f64,
+    pub evict_cost_factor: f64,
+    pub evict_idle_factor: f64,
+    pub no_backend_wait: Duration,
+    pub acting_weight: f64,
+    pub acting_decay: bool,
+    pub idle_ttl: Duration,
+    pub max_programs: usize,
+}
+
+impl Policy {
+    #[must_use]
+    pub fn new(scheduler: &config::Scheduler, programs: &config::Programs, routing: Routing) -> Self {
+        Self {
+            routing,
+            hold_max: scheduler.hold_max,
+            on_timeout: scheduler.hold_on_timeout,
+            queue: scheduler.hold_queue,
+            headroom: scheduler.headroom,
+            evict_cost_factor: scheduler.evict_cost_factor,
+            evict_idle_factor: scheduler.evict_idle_factor,
+            no_backend_wait: scheduler.no_backend_wait,
+            acting_weight: scheduler.acting_weight,
+            acting_decay: scheduler.acting_decay,
+            idle_ttl: programs.idle_ttl,
+            max_programs: programs.max,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A program and its steps, as the scheduler keeps them.
+
+use super::event::{BackendId, HoldReason, PauseReason, ProgramKey, StepId};
+use crate::units::Tokens;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// A program's number; a release and a reuse of its key make a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(pub u64);
+
+#[derive(Debug)]
+pub struct Program {
+    pub key: ProgramKey,
+    pub first_seen: Duration,
+    pub class: u64,
+    /// Tokens of its conversation after the last step that ended, as the backend counted them; zero before.
+    pub context: Tokens,
+    /// The prompt of that step, in tokens and in bytes: what the next estimate builds on.
+    pub last_prompt: Tokens,
+    pub last_bytes: u64,
+    /// Which dispatch `context` comes from: turns may overlap and end out of order.
+    pub context_order: u64,
+    pub lease: Option<BackendId>,
+    /// Where it ran last: its prefix may still be there.
+    pub home: Option<BackendId>,
+    /// What it is charged with on its lease; zero without one.
+    pub charge: Tokens,
+    pub running: Vec<StepId>,
+    pub waiting: Vec<StepId>,
+    pub waiting_since: Option<Duration>,
+    pub hold_reason: HoldReason,
+    /// When its last step ended, or when it was first seen.
+    pub last_active: Duration,
+    /// Steps that ended with an answer.
+    pub steps: u64,
+    pub last_pause: Option<PauseReason>,
+    /// Ended while a step was in flight: forgotten as soon as that step is over.
+    pub ended: bool,
+}
+
+#[derive(Debug)]
+pub struct Step {
+    pub program: Option<Pid>,
+    pub arrived: Duration,
+    pub prompt_bytes: u64,
+    pub max_output: Option<Tokens>,
+    pub preferred: Option<BackendId>,
+    /// It could not be delivered there.
+    pub avoid: Option<BackendId>,
+    pub last: bool,
+    pub run: Option<Run>,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+pub struct Run {
+    pub backend: BackendId,
+    pub order: u64,
+    pub prompt: Tokens,
+    /// Prompt and output, as far as is known or expected.
+    pub estimate: Tokens,
+    pub output: Tokens,
+    /// Prompt tokens that were probably not cached when it was dispatched.
+    pub uncached: Tokens,
+    /// Prefill time promised to the backend; zero once the first token has come.
+    pub promise: Duration,
+    pub dispatched: Duration,
+    /// The backend was empty when it was dispatched: its TTFT is a clean measure of prefill speed.
+    pub alone: bool,
+    pub first_token: bool,
+    /// The lease was given for this step: should the client leave, it goes too.
+    pub brought_lease: bool,
+    pub forced: bool,
+}
+
+impl Program {
+    pub fn new(key: ProgramKey, class: u64, now: Duration) -> Self {
+        Self {
+            key,
+            first_seen: now,
+            class,
+            context: Tokens::ZERO,
+            last_prompt: Tokens::ZERO,
+            last_bytes: 0,
+            context_order: 0,
+            lease: None,
+            home: None,
+            charge: Tokens::ZERO,
+            running: Vec::new(),
+            waiting: Vec::new(),
+            waiting_since: None,
+            hold_reason: HoldReason::Queued,
+            last_active: now,
+            steps: 0,
+            last_pause: None,
+            ended: false,
+        }
+    }
+
+    /// It has context to lose: it is resumed, not admitted.
+    pub fn started(&self) -> bool {
+        self.context > Tokens::ZERO
+    }
+
+    /// No step of it is in flight or held.
+    pub fn inactive(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Tokens that it needs resident: the conversation as it was, or what its steps in flight make of it.
+    /// Steps that overlap are charged each, for subagents that share an id share little else.
+    pub fn footprint(&self, steps: &HashMap<StepId, Step>, shared: Tokens) -> Tokens {
+        let runs = self.running.iter().filter_map(|id| steps.get(id)?.run.as_ref());
+        let runs = runs.filter(|run| Some(run.backend) == self.lease);
+        let running: Tokens = runs.map(|run| run.estimate).sum();
+        self.context.max(running) - shared
+    }
+}

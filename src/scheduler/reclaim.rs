@@ -1,0 +1,125 @@
+//! Making room: whose lease may be taken, and in which order.
+
+use super::*;
+use crate::units::Tokens;
+
+/// Idle programs whose leases may be taken, and what that gives and costs.
+#[derive(Default)]
+pub(super) struct Evictable {
+    pub programs: Vec<Pid>,
+    pub tokens: Tokens,
+    /// Time to compute their contexts again.
+    pub recompute: Duration,
+}
+
+impl Scheduler {
+    /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached.
+    pub(super) fn evictable(&self, backend: &Backend, wanted: Tokens) -> Evictable {
+        let mut found = Evictable::default();
+        for &(since, pid) in &backend.idle {
+            if found.tokens >= wanted {
+                break;
+            }
+            let Some(program) = self.programs.get(&pid) else {
+                continue;
+            };
+            if program.waiting.is_empty() && self.worth_evicting(backend, since, program.charge) {
+                found.programs.push(pid);
+                found.tokens += program.charge;
+                found.recompute += backend.recompute(program.charge);
+            }
+        }
+        found
+    }
+
+    /// Ski rental: a lease is kept as long as holding it has cost less than losing it would. Losing it stalls
+    /// every step in flight for as long as the context takes to compute again.
+    fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
+        let idle = self.now.saturating_sub(since);
+        let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.evict_cost_factor;
+        let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.evict_idle_factor));
+        idle.as_secs_f64() > stall || gap.is_some_and(|gap| idle > gap)
+    }
+
+    /// A leased, idle program begins a turn. Makes room for it where it does not fit; false: it was paused,
+    /// for older programs are in the way. Steps that run are never interrupted.
+    pub(super) fn make_room_for_turn(&mut self, pid: Pid, step: StepId) -> bool {
+        let (Some(program), Some(step)) = (self.programs.get(&pid), self.steps.get(&step)) else {
+            return false;
+        };
+        let Some((on, backend)) = program.lease.and_then(|on| Some((on, self.backends.get(&on)?))) else {
+            return false;
+        };
+        let Some(effective) = self.effective(backend, None) else {
+            return true;
+        };
+        let turn = self.learned.prompt(Some(program), step.prompt_bytes) + self.learned.output(step.max_output);
+        let charge = program.context.max(turn) - self.shared(program.class);
+        let over = self.weighed_claims(backend) + charge - program.charge - effective;
+        if over == Tokens::ZERO {
+            return true;
+        }
+        let mut victims = self.evictable_but(backend, over, pid);
+        let oldest =
+            backend.leased.iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
+        if victims.tokens < over {
+            self.add_younger(backend, pid, over, &mut victims);
+        }
+        if victims.tokens < over && oldest.is_some_and(|(_, oldest)| oldest != pid) {
+            debug_assert_eq!(program.lease, Some(on));
+            self.unlease(pid, Some(PauseReason::OverCapacity));
+            return false;
+        }
+        for victim in victims.programs {
+            self.unlease(victim, Some(PauseReason::OverCapacity));
+        }
+        true
+    }
+
+    fn evictable_but(&self, backend: &Backend, wanted: Tokens, but: Pid) -> Evictable {
+        let own = self.programs.get(&but).map_or(Tokens::ZERO, |program| program.charge);
+        let mut found = self.evictable(backend, wanted + own);
+        if let Some(at) = found.programs.iter().position(|&pid| pid == but) {
+            found.programs.remove(at);
+            found.tokens -= own;
+        }
+        while let Some(&last) = found.programs.last() {
+            let tokens = self.programs.get(&last).map_or(Tokens::ZERO, |program| program.charge);
+            if found.tokens - tokens < wanted {
+                break;
+            }
+            found.programs.pop();
+            found.tokens -= tokens;
+        }
+        found
+    }
+
+    /// Idle programs younger than `pid`, youngest first, until `wanted` is reached.
+    fn add_younger(&self, backend: &Backend, pid: Pid, wanted: Tokens, found: &mut Evictable) {
+        let age = |pid: Pid| self.programs.get(&pid).map(|program| (program.first_seen, pid));
+        let mut younger: Vec<_> = backend.idle.iter().filter_map(|&(_, other)| age(other)).collect();
+        younger.retain(|&other| Some(other) > age(pid) && !found.programs.contains(&other.1));
+        younger.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, other) in younger {
+            if found.tokens >= wanted {
+                return;
+            }
+            found.tokens += self.programs.get(&other).map_or(Tokens::ZERO, |program| program.charge);
+            found.programs.push(other);
+        }
+    }
+
+    /// Claims with idle programs at their weight: whole, unless `scheduler.acting_weight` or
+    /// `scheduler.acting_decay` says that an idle program counts for less.
+    pub(super) fn weighed_claims(&self, backend: &Backend) -> Tokens {
+        let (weight, decay) = (self.policy.acting_weight, self.policy.acting_decay);
+        if !decay {
+            return backend.claims - backend.idle_claims.scale(1.0 - weight);
+        }
+        let weigh = |&(since, pid): &(Duration, Pid)| {
+            let idle = self.now.saturating_sub(since).as_secs_f64();
+            self.programs.get(&pid).map_or(Tokens::ZERO, |p| p.charge.scale(weight * (-idle).exp2()))
+        };
+        backend.claims - backend.idle_claims + backend.idle.iter().map(weigh).sum()
+    }
+}

@@ -1,0 +1,105 @@
+//! What the control API sees.
+
+use super::*;
+use crate::units::Tokens;
+
+/// One program.
+#[derive(Clone, Debug)]
+pub struct ProgramView {
+    pub key: ProgramKey,
+    /// Where its lease is, or where its prefix was last.
+    pub backend: Option<BackendId>,
+    pub leased: bool,
+    /// Tokens of its conversation after its last step, as the backend counted them.
+    pub context: Tokens,
+    /// What it is charged with now; what its held steps need, while it is held.
+    pub footprint: Tokens,
+    /// Steps that were answered.
+    pub steps: u64,
+    pub in_flight: usize,
+    pub held: usize,
+    /// Why it is held, and for how long so far.
+    pub hold: Option<(HoldReason, Duration)>,
+    pub last_pause: Option<PauseReason>,
+    /// Since its last step ended; `None` while one is in flight or held.
+    pub idle: Option<Duration>,
+}
+
+/// One backend's ledger.
+#[derive(Clone, Debug)]
+pub struct LoadView {
+    pub backend: BackendId,
+    pub up: bool,
+    pub draining: bool,
+    /// Tokens that programs may claim; `None` while the capacity is unknown.
+    pub effective_capacity: Option<Tokens>,
+    pub charged_running: Tokens,
+    pub charged_idle: Tokens,
+    pub leased_running: usize,
+    pub leased_idle: usize,
+    /// Steps in flight, those without a program too.
+    pub in_flight: usize,
+}
+
+impl Scheduler {
+    /// All programs, by key.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramView> {
+        let mut views: Vec<_> = self.keys.values().filter_map(|&pid| self.view(pid)).collect();
+        views.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        views
+    }
+
+    #[must_use]
+    pub fn program(&self, key: &ProgramKey) -> Option<ProgramView> {
+        self.view(*self.keys.get(key)?)
+    }
+
+    fn view(&self, pid: Pid) -> Option<ProgramView> {
+        let program = self.programs.get(&pid)?;
+        let waited = program.waiting_since.map(|since| self.now.saturating_sub(since));
+        let footprint = if program.waiting.is_empty() { program.charge } else { self.need(program).1 };
+        Some(ProgramView {
+            key: program.key.clone(),
+            backend: program.lease.or(program.home),
+            leased: program.lease.is_some(),
+            context: program.context,
+            footprint,
+            steps: program.steps,
+            in_flight: program.running.len(),
+            held: program.waiting.len(),
+            hold: waited.map(|waited| (self.reason(Some(program)), waited)),
+            last_pause: program.last_pause,
+            idle: program.inactive().then(|| self.now.saturating_sub(program.last_active)),
+        })
+    }
+
+    /// All backends, in the order they were added.
+    #[must_use]
+    pub fn loads(&self) -> Vec<LoadView> {
+        let load = |(&id, backend): (&BackendId, &Backend)| LoadView {
+            backend: id,
+            up: backend.up,
+            draining: backend.draining,
+            effective_capacity: self.effective(backend, None),
+            charged_running: backend.claims - backend.idle_claims,
+            charged_idle: backend.idle_claims,
+            leased_running: backend.leased.len() - backend.idle.len(),
+            leased_idle: backend.idle.len(),
+            in_flight: backend.in_flight,
+        };
+        self.backends.iter().map(load).collect()
+    }
+
+    /// Steps in flight or held.
+    #[must_use]
+    pub fn open_steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Steps held.
+    #[must_use]
+    pub fn held_steps(&self) -> usize {
+        self.queue.len()
+    }
+}

@@ -1,0 +1,248 @@
+//! Lines that a thread of their own writes to a file or to stdout. Whoever sends one never waits:
+//! when the disk is slow or full, lines are dropped and counted.
+
+use prometheus_client::metrics::counter::Counter;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Lines that may wait for the disk. At a thousand requests a second: four seconds of a stalled disk.
+const QUEUE: usize = 4096;
+/// Bytes gathered before one `write`, while lines keep coming.
+const BATCH: usize = 64 * 1024;
+/// A target that could not be opened or written is tried again this often.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How an item becomes bytes.
+pub(super) trait Format: Send + 'static {
+    type Item: Send + 'static;
+    /// Appends the item and its line end.
+    fn render(&self, item: Self::Item, out: &mut Vec<u8>);
+    /// What opens an empty file.
+    fn header(&self) -> &'static [u8] {
+        b""
+    }
+}
+
+/// The sending side.
+pub(super) struct Writer<T> {
+    sender: SyncSender<Message<T>>,
+    reopen: Arc<AtomicBool>,
+    dropped: Counter,
+}
+
+enum Message<T> {
+    Item(T),
+    /// Look at the `reopen` flag.
+    Wake,
+    /// Answer when everything before this is written.
+    Flush(SyncSender<()>),
+}
+
+struct Worker<F: Format> {
+    format: F,
+    path: PathBuf,
+    target: Option<Target>,
+    retry_at: Option<Instant>,
+    reopen: Arc<AtomicBool>,
+    buffer: Vec<u8>,
+    lines: u64,
+    dropped: Counter,
+}
+
+enum Target {
+    Stdout,
+    Stderr,
+    File(File),
+}
+
+// === impl Writer ===
+
+impl<T: Send + 'static> Writer<T> {
+    /// `path`: a file, appended to, or `stdout` or `stderr`. It is opened by the thread, so that a path that
+    /// blocks (a FIFO without a reader) blocks nobody else.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub(super) fn spawn<F>(
+        name: &str,
+        path: PathBuf,
+        format: F,
+        dropped: Counter,
+    ) -> io::Result<Self>
+    where
+        F: Format<Item = T>,
+    {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let reopen = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            format,
+            path,
+            target: None,
+            retry_at: None,
+            reopen: Arc::clone(&reopen),
+            buffer: Vec::new(),
+            lines: 0,
+            dropped: dropped.clone(),
+        };
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || worker.run(&receiver))?;
+        Ok(Self {
+            sender,
+            reopen,
+            dropped,
+        })
+    }
+
+    /// Never waits.
+    pub(super) fn send(&self, item: T) {
+        if self.sender.try_send(Message::Item(item)).is_err() {
+            self.dropped.inc();
+        }
+    }
+
+    /// Opens the path anew before the next line, as after a log rotation.
+    pub(super) fn reopen(&self) {
+        self.reopen.store(true, Ordering::Release);
+        // A full queue wakes the thread all the same.
+        let _ = self.sender.try_send(Message::Wake);
+    }
+
+    /// Waits until everything sent so far is written or dropped; `false` when that takes longer than `limit`.
+    pub(super) fn flush(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let (done, written) = sync_channel(1);
+        let mut message = Message::Flush(done);
+        while let Err(refused) = self.sender.try_send(message) {
+            let TrySendError::Full(back) = refused else {
+                return false;
+            };
+            if Instant::now() >= deadline {
+                return false;
+            }
+            message = back;
+            thread::sleep(Duration::from_millis(1));
+        }
+        written
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .is_ok()
+    }
+}
+
+// === impl Worker ===
+
+impl<F: Format> Worker<F> {
+    fn run(mut self, receiver: &Receiver<Message<F::Item>>) {
+        let mut flushed = Vec::new();
+        while let Ok(message) = receiver.recv() {
+            self.take(message, &mut flushed);
+            while self.buffer.len() < BATCH
+                && let Ok(message) = receiver.try_recv()
+            {
+                self.take(message, &mut flushed);
+            }
+            self.write_out();
+            for done in flushed.drain(..) {
+                // Whoever waited may have given up.
+                let _ = done.try_send(());
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message<F::Item>, flushed: &mut Vec<SyncSender<()>>) {
+        match message {
+            Message::Item(item) => {
+                self.format.render(item, &mut self.buffer);
+                self.lines += 1;
+            }
+            Message::Wake => {}
+            Message::Flush(done) => flushed.push(done),
+        }
+    }
+
+    /// Writes the buffer, or drops it and counts its lines: what a full disk refuses is not kept.
+    fn write_out(&mut self) {
+        if self.reopen.swap(false, Ordering::Acquire) {
+            (self.target, self.retry_at) = (None, None);
+        }
+        if self.buffer.is_empty() {
+            return;
+        }
+        let waiting = self.retry_at.is_some_and(|at| Instant::now() < at);
+        if waiting {
+            self.dropped.inc_by(self.lines);
+        } else if let Err(error) = self.try_write() {
+            if self.retry_at.is_none() {
+                log::error!("{}: {error}; lines are dropped", self.path.display());
+            }
+            self.dropped.inc_by(self.lines);
+            self.target = None;
+            self.retry_at = Some(Instant::now() + RETRY);
+        } else {
+            self.retry_at = None;
+        }
+        self.buffer.clear();
+        self.lines = 0;
+    }
+
+    fn try_write(&mut self) -> io::Result<()> {
+        let target = match &mut self.target {
+            Some(target) => target,
+            none => none.insert(Target::open(&self.path, self.format.header())?),
+        };
+        target.append(&self.buffer)
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    fn open(path: &Path, header: &[u8]) -> io::Result<Self> {
+        match path.to_str() {
+            Some("stdout") => return Ok(Self::Stdout),
+            Some("stderr") => return Ok(Self::Stderr),
+            _ => {}
+        }
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let empty = file.metadata()?.len() == 0;
+        let mut target = Self::File(file);
+        if empty {
+            target.append(header)?;
+        }
+        Ok(target)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => io::stdout().lock().write_all(bytes),
+            Self::Stderr => io::stderr().lock().write_all(bytes),
+            Self::File(file) => append_whole(file, bytes),
+        }
+    }
+}
+
+/// All or nothing: a disk that fills up half-way leaves no torn line behind for the next one to run into.
+fn append_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => written += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let meta = file.metadata()?;
+                if written > 0 && meta.is_file() {
+                    file.set_len(meta.len().saturating_sub(written as u64))?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
