@@ -1,143 +1,238 @@
-//! The async face of the scheduler: one lock, one waker per held step, guards that give every charge back.
+//! The async face of the scheduler: one lock a pool, one waker a held step, guards that give every
+//! charge back.
 
-use crate::config::Scheduler as SchedulerConfig;
-use crate::error::Refusal;
-use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, ProgramKey, StepId, Usage};
+mod record;
+mod step;
+
+pub use crate::scheduler::{LoadView, ProgramView};
+pub use step::{Admission, Step, StepInfo};
+
+use crate::config::{self, Config};
+use crate::scheduler::{BackendId, StepId};
+use crate::scheduler::{Decision, DispatchKind, Event, Policy, ProgramKey, RefuseReason, Scheduler};
 use crate::telemetry::Telemetry;
-use crate::units::Tokens;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, oneshot};
+use tokio::time::MissedTickBehavior;
+
+/// Decisions that a slow reader of `GET /events` may fall behind.
+const EVENT_BACKLOG: usize = 1024;
 
 /// Which model pool: the index into `Config::models`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub usize);
 
-/// A step that may be sent to a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
-    pub backend: BackendId,
-    pub kind: DispatchKind,
-    pub held: Duration,
+/// What the scheduler said of a step that waited.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    Go(BackendId, DispatchKind),
+    Refuse(RefuseReason),
 }
 
-/// What the proxy knows of a step when it arrives; the gate gives it its `StepId` and the time.
-#[derive(Clone, Debug, Default)]
-pub struct StepInfo {
-    pub program: Option<ProgramKey>,
-    pub class: u64,
-    pub prompt_bytes: u64,
-    pub max_output: Option<Tokens>,
-    pub preferred: Option<BackendId>,
-    pub last: bool,
+struct Pool {
+    scheduler: Scheduler,
+    waiting: HashMap<StepId, oneshot::Sender<Verdict>>,
+}
+
+struct Inner {
+    pools: Vec<Mutex<Pool>>,
+    policy: config::Scheduler,
+    start: Instant,
+    next_step: AtomicU64,
+    telemetry: Arc<Telemetry>,
+    events: broadcast::Sender<Arc<str>>,
 }
 
 /// All pools. Cheap to clone.
 #[derive(Clone)]
-pub struct Gate {}
+pub struct Gate(Arc<Inner>);
+
+// === impl Gate ===
 
 impl Gate {
-    pub fn new(_pools: usize, _scheduler: &SchedulerConfig, _telemetry: Arc<Telemetry>) -> Self {
-        unimplemented!()
+    /// One scheduler for each pool of the configuration; backends come by [`Gate::tell`].
+    #[must_use]
+    pub fn new(config: &Config, telemetry: Arc<Telemetry>) -> Self {
+        let pool = |pool: &config::Pool| {
+            let policy = Policy::new(&config.scheduler, &config.programs, pool.routing);
+            Mutex::new(Pool { scheduler: Scheduler::new(policy), waiting: HashMap::new() })
+        };
+        Self(Arc::new(Inner {
+            pools: config.models.iter().map(pool).collect(),
+            policy: config.scheduler.clone(),
+            start: Instant::now(),
+            next_step: AtomicU64::new(0),
+            telemetry,
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+        }))
     }
-    /// Registers the step. Dropping the returned guard at any time gives everything back.
-    pub fn enter(&self, _pool: PoolId, _info: StepInfo) -> Step {
-        unimplemented!()
+
+    /// Registers a step. Dropping the guard at any time gives everything back.
+    #[must_use]
+    pub fn enter(&self, pool: PoolId, info: StepInfo) -> Step {
+        let id = StepId(self.0.next_step.fetch_add(1, Ordering::Relaxed));
+        Step::enter(self.clone(), pool, id, info)
     }
-    /// Backend events of the fleet (`BackendAdded`, `BackendUp`, `Report`, …), and `Freeze`.
-    pub fn tell(&self, _pool: PoolId, _event: Event) {
-        unimplemented!()
+
+    /// What the fleet learns of a backend, and `Freeze`.
+    pub fn tell(&self, pool: PoolId, event: Event) {
+        self.handle(pool, event);
     }
-    /// Ends the program in every pool of the tenant where it is known.
-    pub fn release(&self, _program: &ProgramKey) -> bool {
-        unimplemented!()
+
+    /// `Freeze` in every pool.
+    pub fn freeze(&self, frozen: bool) {
+        self.tell_all(&Event::Freeze(frozen));
     }
-    /// Refuses held and new steps with `Draining`, in every pool.
+
+    /// Refuses held and new steps in every pool; those in flight go on.
     pub fn drain(&self) {
-        unimplemented!()
+        self.tell_all(&Event::Drain);
     }
-    pub fn programs(&self) -> Vec<ProgramView> {
-        unimplemented!()
+
+    fn tell_all(&self, event: &Event) {
+        for pool in 0..self.0.pools.len() {
+            self.tell(PoolId(pool), event.clone());
+        }
     }
-    pub fn program(&self, _key: &ProgramKey) -> Vec<ProgramView> {
-        unimplemented!()
+
+    /// Ends the program in every pool where it is known; false: in none.
+    #[must_use]
+    pub fn release(&self, program: &ProgramKey) -> bool {
+        let mut known = false;
+        for (index, pool) in self.0.pools.iter().enumerate() {
+            if pool.lock().scheduler.program(program).is_some() {
+                known = true;
+                self.tell(PoolId(index), Event::Release(program.clone()));
+            }
+        }
+        known
     }
-    pub fn loads(&self) -> Vec<LoadView> {
-        unimplemented!()
+
+    /// All programs of all pools.
+    #[must_use]
+    pub fn programs(&self) -> Vec<(PoolId, ProgramView)> {
+        let all = |(index, pool): (usize, &Mutex<Pool>)| {
+            let programs = pool.lock().scheduler.programs();
+            programs.into_iter().map(move |program| (PoolId(index), program))
+        };
+        self.0.pools.iter().enumerate().flat_map(all).collect()
     }
+
+    /// The program in each pool where it is known.
+    #[must_use]
+    pub fn program(&self, key: &ProgramKey) -> Vec<(PoolId, ProgramView)> {
+        let one = |(index, pool): (usize, &Mutex<Pool>)| Some((PoolId(index), pool.lock().scheduler.program(key)?));
+        self.0.pools.iter().enumerate().filter_map(one).collect()
+    }
+
+    /// All backends of all pools.
+    #[must_use]
+    pub fn loads(&self) -> Vec<(PoolId, LoadView)> {
+        let all = |(index, pool): (usize, &Mutex<Pool>)| {
+            let loads = pool.lock().scheduler.loads();
+            loads.into_iter().map(move |load| (PoolId(index), load))
+        };
+        self.0.pools.iter().enumerate().flat_map(all).collect()
+    }
+
     /// Steps in flight or held, all pools.
+    #[must_use]
     pub fn open_steps(&self) -> usize {
-        unimplemented!()
+        self.0.pools.iter().map(|pool| pool.lock().scheduler.open_steps()).sum()
     }
-    /// Scheduler decisions from now on, one JSON object each (for `GET /events`).
-    pub fn events(&self) -> tokio::sync::broadcast::Receiver<Arc<str>> {
-        unimplemented!()
+
+    /// Steps held, all pools.
+    #[must_use]
+    pub fn held_steps(&self) -> usize {
+        self.0.pools.iter().map(|pool| pool.lock().scheduler.held_steps()).sum()
     }
-    /// One-second ticks; runs until the process ends.
+
+    /// The first broken invariant of any pool's ledger (see [`Scheduler::check`]).
+    ///
+    /// # Errors
+    /// A sentence that names it.
+    pub fn check(&self) -> Result<(), String> {
+        self.0.pools.iter().try_for_each(|pool| pool.lock().scheduler.check())
+    }
+
+    /// Scheduler decisions from now on, one JSON object each.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Arc<str>> {
+        self.0.events.subscribe()
+    }
+
+    /// Lets the clock run; ends with the process.
     pub async fn run_ticks(&self) {
-        unimplemented!()
+        let mut clock = tokio::time::interval(self.0.policy.tick);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            clock.tick().await;
+            self.tell_all(&Event::Tick);
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.0.start.elapsed()
+    }
+
+    /// Hands an event to the pool's scheduler and carries out what it decides.
+    fn handle(&self, pool: PoolId, event: Event) {
+        let mut decisions = Vec::new();
+        if let Some(pool) = self.0.pools.get(pool.0) {
+            let pool = &mut *pool.lock();
+            pool.scheduler.handle(self.now(), event, &mut decisions);
+            pool.wake(&decisions, None);
+        }
+        self.record(pool, &decisions);
+    }
+
+    /// The same for an event that asks where `step` may go: its verdict, or what to wait on.
+    fn ask(&self, pool: PoolId, event: Event, step: StepId) -> Result<Verdict, oneshot::Receiver<Verdict>> {
+        let mut decisions = Vec::new();
+        let mut answer = Ok(Verdict::Refuse(RefuseReason::NoBackend));
+        if let Some(pool) = self.0.pools.get(pool.0) {
+            let pool = &mut *pool.lock();
+            pool.scheduler.handle(self.now(), event, &mut decisions);
+            answer = pool.wake(&decisions, Some(step)).ok_or(step).or_else(|step| {
+                let (sender, receiver) = oneshot::channel();
+                pool.waiting.insert(step, sender);
+                Err(receiver)
+            });
+        }
+        self.record(pool, &decisions);
+        answer
     }
 }
 
-/// A guard for one step, from arrival to end. Dropped without `finish`: the client has gone.
-pub struct Step {}
+// === impl Pool ===
 
-impl Step {
-    /// Waits until the step may go. Cancel-safe: may be called again after a cancelled wait.
-    pub async fn admitted(&mut self) -> Result<Admission, Refusal> {
-        unimplemented!()
-    }
-    pub fn first_token(&mut self) {
-        unimplemented!()
-    }
-    /// Output tokens seen so far; cheap (reported to the scheduler only every 64 tokens).
-    pub fn progress(&mut self, _output: u64) {
-        unimplemented!()
-    }
-    /// Nothing reached the backend: wait for another with `admitted`.
-    pub fn undelivered(&mut self) {
-        unimplemented!()
-    }
-    pub fn finish(&mut self, _outcome: Outcome) {
-        unimplemented!()
+impl Pool {
+    /// Passes verdicts on to those who wait for them, save `own`, which is returned.
+    fn wake(&mut self, decisions: &[Decision], own: Option<StepId>) -> Option<Verdict> {
+        let mut verdict = None;
+        for decision in decisions {
+            let (step, said) = match *decision {
+                Decision::Dispatch { step, backend, kind } => (step, Verdict::Go(backend, kind)),
+                Decision::Refuse { step, reason } => (step, Verdict::Refuse(reason)),
+                _ => continue,
+            };
+            if own == Some(step) {
+                verdict = Some(said);
+            } else if let Some(waker) = self.waiting.remove(&step) {
+                // Where the receiver is gone, its guard is being dropped and tells the scheduler so.
+                let _ = waker.send(said);
+            }
+        }
+        verdict
     }
 }
 
-/// One program, for the control API.
-#[derive(Clone, Debug)]
-pub struct ProgramView {
-    pub pool: PoolId,
-    pub key: ProgramKey,
-    /// Where its lease is, or where its prefix was last.
-    pub backend: Option<BackendId>,
-    pub leased: bool,
-    /// Last exact total of tokens (prompt and completion).
-    pub context: Tokens,
-    /// What it is charged with now.
-    pub footprint: Tokens,
-    pub steps: u64,
-    pub in_flight: usize,
-    pub held: usize,
-    /// Why it is held, and for how long so far.
-    pub hold: Option<(crate::scheduler::HoldReason, Duration)>,
-    pub last_pause: Option<crate::scheduler::PauseReason>,
-    pub idle: Option<Duration>,
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("pools", &self.0.pools.len()).finish_non_exhaustive()
+    }
 }
-
-/// One backend's ledger, for the control API.
-#[derive(Clone, Debug)]
-pub struct LoadView {
-    pub pool: PoolId,
-    pub backend: BackendId,
-    pub up: bool,
-    pub draining: bool,
-    /// Capacity after headroom, tokens; `None` while unknown.
-    pub effective_capacity: Option<Tokens>,
-    pub charged_running: Tokens,
-    pub charged_idle: Tokens,
-    pub leased_running: usize,
-    pub leased_idle: usize,
-    /// Steps in flight, those without a program too.
-    pub in_flight: usize,
-}
-
-const _: fn(Arrival, StepId, Usage) = |_, _, _| {};

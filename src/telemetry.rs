@@ -45,11 +45,7 @@ impl Telemetry {
             let dropped = metrics.profile_rows_dropped.clone();
             Profiles::new(&profile.dir, config.programs.max, dropped)
         });
-        Ok(Self {
-            access: access.transpose()?,
-            profiles: profiles.transpose()?,
-            metrics,
-        })
+        Ok(Self { access: access.transpose()?, profiles: profiles.transpose()?, metrics })
     }
 
     /// Logs a finished request; `record` is asked only when the log is on. Never waits.
@@ -87,11 +83,7 @@ impl Telemetry {
 impl Default for Telemetry {
     /// Counts for one unnamed pool; writes nothing.
     fn default() -> Self {
-        Self {
-            metrics: Metrics::new(&[String::new()]),
-            access: None,
-            profiles: None,
-        }
+        Self { metrics: Metrics::new(&[String::new()]), access: None, profiles: None }
     }
 }
 

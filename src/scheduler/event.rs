@@ -205,11 +205,18 @@ pub enum Decision {
         backend: BackendId,
         reason: PauseReason,
     },
-    /// For the record: the program was dispatched on another backend than last time.
+    /// For the record: the program was dispatched on another backend than last time; `lost`: because that
+    /// one is down, draining or gone.
     Moved {
         program: ProgramKey,
         from: BackendId,
         to: BackendId,
+        lost: bool,
+    },
+    /// For the record: what a step was expected to come to, and what the backend counted.
+    Measured {
+        estimate: Tokens,
+        reported: Tokens,
     },
     /// For the record: the program has ended.
     Ended {
@@ -242,6 +249,20 @@ impl HoldReason {
             Self::Queued => "queued",
             Self::NoBackend => "no_backend",
             Self::Frozen => "frozen",
+        }
+    }
+}
+
+impl RefuseReason {
+    /// The label in events.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::HeldTooLong => "held_too_long",
+            Self::NoBackend => "no_backend",
+            Self::Released => "released",
+            Self::Draining => "draining",
         }
     }
 }

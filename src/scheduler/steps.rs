@@ -183,7 +183,8 @@ impl Scheduler {
         let from = program.home.replace(on).filter(|&from| from != on && program.context > Tokens::ZERO);
         if let Some(from) = from {
             let program = program.key.clone();
-            self.decide(Decision::Moved { program, from, to: on });
+            let lost = !self.backends.get(&from).is_some_and(Backend::usable);
+            self.decide(Decision::Moved { program, from, to: on, lost });
         }
         self.recharge(pid);
     }
@@ -271,6 +272,7 @@ impl Scheduler {
                     program.context = program.context.max(total);
                 }
                 if let Some(usage) = usage {
+                    self.out.push(Decision::Measured { estimate: run.estimate, reported: total });
                     self.learned.saw_output(usage.completion);
                     self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
                     let cached = usage.cached.filter(|_| first);

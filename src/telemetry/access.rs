@@ -153,8 +153,8 @@ impl<'a> Line<'a> {
 fn push_json(out: &mut String, value: &impl Serialize) {
     let json = serde_json::to_string(value).unwrap_or_default();
     for c in json.chars() {
-        let unsafe_to_show = c.is_control()
-            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        let unsafe_to_show =
+            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if unsafe_to_show {
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
@@ -165,9 +165,7 @@ fn push_json(out: &mut String, value: &impl Serialize) {
 
 /// RFC 3339, UTC, milliseconds.
 fn timestamp(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time)
-        .map(|time| format!("{time:.3}"))
-        .unwrap_or_default()
+    jiff::Timestamp::try_from(time).map(|time| format!("{time:.3}")).unwrap_or_default()
 }
 
 fn as_millis(duration: Duration) -> u64 {

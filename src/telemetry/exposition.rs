@@ -32,11 +32,7 @@ impl Exposition {
         };
         let open = quality("application/openmetrics-text");
         let plain = quality("text/plain");
-        if open > 0.0 && open >= plain {
-            Some(Self::OpenMetrics)
-        } else {
-            (plain > 0.0).then_some(Self::Prometheus)
-        }
+        if open > 0.0 && open >= plain { Some(Self::OpenMetrics) } else { (plain > 0.0).then_some(Self::Prometheus) }
     }
 
     #[must_use]
@@ -56,8 +52,8 @@ impl Metrics {
     pub fn encode(&self, mirror: &Mirror, format: Exposition) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail, and no metric of ours does.
-        let encoded = text::encode_registry(&mut out, &self.registry)
-            .and_then(|()| text::encode(&mut out, &mirror.registry()));
+        let encoded =
+            text::encode_registry(&mut out, &self.registry).and_then(|()| text::encode(&mut out, &mirror.registry()));
         debug_assert!(encoded.is_ok());
         match format {
             Exposition::OpenMetrics => out,

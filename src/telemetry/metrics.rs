@@ -14,22 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Bounds of a whole request, seconds: from a cached tool call to the longest reasoning step.
-const REQUEST_SECONDS: [f64; 14] = [
-    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 1800.0,
-];
-const TTFT_SECONDS: [f64; 14] = [
-    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0, 300.0, 1800.0,
-];
-const INTER_TOKEN_SECONDS: [f64; 13] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0,
-];
+const REQUEST_SECONDS: [f64; 14] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 1800.0];
+const TTFT_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0, 300.0, 1800.0];
+const INTER_TOKEN_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0];
 /// Up to `scheduler.hold.max` (30 minutes by default).
-const HOLD_SECONDS: [f64; 14] = [
-    0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0,
-];
-const ESTIMATE_ERROR: [f64; 13] = [
-    -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
-];
+const HOLD_SECONDS: [f64; 14] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0];
+const ESTIMATE_ERROR: [f64; 13] = [-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
 
 /// All counters and histograms of the process.
 pub struct Metrics {
@@ -99,29 +89,18 @@ impl Metrics {
         let mut registry = Registry::with_prefix("thundergate");
         let r = &mut registry;
         let models = model_metrics(r, models);
-        let config_reload_success = gauge(
-            r,
-            "config_reload_success",
-            "1 if the configuration was last loaded without a mistake",
-        );
+        let config_reload_success =
+            gauge(r, "config_reload_success", "1 if the configuration was last loaded without a mistake");
         config_reload_success.set(1);
         Self {
             models,
-            in_flight: gauge(
-                r,
-                "inflight_requests",
-                "Requests being served, held ones too",
-            ),
+            in_flight: gauge(r, "inflight_requests", "Requests being served, held ones too"),
             client_disconnects: counter(
                 r,
                 "client_disconnects",
                 "Requests whose client left before the end of the answer",
             ),
-            upstream_errors: family(
-                r,
-                "upstream_errors",
-                "Requests that a backend failed, by kind of failure",
-            ),
+            upstream_errors: family(r, "upstream_errors", "Requests that a backend failed, by kind of failure"),
             holds: Counters::register(
                 r,
                 ("holds", "reason", "Steps that had to wait for room"),
@@ -137,11 +116,7 @@ impl Metrics {
             hold_seconds: hold_histograms(r),
             pauses: Counters::register(
                 r,
-                (
-                    "pauses",
-                    "reason",
-                    "Programs that lost their place on a backend",
-                ),
+                ("pauses", "reason", "Programs that lost their place on a backend"),
                 [
                     PauseReason::Evicted,
                     PauseReason::OverCapacity,
@@ -154,11 +129,7 @@ impl Metrics {
             ),
             resumes: Counters::register(
                 r,
-                (
-                    "resumes",
-                    "kind",
-                    "Held steps that were let in, by what they were",
-                ),
+                ("resumes", "kind", "Held steps that were let in, by what they were"),
                 [
                     DispatchKind::Leased,
                     DispatchKind::New,
@@ -170,25 +141,12 @@ impl Metrics {
             ),
             moves: Counters::register(
                 r,
-                (
-                    "moves",
-                    "reason",
-                    "Programs dispatched on another backend than last time",
-                ),
+                ("moves", "reason", "Programs dispatched on another backend than last time"),
                 MoveReason::ALL,
                 MoveReason::label,
             ),
-            forced: counter(
-                r,
-                "forced_admissions",
-                "Steps let in without room, after scheduler.hold.max",
-            ),
-            released: Counters::register(
-                r,
-                ("released", "how", "Programs that ended"),
-                Released::ALL,
-                Released::label,
-            ),
+            forced: counter(r, "forced_admissions", "Steps let in without room, after scheduler.hold.max"),
+            released: Counters::register(r, ("released", "how", "Programs that ended"), Released::ALL, Released::label),
             estimate_error: histogram(
                 r,
                 "estimate_error_ratio",
@@ -197,16 +155,8 @@ impl Metrics {
             ),
             identity_source: family(r, "identity_source", "Requests by what named their program"),
             config_reload_success,
-            profile_rows_dropped: counter(
-                r,
-                "profile_rows_dropped",
-                "Rows of step_profiles.csv that were not written",
-            ),
-            access_lines_dropped: counter(
-                r,
-                "access_log_dropped",
-                "Lines of the access log that were not written",
-            ),
+            profile_rows_dropped: counter(r, "profile_rows_dropped", "Rows of step_profiles.csv that were not written"),
+            access_lines_dropped: counter(r, "access_log_dropped", "Lines of the access log that were not written"),
             registry,
         }
     }
@@ -231,10 +181,7 @@ impl Metrics {
     }
 
     pub fn upstream_error(&self, backend_url: &str, kind: UpstreamError) {
-        let labels = UpstreamLabels {
-            backend: backend_url.to_owned(),
-            kind: kind.label(),
-        };
+        let labels = UpstreamLabels { backend: backend_url.to_owned(), kind: kind.label() };
         self.upstream_errors.get_or_create(&labels).inc();
     }
 
@@ -279,9 +226,7 @@ impl Metrics {
     /// `source`: the name of the identity source, or `none`; from the configured list, never what a client sent.
     pub fn identity_source(&self, source: impl Into<Cow<'static, str>>) {
         let source = source.into();
-        self.identity_source
-            .get_or_create(&SourceLabel { source })
-            .inc();
+        self.identity_source.get_or_create(&SourceLabel { source }).inc();
     }
 
     pub fn config_reloaded(&self, success: bool) {
@@ -301,9 +246,7 @@ impl ModelMetrics {
     /// `code`: the HTTP status of the answer; 499 when the client left before there was one.
     pub fn request_finished(&self, code: u16, duration: Duration) {
         let model = Arc::clone(&self.model);
-        self.requests
-            .get_or_create(&RequestLabels { model, code })
-            .inc();
+        self.requests.get_or_create(&RequestLabels { model, code }).inc();
         self.duration.observe(duration.as_secs_f64());
     }
 
@@ -321,8 +264,7 @@ impl ModelMetrics {
     pub fn usage(&self, usage: Usage) {
         self.prompt_tokens.inc_by(usage.prompt.0);
         self.completion_tokens.inc_by(usage.completion.0);
-        self.cached_tokens
-            .inc_by(usage.cached.unwrap_or_default().0);
+        self.cached_tokens.inc_by(usage.cached.unwrap_or_default().0);
     }
 }
 
@@ -371,18 +313,12 @@ fn model_metrics(registry: &mut Registry, names: &[String]) -> Vec<ModelMetrics>
         "From the request's arrival to the first token of its answer, time held included",
         || Histogram::new(TTFT_SECONDS),
     );
-    let inter_token = model_histogram(
-        registry,
-        "inter_token_seconds",
-        "Between two chunks of a streamed answer",
-        || Histogram::new(INTER_TOKEN_SECONDS),
-    );
+    let inter_token =
+        model_histogram(registry, "inter_token_seconds", "Between two chunks of a streamed answer", || {
+            Histogram::new(INTER_TOKEN_SECONDS)
+        });
     let prompt = family(registry, "prompt_tokens", "Prompt tokens, cached ones too");
-    let cached = family(
-        registry,
-        "cached_tokens",
-        "Prompt tokens that the backend found in its prefix cache",
-    );
+    let cached = family(registry, "cached_tokens", "Prompt tokens that the backend found in its prefix cache");
     let completion = family(registry, "completion_tokens", "Tokens generated");
     let named = names.iter().map(|name| match name.as_str() {
         "" => "default",
@@ -392,9 +328,7 @@ fn model_metrics(registry: &mut Registry, names: &[String]) -> Vec<ModelMetrics>
         .chain([""])
         .map(|name| {
             let model = Arc::<str>::from(name);
-            let label = ModelLabel {
-                model: Arc::clone(&model),
-            };
+            let label = ModelLabel { model: Arc::clone(&model) };
             ModelMetrics {
                 model,
                 requests: Family::clone(&requests),
@@ -411,21 +345,14 @@ fn model_metrics(registry: &mut Registry, names: &[String]) -> Vec<ModelMetrics>
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-fn model_histogram(
-    registry: &mut Registry,
-    name: &str,
-    help: &str,
-    new: fn() -> Histogram,
-) -> Histograms<ModelLabel> {
+fn model_histogram(registry: &mut Registry, name: &str, help: &str, new: fn() -> Histogram) -> Histograms<ModelLabel> {
     let family = Histograms::new_with_constructor(new);
     registry.register(name, help, family.clone());
     family
 }
 
 fn hold_histograms(registry: &mut Registry) -> [Histogram; HoldClass::ALL.len()] {
-    let family = Histograms::<[(&'static str, &'static str); 1]>::new_with_constructor(|| {
-        Histogram::new(HOLD_SECONDS)
-    });
+    let family = Histograms::<[(&'static str, &'static str); 1]>::new_with_constructor(|| Histogram::new(HOLD_SECONDS));
     registry.register("hold_seconds", "How long held steps waited", family.clone());
     HoldClass::ALL.map(|class| family.get_or_create_owned(&[("class", class.label())]))
 }

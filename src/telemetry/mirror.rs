@@ -62,14 +62,10 @@ impl Mirror {
     fn backend_gauges(&self, r: &mut Registry) {
         let tokens: [(&str, &str, fn(&BackendMirror) -> Option<u64>); 3] = [
             ("capacity_tokens", "Size of the KV cache", |b| b.capacity),
-            (
-                "effective_capacity_tokens",
-                "Capacity that the scheduler fills: after headroom, and as learned",
-                |b| b.effective_capacity,
-            ),
-            ("healthy", "1 if the backend takes requests", |b| {
-                Some(b.healthy.into())
+            ("effective_capacity_tokens", "Capacity that the scheduler fills: after headroom, and as learned", |b| {
+                b.effective_capacity
             }),
+            ("healthy", "1 if the backend takes requests", |b| Some(b.healthy.into())),
         ];
         for (name, help, value) in tokens {
             let family = Family::<Labels<2>, Integer>::default();
@@ -82,21 +78,13 @@ impl Mirror {
             }
         }
         let reals: [(&str, &str, fn(&BackendMirror) -> Option<f64>); 3] = [
-            (
-                "backend_kv_usage_ratio",
-                "Share of the KV cache that running requests use, as reported",
-                |b| b.kv_usage,
-            ),
+            ("backend_kv_usage_ratio", "Share of the KV cache that running requests use, as reported", |b| b.kv_usage),
             (
                 "backend_prefix_hit_ratio",
                 "Share of prompt tokens found in the prefix cache since the backend started",
                 |b| b.prefix_hit,
             ),
-            (
-                "scrape_age_seconds",
-                "Since the backend's gauges were last read",
-                |b| b.scrape_age_seconds,
-            ),
+            ("scrape_age_seconds", "Since the backend's gauges were last read", |b| b.scrape_age_seconds),
         ];
         for (name, help, value) in reals {
             let family = Family::<Labels<2>, Real>::default();
@@ -115,10 +103,7 @@ impl Mirror {
         let help = "Tokens charged to programs there, by whether a step runs";
         r.register("backend_charged_tokens", help, family.clone());
         for backend in &self.backends {
-            let states = [
-                ("running", backend.charged_running),
-                ("idle", backend.charged_idle),
-            ];
+            let states = [("running", backend.charged_running), ("idle", backend.charged_idle)];
             for (state, tokens) in states {
                 let [url, model] = backend.labels();
                 let labels = [url, model, ("state", state.to_owned())];

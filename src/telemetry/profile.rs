@@ -124,10 +124,7 @@ impl Profiles {
     #[must_use]
     pub fn all(&self) -> Vec<(ProgramKey, ProfileSummary)> {
         let programs = self.programs.lock();
-        programs
-            .iter()
-            .map(|(program, history)| (program.clone(), history.summary()))
-            .collect()
+        programs.iter().map(|(program, history)| (program.clone(), history.summary())).collect()
     }
 
     /// The program ended.
@@ -150,9 +147,7 @@ impl History {
     /// Returns the tool call time before this step.
     fn add(&mut self, times: &StepTimes, hit_rate: Option<f64>) -> Duration {
         // Steps of one program may overlap: then no tool ran in between.
-        let tool_call = self.last_end.map_or(Duration::ZERO, |end| {
-            times.arrived.saturating_duration_since(end)
-        });
+        let tool_call = self.last_end.map_or(Duration::ZERO, |end| times.arrived.saturating_duration_since(end));
         self.steps += 1;
         self.prefill += times.prefill;
         self.decode += times.decode;
@@ -174,8 +169,7 @@ impl History {
             avg_decode_s: average(self.decode, self.steps),
             avg_pause_s: average(self.pause, self.steps),
             avg_tool_call_s: average(self.tool_call, self.steps.saturating_sub(1)),
-            avg_kv_hit_rate: (self.hit_rate_steps > 0)
-                .then(|| round4(self.hit_rates / self.hit_rate_steps as f64)),
+            avg_kv_hit_rate: (self.hit_rate_steps > 0).then(|| round4(self.hit_rates / self.hit_rate_steps as f64)),
         }
     }
 }
@@ -200,8 +194,7 @@ impl Format for Csv {
             &seconds(row.decode),
             &seconds(row.pause),
             &seconds(row.tool_call),
-            &row.hit_rate
-                .map_or_else(String::new, |rate| format!("{rate:.4}")),
+            &row.hit_rate.map_or_else(String::new, |rate| format!("{rate:.4}")),
             &seconds(since_epoch.unwrap_or_default()),
         ]);
         debug_assert!(written.is_ok(), "writing to memory");

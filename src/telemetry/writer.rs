@@ -69,12 +69,7 @@ impl<T: Send + 'static> Writer<T> {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub(super) fn spawn<F>(
-        name: &str,
-        path: PathBuf,
-        format: F,
-        dropped: Counter,
-    ) -> io::Result<Self>
+    pub(super) fn spawn<F>(name: &str, path: PathBuf, format: F, dropped: Counter) -> io::Result<Self>
     where
         F: Format<Item = T>,
     {
@@ -90,14 +85,8 @@ impl<T: Send + 'static> Writer<T> {
             lines: 0,
             dropped: dropped.clone(),
         };
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || worker.run(&receiver))?;
-        Ok(Self {
-            sender,
-            reopen,
-            dropped,
-        })
+        thread::Builder::new().name(name.to_owned()).spawn(move || worker.run(&receiver))?;
+        Ok(Self { sender, reopen, dropped })
     }
 
     /// Never waits.
@@ -129,9 +118,7 @@ impl<T: Send + 'static> Writer<T> {
             message = back;
             thread::sleep(Duration::from_millis(1));
         }
-        written
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            .is_ok()
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 }
 

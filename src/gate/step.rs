@@ -1,0 +1,189 @@
+//! The guard of one step, from arrival to end.
+
+use super::{Gate, PoolId, Verdict};
+use crate::error::Refusal;
+use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, ProgramKey, RefuseReason, StepId};
+use crate::telemetry::HoldClass;
+use crate::units::Tokens;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Output is reported to the scheduler in portions of this many tokens: a step's charge need not be exact
+/// to the token while it grows, and each report takes the pool's lock.
+const PROGRESS: u64 = 64;
+
+/// What the proxy knows of a step when it arrives.
+#[derive(Clone, Debug, Default)]
+pub struct StepInfo {
+    pub program: Option<ProgramKey>,
+    /// Hash of model and first system message.
+    pub class: u64,
+    /// Size of the part of the body that becomes the prompt, in bytes.
+    pub prompt_bytes: u64,
+    pub max_output: Option<Tokens>,
+    /// The consistent hash's choice, for a step without a program.
+    pub preferred: Option<BackendId>,
+    /// The client said that this is the program's last step.
+    pub last: bool,
+}
+
+/// A step that may be sent to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    pub backend: BackendId,
+    pub kind: DispatchKind,
+    /// From arrival to dispatch.
+    pub held: Duration,
+}
+
+/// `Waiting ─▶ Running ─▶ Over`, and back from `Running` when it could not be delivered.
+#[derive(Debug)]
+enum State {
+    Waiting(oneshot::Receiver<Verdict>),
+    Running(Admission),
+    Refused(RefuseReason),
+    Over,
+}
+
+/// A guard for one step. Dropped before [`Step::finish`]: the client has gone.
+#[derive(Debug)]
+pub struct Step {
+    gate: Gate,
+    pool: PoolId,
+    id: StepId,
+    entered: Instant,
+    /// It had to wait, if only for a moment.
+    waited: bool,
+    reported: u64,
+    state: State,
+}
+
+impl Step {
+    pub(super) fn enter(gate: Gate, pool: PoolId, id: StepId, info: StepInfo) -> Self {
+        let entered = Instant::now();
+        let arrival = Arrival {
+            step: id,
+            program: info.program,
+            class: info.class,
+            prompt_bytes: info.prompt_bytes,
+            max_output: info.max_output,
+            preferred: info.preferred,
+            last: info.last,
+        };
+        let answer = gate.ask(pool, Event::Arrive(arrival), id);
+        let mut step = Self { gate, pool, id, entered, waited: false, reported: 0, state: State::Over };
+        step.state = step.answered(answer);
+        step
+    }
+
+    /// Waits until the step may go; at once when it may already. Cancel-safe: a wait given up may be
+    /// taken up again.
+    ///
+    /// # Errors
+    /// Why the step will never go: it is out of the ledger then.
+    pub async fn admitted(&mut self) -> Result<Admission, Refusal> {
+        if let State::Waiting(verdict) = &mut self.state {
+            // A sender that is dropped without a word went down with its gate.
+            let verdict = verdict.await.unwrap_or(Verdict::Refuse(RefuseReason::Draining));
+            self.state = self.decided(verdict);
+            self.count_hold();
+        }
+        match self.state {
+            State::Running(admission) => Ok(admission),
+            State::Refused(reason) => Err(self.refusal(reason)),
+            State::Waiting(_) | State::Over => Err(Refusal::Internal),
+        }
+    }
+
+    /// The first output came.
+    pub fn first_token(&mut self) {
+        if matches!(self.state, State::Running(_)) {
+            self.gate.handle(self.pool, Event::FirstToken(self.id));
+        }
+    }
+
+    /// Output tokens seen so far.
+    pub fn progress(&mut self, output: u64) {
+        if output >= self.reported + PROGRESS && matches!(self.state, State::Running(_)) {
+            self.reported = output;
+            self.gate.handle(self.pool, Event::Progress { step: self.id, output: Tokens(output) });
+        }
+    }
+
+    /// Nothing reached the backend: the step waits for another one ([`Step::admitted`] again).
+    pub fn undelivered(&mut self) {
+        if matches!(self.state, State::Running(_)) {
+            let answer = self.gate.ask(self.pool, Event::Undelivered(self.id), self.id);
+            self.state = self.answered(answer);
+        }
+    }
+
+    /// The step is over. A second call changes nothing.
+    pub fn finish(&mut self, outcome: Outcome) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Waiting(_) => self.give_up(),
+            State::Running(_) => self.gate.handle(self.pool, Event::End { step: self.id, outcome }),
+            State::Refused(_) | State::Over => {}
+        }
+    }
+
+    fn give_up(&mut self) {
+        if let Some(pool) = self.gate.0.pools.get(self.pool.0) {
+            pool.lock().waiting.remove(&self.id);
+        }
+        self.gate.handle(self.pool, Event::End { step: self.id, outcome: Outcome::Abandoned });
+        self.gate.0.telemetry.metrics.hold_ended(HoldClass::Unserved, self.entered.elapsed());
+    }
+
+    fn answered(&mut self, answer: Result<Verdict, oneshot::Receiver<Verdict>>) -> State {
+        match answer {
+            Ok(verdict) => self.decided(verdict),
+            Err(receiver) => {
+                self.waited = true;
+                State::Waiting(receiver)
+            }
+        }
+    }
+
+    fn decided(&self, verdict: Verdict) -> State {
+        match verdict {
+            Verdict::Go(backend, kind) => {
+                let held = if self.waited { self.entered.elapsed() } else { Duration::ZERO };
+                State::Running(Admission { backend, kind, held })
+            }
+            Verdict::Refuse(reason) => State::Refused(reason),
+        }
+    }
+
+    fn count_hold(&self) {
+        let metrics = &self.gate.0.telemetry.metrics;
+        match self.state {
+            State::Running(admission) => {
+                metrics.resumed(admission.kind);
+                metrics.hold_ended(admission.kind.into(), admission.held);
+            }
+            _ => metrics.hold_ended(HoldClass::Unserved, self.entered.elapsed()),
+        }
+    }
+
+    fn refusal(&self, reason: RefuseReason) -> Refusal {
+        let policy = &self.gate.0.policy;
+        match reason {
+            RefuseReason::QueueFull => Refusal::QueueFull { retry_after: Duration::from_secs(5) },
+            RefuseReason::HeldTooLong => {
+                Refusal::HeldTooLong { held: self.entered.elapsed(), retry_after: Duration::from_secs(30) }
+            }
+            RefuseReason::NoBackend => {
+                Refusal::NoBackend { waited: policy.no_backend_wait, retry_after: Duration::from_secs(5) }
+            }
+            RefuseReason::Released => Refusal::ProgramReleased,
+            RefuseReason::Draining => Refusal::Draining { retry_after: Duration::from_secs(1) },
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.finish(Outcome::Abandoned);
+    }
+}
