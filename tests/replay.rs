@@ -18,11 +18,9 @@ use support::client::{Client, H2, post_head};
 use support::pingora::{Running, serve};
 use support::wire::Message;
 use support::{noise, within};
-use thundergate::body::replay::{self, Bounds, ReadError};
+use thundergate::body::replay::{self, Bounds, Stop};
 
-const SIZES: [usize; 8] = [
-    0, 200, 65_536, 65_537, 70_000, 131_000, 1_000_000, 20_000_000,
-];
+const SIZES: [usize; 8] = [0, 200, 65_536, 65_537, 70_000, 131_000, 1_000_000, 20_000_000];
 
 /// Reads the body, changes it, and tries its upstreams in turn.
 struct Replaying {
@@ -52,8 +50,8 @@ impl ProxyHttp for Replaying {
                 ctx.body = (self.change)(body);
                 Ok(false)
             }
-            Err(ReadError::Gone(e)) => Err(e),
-            Err(ReadError::Refused(refusal)) => {
+            Err(Stop::Gone(e)) => Err(e),
+            Err(Stop::Refused(refusal)) => {
                 let head = ResponseHeader::build(refusal.status(), None)?;
                 let head = Box::new(head);
                 session.write_response_header(head, true).await?;
@@ -62,11 +60,7 @@ impl ProxyHttp for Replaying {
         }
     }
 
-    async fn upstream_peer(
-        &self,
-        _session: &mut Session,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
         let address = self.upstreams[ctx.tried];
         ctx.tried += 1;
         Ok(Box::new(HttpPeer::new(address, false, String::new())))
@@ -106,11 +100,7 @@ impl ProxyHttp for Replaying {
 
 /// What the backend saw: framing, length and digest.
 fn describe(request: &Message) -> Bytes {
-    let framing = [
-        request.header("content-length"),
-        request.header("transfer-encoding"),
-        request.header("expect"),
-    ];
+    let framing = [request.header("content-length"), request.header("transfer-encoding"), request.header("expect")];
     let digest = Sha256::digest(&request.body);
     Bytes::from(format!("{framing:?} {} {digest:x}", request.body.len()))
 }
@@ -133,20 +123,13 @@ fn nobody() -> SocketAddr {
 }
 
 fn bounds() -> Bounds {
-    Bounds {
-        size: 64 << 20,
-        pause: Duration::from_secs(20),
-    }
+    Bounds { size: 64 << 20, pause: Duration::from_secs(20) }
 }
 
 async fn proxy_to(before: &[SocketAddr], change: fn(Bytes) -> Bytes) -> Running {
     let (address, _) = answer_all(Backend::start().await, describe);
     let upstreams = before.iter().copied().chain([address]).collect();
-    serve(Replaying {
-        upstreams,
-        bounds: bounds(),
-        change,
-    })
+    serve(Replaying { upstreams, bounds: bounds(), change })
 }
 
 /// Uneven pieces: some tiny, some past 64 KiB.
@@ -189,12 +172,8 @@ async fn with_length(client: &mut Client, body: &[u8], dribbled: bool) -> Messag
 }
 
 async fn chunked(client: &mut Client, body: &[u8], dribbled: bool) -> Message {
-    let mut bytes =
-        b"POST / HTTP/1.1\r\nhost: proxy\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
-    for piece in pieces(body, dribbled)
-        .into_iter()
-        .filter(|piece| !piece.is_empty())
-    {
+    let mut bytes = b"POST / HTTP/1.1\r\nhost: proxy\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for piece in pieces(body, dribbled).into_iter().filter(|piece| !piece.is_empty()) {
         bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
         bytes.extend_from_slice(piece);
         bytes.extend_from_slice(b"\r\n");
@@ -258,12 +237,7 @@ async fn a_body_is_sent_to_another_backend_when_the_first_refuses() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shorter_body_goes_in_the_place_of_the_one_that_was_read() {
-    matrix(
-        |body| body.slice(body.len() / 3..),
-        &[nobody()],
-        &SIZES[1..7],
-    )
-    .await;
+    matrix(|body| body.slice(body.len() / 3..), &[nobody()], &SIZES[1..7]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -275,11 +249,7 @@ async fn a_longer_body_goes_in_the_place_of_the_one_that_was_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_requests_of_any_size_share_a_connection() {
     let proxy = proxy_to(&[], same).await;
-    for sizes in [
-        [200, 300, 400],
-        [70_000, 0, 65_537],
-        [1_000_000, 131_000, 5],
-    ] {
+    for sizes in [[200, 300, 400], [70_000, 0, 65_537], [1_000_000, 131_000, 5]] {
         let mut client = Client::connect(proxy.address).await;
         for (size, dribbled) in sizes.into_iter().zip([false, true, false]) {
             let body = noise(size);
@@ -328,11 +298,7 @@ async fn pipelined_requests_are_answered_in_turn() {
 #[tokio::test]
 async fn a_request_pipelined_behind_a_running_one_is_answered_after_it() {
     let mut backend = Backend::start().await;
-    let proxy = serve(Replaying {
-        upstreams: vec![backend.address],
-        bounds: bounds(),
-        change: same,
-    });
+    let proxy = serve(Replaying { upstreams: vec![backend.address], bounds: bounds(), change: same });
     let mut client = Client::connect(proxy.address).await;
     client.post("/", "", b"first").await;
     let first = backend.next().await;
@@ -363,14 +329,7 @@ async fn a_client_that_expects_100_continue_gets_it_and_the_backend_does_not_see
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_in_every_framing() {
     let (address, _) = answer_all(Backend::start().await, describe);
-    let proxy = serve(Replaying {
-        upstreams: vec![address],
-        bounds: Bounds {
-            size: 1000,
-            ..bounds()
-        },
-        change: same,
-    });
+    let proxy = serve(Replaying { upstreams: vec![address], bounds: Bounds { size: 1000, ..bounds() }, change: same });
     let (fits, over) = (noise(1000), noise(1001));
     let mut client = Client::connect(proxy.address).await;
     assert_eq!(with_length(&mut client, &fits, false).await.status(), 200);
@@ -396,10 +355,7 @@ async fn a_body_that_stops_arriving_is_refused() {
     let (address, _) = answer_all(Backend::start().await, describe);
     let proxy = serve(Replaying {
         upstreams: vec![address],
-        bounds: Bounds {
-            pause: Duration::from_millis(200),
-            ..bounds()
-        },
+        bounds: Bounds { pause: Duration::from_millis(200), ..bounds() },
         change: same,
     });
     let mut client = Client::connect(proxy.address).await;
@@ -418,10 +374,7 @@ async fn a_body_that_trickles_in_is_refused_although_no_pause_is_long() {
     let (address, _) = answer_all(Backend::start().await, describe);
     let proxy = serve(Replaying {
         upstreams: vec![address],
-        bounds: Bounds {
-            pause: Duration::from_millis(300),
-            ..bounds()
-        },
+        bounds: Bounds { pause: Duration::from_millis(300), ..bounds() },
         change: same,
     });
     let client = Client::connect(proxy.address).await;

@@ -37,9 +37,9 @@ pub struct Bounds {
     pub pause: Duration,
 }
 
-/// Why there is no body.
+/// Why a request goes no further.
 #[derive(Debug)]
-pub enum ReadError {
+pub enum Stop {
     /// The client is there, and is told.
     Refused(Refusal),
     /// The client went away, or broke the framing.
@@ -59,14 +59,14 @@ enum Collected {
 /// # Errors
 ///
 /// `BodyTooLarge` and `RequestTimeout` when `bounds` are passed; `Gone` when the connection is of no more use.
-pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, ReadError> {
+pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, Stop> {
     let length = content_length(session.req_header());
     if length.is_some_and(|length| length > bounds.size) {
         return Err(too_large(bounds));
     }
     if expects_continue(session.req_header()) {
         let answered = session.downstream_session.write_continue_response().await;
-        answered.map_err(|e| ReadError::Gone(e.into_down()))?;
+        answered.map_err(|e| Stop::Gone(e.into_down()))?;
     }
     let body = collect(session, length, bounds).await?;
     if !body.is_empty() && session.as_downstream().retry_buffer_truncated() {
@@ -101,7 +101,7 @@ async fn collect(
     session: &mut Session,
     length: Option<usize>,
     bounds: Bounds,
-) -> Result<Bytes, ReadError> {
+) -> Result<Bytes, Stop> {
     let started = Instant::now();
     let mut collected = Collected::Nothing;
     loop {
@@ -116,7 +116,7 @@ async fn collect(
         match piece {
             Err(_) => return Err(too_slow(bounds)),
             Ok(Err(e)) if e.etype() == &ErrorType::ReadTimedout => return Err(too_slow(bounds)),
-            Ok(Err(e)) => return Err(ReadError::Gone(e.into_down())),
+            Ok(Err(e)) => return Err(Stop::Gone(e.into_down())),
             Ok(Ok(None)) => return Ok(collected.finish()),
             Ok(Ok(Some(piece))) => {
                 if collected.len() + piece.len() > bounds.size {
@@ -142,9 +142,9 @@ async fn next(session: &mut Session, read: usize) -> pingora::Result<Option<Byte
 
 /// An HTTP/1.1 chunked body of more than 64 KiB is the one case without a marker. The session is given a second
 /// head to parse, of a request with a body of one byte, and reads that: parsing makes the retry buffer anew.
-async fn remark(session: &mut Session) -> Result<(), ReadError> {
+async fn remark(session: &mut Session) -> Result<(), Stop> {
     const HEAD: &[u8] = b"POST / HTTP/1.1\r\nhost: -\r\ncontent-length: 1\r\n\r\n.";
-    let gone = |e: Box<Error>| ReadError::Gone(e.into_in());
+    let gone = |e: Box<Error>| Stop::Gone(e.into_in());
     let ServerSession::H1(h1) = &mut *session.downstream_session else {
         let e = Error::explain(ErrorType::InternalError, "an HTTP/2 body left no marker");
         return Err(gone(e));
@@ -169,12 +169,12 @@ fn expects_continue(request: &RequestHeader) -> bool {
     expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-fn too_large(bounds: Bounds) -> ReadError {
-    ReadError::Refused(Refusal::BodyTooLarge { limit: bounds.size })
+fn too_large(bounds: Bounds) -> Stop {
+    Stop::Refused(Refusal::BodyTooLarge { limit: bounds.size })
 }
 
-fn too_slow(bounds: Bounds) -> ReadError {
-    ReadError::Refused(Refusal::RequestTimeout {
+fn too_slow(bounds: Bounds) -> Stop {
+    Stop::Refused(Refusal::RequestTimeout {
         what: "body",
         limit: bounds.pause,
     })
@@ -222,5 +222,13 @@ impl Collected {
             Self::One(piece) => piece,
             Self::Many(bytes) => Bytes::from(bytes),
         }
+    }
+}
+
+// === impl Stop ===
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }

@@ -67,12 +67,7 @@ impl Backend {
                 Io::accept(stream, &shared).serve();
             }
         });
-        Self {
-            address,
-            state,
-            exchanges,
-            task,
-        }
+        Self { address, state, exchanges, task }
     }
 
     pub fn url(&self) -> String {
@@ -106,8 +101,7 @@ impl Drop for Backend {
 
 impl Exchange {
     pub async fn json(self, status: u16, body: &str) {
-        self.whole(status, "application/json", body.as_bytes())
-            .await;
+        self.whole(status, "application/json", body.as_bytes()).await;
     }
 
     /// A whole answer with its length; the connection stays.
@@ -118,9 +112,7 @@ impl Exchange {
 
     /// Starts an answer in chunks.
     pub async fn chunks(mut self, status: u16, kind: &str) -> Answer {
-        let head = format!(
-            "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n"
-        );
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n");
         self.io.write(head.as_bytes()).await;
         Answer { io: self.io }
     }
@@ -172,9 +164,7 @@ impl Answer {
     pub fn reset(self) {
         let stream = self.io.reader.into_inner();
         let stream = stream.reunite(self.io.writer).expect("two halves of one");
-        socket2::SockRef::from(&stream)
-            .set_linger(Some(std::time::Duration::ZERO))
-            .expect("a socket option");
+        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).expect("a socket option");
     }
 
     /// Waits until the proxy has closed the connection.
@@ -218,17 +208,12 @@ impl Io {
                         self.whole(200, "text/plain", metrics.as_bytes()).await;
                     }
                     "/v1/models" => {
-                        let models =
-                            br#"{"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
+                        let models = br#"{"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
                         self.whole(200, "application/json", models).await;
                     }
                     _ => {
                         let out = self.state.out.clone();
-                        let _ = out.send(Exchange {
-                            request,
-                            connection: self.number,
-                            io: self,
-                        });
+                        let _ = out.send(Exchange { request, connection: self.number, io: self });
                         return;
                     }
                 }
@@ -238,9 +223,7 @@ impl Io {
 
     async fn whole(&mut self, status: u16, kind: &str, body: &[u8]) {
         let length = body.len();
-        let head = format!(
-            "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n"
-        );
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body);
         self.write(&bytes).await;
@@ -252,10 +235,7 @@ impl Io {
     }
 
     async fn closed(&mut self) {
-        within("the proxy to close the connection", async {
-            while let Ok(true) = self.reader.more().await {}
-        })
-        .await;
+        within("the proxy to close the connection", async { while let Ok(true) = self.reader.more().await {} }).await;
     }
 }
 
@@ -271,10 +251,7 @@ fn metrics(blocks: usize) -> String {
 }
 
 /// Answers every request with `answer` of it, until the backend is dropped; for tests that only look at one side.
-pub fn answer_all(
-    mut backend: Backend,
-    answer: fn(&Message) -> Bytes,
-) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+pub fn answer_all(mut backend: Backend, answer: fn(&Message) -> Bytes) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let address = backend.address;
     let task = tokio::spawn(async move {
         while let Some(exchange) = backend.exchanges.recv().await {

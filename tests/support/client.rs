@@ -32,15 +32,10 @@ pub struct H2Request {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address)
-            .await
-            .expect("the proxy listens");
+        let stream = TcpStream::connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket option");
         let (reader, writer) = stream.into_split();
-        Self {
-            reader: Reader::new(reader),
-            writer,
-        }
+        Self { reader: Reader::new(reader), writer }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -62,8 +57,7 @@ impl Client {
     /// Status and headers of the next response.
     pub async fn head(&mut self) -> Message {
         let head = within("a response", self.reader.head()).await;
-        head.expect("a response")
-            .expect("a response before the end")
+        head.expect("a response").expect("a response before the end")
     }
 
     /// The next response, whole.
@@ -102,9 +96,7 @@ pub fn post_head(path: &str, headers: &str, length: usize) -> String {
 
 impl H2 {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address)
-            .await
-            .expect("the proxy listens");
+        let stream = TcpStream::connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket option");
         let handshake = within("a handshake", h2::client::handshake(stream)).await;
         let (requests, connection) = handshake.expect("HTTP/2");
@@ -118,15 +110,9 @@ impl H2 {
         if let Some(length) = length {
             request = request.header("content-length", length);
         }
-        let request = request
-            .header("content-type", "application/json")
-            .body(())
-            .expect("a request");
+        let request = request.header("content-type", "application/json").body(()).expect("a request");
         let ready = within("a free stream", self.requests.clone().ready()).await;
-        let (response, body) = ready
-            .expect("a connection")
-            .send_request(request, false)
-            .expect("a request");
+        let (response, body) = ready.expect("a connection").send_request(request, false).expect("a request");
         H2Request { response, body }
     }
 }
@@ -142,9 +128,7 @@ impl H2Request {
             let room = within("flow control", room).await;
             let room = room.expect("an open stream").expect("capacity");
             let piece = data.split_to(room.min(data.len()));
-            self.body
-                .send_data(piece, end && data.is_empty())
-                .expect("an open stream");
+            self.body.send_data(piece, end && data.is_empty()).expect("an open stream");
             if data.is_empty() {
                 return;
             }

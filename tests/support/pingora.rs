@@ -37,11 +37,7 @@ where
     let (shutdown, watch) = watch::channel(false);
     let fds = Some(Arc::new(Mutex::new(fds)));
     let task = tokio::spawn(async move { service.start_service(fds, watch, 1).await });
-    Running {
-        address,
-        _shutdown: shutdown,
-        task,
-    }
+    Running { address, _shutdown: shutdown, task }
 }
 
 // === impl Running ===

@@ -33,9 +33,7 @@ impl Message {
 
     pub fn status(&self) -> u16 {
         let status = self.first_line.split(' ').nth(1);
-        status
-            .and_then(|status| status.parse().ok())
-            .unwrap_or_else(|| panic!("no status in {:?}", self.first_line))
+        status.and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status in {:?}", self.first_line))
     }
 
     pub fn method(&self) -> &str {
@@ -59,10 +57,7 @@ impl Message {
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub fn new(io: R) -> Self {
-        Self {
-            io,
-            buffer: BytesMut::new(),
-        }
+        Self { io, buffer: BytesMut::new() }
     }
 
     /// First line and headers; `None` at a clean end of the connection. The body stays unread.
@@ -86,12 +81,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let (name, value) = line.split_once(':').expect("a header has a colon");
             (name.to_owned(), value.trim().to_owned())
         };
-        Ok(Some(Message {
-            first_line,
-            headers: lines.map(header).collect(),
-            body: Bytes::new(),
-            complete: false,
-        }))
+        Ok(Some(Message { first_line, headers: lines.map(header).collect(), body: Bytes::new(), complete: false }))
     }
 
     /// The body of `message`, to its end or to the end of the connection.
