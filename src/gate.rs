@@ -197,10 +197,10 @@ impl Gate {
         if let Some(pool) = self.0.pools.get(pool.0) {
             let pool = &mut *pool.lock();
             pool.scheduler.handle(self.now(), event, &mut decisions);
-            answer = pool.wake(&decisions, Some(step)).ok_or(step).or_else(|step| {
+            answer = pool.wake(&decisions, Some(step)).ok_or(step).map_err(|step| {
                 let (sender, receiver) = oneshot::channel();
                 pool.waiting.insert(step, sender);
-                Err(receiver)
+                receiver
             });
         }
         self.record(pool, &decisions);

@@ -27,6 +27,7 @@ pub(super) struct Entry {
 struct State {
     up: bool,
     draining: bool,
+    /// For good, and then it is not `up`.
     removed: bool,
     /// Why it is down, as logged in this outage; the last is the present one.
     reasons: Vec<String>,
@@ -55,7 +56,7 @@ impl Entry {
     /// Up, and open to new programs.
     pub(super) fn is_usable(&self) -> bool {
         let state = self.state.lock();
-        state.up && !state.draining && !state.removed
+        state.up && !state.draining
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -91,7 +92,7 @@ impl Entry {
     /// `true` if it was up until now.
     pub(super) fn fall(&self, sink: &dyn Sink, reason: String) -> bool {
         let mut state = self.state.lock();
-        if !state.up || state.removed {
+        if !state.up {
             return false;
         }
         state.up = false;

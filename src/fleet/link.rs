@@ -182,4 +182,16 @@ mod tests {
         assert_eq!(known_or(Some(known), "broken".into()).unwrap(), [known]);
         assert!(known_or(None, "broken".into()).is_err());
     }
+
+    #[test]
+    fn an_https_backend_has_a_link_too() {
+        let config = crate::config::Backend {
+            url: "https://gpu.example".parse().unwrap(),
+            api_key: None,
+            weight: 1,
+            capacity_tokens: None,
+        };
+        let backend = Backend::new(crate::scheduler::BackendId(1), crate::gate::PoolId(0), &config).unwrap();
+        assert!(Link::new(&backend, address("127.0.0.1:443")).is_ok());
+    }
 }

@@ -116,15 +116,18 @@ impl Monitor {
         self.inner.rebuild_ring(self.entry.backend.pool);
     }
 
-    /// Looks its name up anew and checks the first address that answers; that one is used from then on.
     async fn check(&self) -> Result<(), Failure> {
-        let limit = self.health.timeout;
-        let known = self.entry.link.load_full();
-        let current = known.as_ref().map(|link| link.address);
+        let current = self.entry.link.load().as_ref().map(|link| link.address);
+        let addresses = link::resolve(&self.entry.backend, current, self.health.timeout).await?;
+        self.check_each(&addresses).await
+    }
+
+    /// Checks the first address that answers; that one is used from then on.
+    pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), Failure> {
         let mut result = Err(Failure::Unresolved("no address".to_owned()));
-        for address in link::resolve(&self.entry.backend, current, limit).await? {
-            let link = self.link_to(address)?;
-            result = link.check(&self.entry.backend, &self.health.path, limit).await;
+        for address in addresses {
+            let link = self.link_to(*address)?;
+            result = link.check(&self.entry.backend, &self.health.path, self.health.timeout).await;
             let elsewhere = result.as_ref().is_err_and(Failure::is_about_the_address);
             if !elsewhere {
                 self.entry.link.store(Some(link));

@@ -271,6 +271,24 @@ async fn a_name_is_resolved_and_the_address_that_answers_is_used() {
 }
 
 #[tokio::test]
+async fn the_next_address_of_a_name_is_tried_when_one_refuses() {
+    let engine = Engine::start().await;
+    let port = engine.address.port();
+    let metrics = Metrics { enabled: true, interval: NEVER };
+    let pools = [pool("", vec![backend(&format!("http://two.addresses:{port}"))])];
+    let fleet = Fleet::new(&pools, &metrics, Recorder::new());
+    let entry = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
+    let monitor = Monitor::new(Arc::clone(&fleet.inner), entry).unwrap();
+    // The engine listens on 127.0.0.1 only.
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
+
+    assert!(monitor.check_each(&[elsewhere]).await.is_err());
+    assert_eq!(fleet.address(FIRST), None, "an address that never answered is not used");
+    assert!(monitor.check_each(&[elsewhere, engine.address]).await.is_ok());
+    assert_eq!(fleet.address(FIRST), Some(engine.address));
+}
+
+#[tokio::test]
 async fn every_request_carries_the_key_and_the_prefix() {
     let engine = Engine::start().await;
     let mut backend = backend(&format!("{}/deep/in/", engine.url()));
@@ -407,6 +425,21 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
     run.fleet.connect_failed(FIRST);
     let events = run.heard.events.borrow().clone();
     assert_eq!(events.last(), Some(&(POOL, Event::BackendRemoved(FIRST))), "the last word");
+}
+
+#[test]
+fn nothing_is_told_of_a_removed_backend() {
+    let heard = Recorder::new();
+    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1")).unwrap());
+    entry.rise(&heard);
+    entry.remove(&heard);
+    entry.rise(&heard);
+    assert!(!entry.fall(&heard, String::new()));
+    entry.report(&heard, Gauges::default(), BackendReport::default());
+    entry.start_draining(&heard);
+    entry.remove(&heard);
+    let events = [Event::BackendUp(FIRST), Event::BackendRemoved(FIRST)].map(|event| (POOL, event));
+    assert_eq!(*heard.events.borrow(), events);
 }
 
 #[tokio::test]

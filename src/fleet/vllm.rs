@@ -122,7 +122,7 @@ fn rank<'a>(ranks: &'a mut Vec<Rank>, sample: &prometheus::Sample<'_>) -> &'a mu
 
 fn count(label: &str) -> Option<u64> {
     let value: f64 = label.parse().ok()?;
-    (value >= 1.0 && value <= LARGEST_COUNT).then_some(value as u64)
+    (1.0..=LARGEST_COUNT).contains(&value).then_some(value as u64)
 }
 
 // === impl Rank ===

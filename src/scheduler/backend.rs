@@ -119,10 +119,11 @@ impl Backend {
         self.shadow.shrink(capacity - prefixes - (self.claims - self.idle_claims));
     }
 
-    /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s. Steps
-    /// run in lockstep, so that the present number alone falls to none at times.
+    /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s (steps
+    /// run in lockstep, so that the present number alone falls to none at times), and never less than the
+    /// step that comes back itself.
     pub fn crowd(&self) -> f64 {
-        self.mean_in_flight.max(self.in_flight as f64)
+        self.mean_in_flight.max(self.in_flight as f64).max(1.0)
     }
 
     pub fn tick(&mut self) {

@@ -106,7 +106,7 @@ impl Scheduler {
                 (Ok(place), _) => best = Ok(place),
                 (Err(_), Ok(_)) => {}
                 // Room is the nearer miss: where only prefill is in the way, that is the reason.
-                (Err(reason), Err(HoldReason::PrefillBusy)) if reason == HoldReason::NoRoom => {}
+                (Err(HoldReason::NoRoom), Err(HoldReason::PrefillBusy)) => {}
                 (Err(reason), Err(_)) => best = Err(reason),
             }
         }

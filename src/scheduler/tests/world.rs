@@ -1,0 +1,201 @@
+//! A scheduler, a clock, and what was decided so far.
+
+use super::*;
+use crate::units::Tokens;
+
+pub fn policy() -> Policy {
+    Policy {
+        routing: Routing::Program,
+        hold_max: Duration::from_secs(1_800),
+        on_timeout: OnTimeout::Admit,
+        queue: 10_000,
+        headroom: 0.02,
+        evict_cost_factor: 1.0,
+        evict_idle_factor: 2.0,
+        no_backend_wait: Duration::from_secs(30),
+        acting_weight: 1.0,
+        acting_decay: false,
+        idle_ttl: Duration::from_secs(1_800),
+        max_programs: 1_000,
+    }
+}
+
+pub fn usage(prompt: u64, completion: u64) -> Usage {
+    Usage { prompt: Tokens(prompt), completion: Tokens(completion), cached: None }
+}
+
+pub fn key(id: &str) -> ProgramKey {
+    ProgramKey { tenant: "".into(), id: id.into() }
+}
+
+pub struct World {
+    pub scheduler: Scheduler,
+    pub now: Duration,
+    pub log: Vec<Decision>,
+    next: u64,
+}
+
+impl World {
+    pub fn one_backend(capacity: u64) -> Self {
+        Self::new(policy(), &[Some(capacity)])
+    }
+
+    /// Backends 0, 1, … with these capacities, all up, prefilling 10,000 tokens/s.
+    pub fn new(policy: Policy, capacities: &[Option<u64>]) -> Self {
+        let mut world = Self { scheduler: Scheduler::new(policy), now: Duration::ZERO, log: Vec::new(), next: 0 };
+        for (id, capacity) in (0..).zip(capacities) {
+            let backend = BackendId(id);
+            world.handle(Event::BackendAdded { backend, weight: 1, capacity: capacity.map(Tokens) });
+            world.handle(Event::BackendUp(backend));
+            world.report(id, BackendReport { prefill_rate: Some(10_000.0), ..Default::default() });
+        }
+        world
+    }
+
+    pub fn handle(&mut self, event: Event) {
+        self.now += Duration::from_millis(1);
+        self.scheduler.handle(self.now, event, &mut self.log);
+        assert_eq!(self.scheduler.check(), Ok(()));
+    }
+
+    /// A step of a prompt of `tokens`, at four bytes a token until something else was learned.
+    pub fn arrive(&mut self, program: &str, tokens: u64) -> StepId {
+        self.arrive_with(Some(key(program)), tokens, false)
+    }
+
+    pub fn arrive_last(&mut self, program: &str, tokens: u64) -> StepId {
+        self.arrive_with(Some(key(program)), tokens, true)
+    }
+
+    pub fn arrive_unlabelled(&mut self) -> StepId {
+        self.arrive_with(None, 100, false)
+    }
+
+    fn arrive_with(&mut self, program: Option<ProgramKey>, tokens: u64, last: bool) -> StepId {
+        let step = StepId(self.next);
+        self.next += 1;
+        let max_output = Some(Tokens(100));
+        let prompt_bytes = tokens * 4;
+        self.handle(Event::Arrive(Arrival {
+            step,
+            program,
+            class: 7,
+            prompt_bytes,
+            max_output,
+            preferred: None,
+            last,
+        }));
+        step
+    }
+
+    /// How many steps have arrived: the number of the next.
+    pub fn arrived(&self) -> u64 {
+        self.next
+    }
+
+    /// The step ends well.
+    pub fn answer(&mut self, step: StepId, usage: Usage) {
+        self.handle(Event::FirstToken(step));
+        self.end(step, Outcome::Completed(Some(usage)));
+    }
+
+    pub fn end(&mut self, step: StepId, outcome: Outcome) {
+        self.handle(Event::End { step, outcome });
+    }
+
+    pub fn release(&mut self, program: &str) {
+        self.handle(Event::Release(key(program)));
+    }
+
+    pub fn undelivered(&mut self, step: StepId) {
+        self.handle(Event::Undelivered(step));
+    }
+
+    pub fn up(&mut self, backend: u32) {
+        self.handle(Event::BackendUp(BackendId(backend)));
+    }
+
+    pub fn down(&mut self, backend: u32) {
+        self.handle(Event::BackendDown(BackendId(backend)));
+    }
+
+    pub fn report(&mut self, backend: u32, report: BackendReport) {
+        self.handle(Event::Report { backend: BackendId(backend), report });
+    }
+
+    pub fn ticks(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.handle(Event::Tick);
+        }
+    }
+
+    /// How the step went last, if it did.
+    pub fn went(&self, step: StepId) -> Option<DispatchKind> {
+        self.log.iter().rev().find_map(|decision| match decision {
+            Decision::Dispatch { step: of, kind, .. } if *of == step => Some(*kind),
+            _ => None,
+        })
+    }
+
+    /// Where the step went last.
+    pub fn place(&self, step: StepId) -> Option<u32> {
+        self.log.iter().rev().find_map(|decision| match decision {
+            Decision::Dispatch { step: of, backend, .. } if *of == step => Some(backend.0),
+            _ => None,
+        })
+    }
+
+    pub fn held(&self, step: StepId) -> bool {
+        self.scheduler.steps.get(&step).is_some_and(|step| step.run.is_none())
+    }
+
+    pub fn reason(&self, step: StepId) -> Option<HoldReason> {
+        self.log.iter().rev().find_map(|decision| match decision {
+            Decision::Held { step: of, reason } if *of == step => Some(*reason),
+            _ => None,
+        })
+    }
+
+    pub fn refused(&self, step: StepId) -> Option<RefuseReason> {
+        self.log.iter().rev().find_map(|decision| match decision {
+            Decision::Refuse { step: of, reason } if *of == step => Some(*reason),
+            _ => None,
+        })
+    }
+
+    pub fn paused(&self, program: &str) -> Option<PauseReason> {
+        self.log.iter().rev().find_map(|decision| match decision {
+            Decision::Paused { program: of, reason, .. } if *of == key(program) => Some(*reason),
+            _ => None,
+        })
+    }
+
+    pub fn moved(&self, program: &str) -> bool {
+        self.log.iter().any(|decision| matches!(decision, Decision::Moved { program: of, .. } if *of == key(program)))
+    }
+
+    pub fn program(&self, program: &str) -> Option<ProgramView> {
+        self.scheduler.program(&key(program))
+    }
+
+    pub fn load(&self, backend: usize) -> LoadView {
+        self.scheduler.loads().remove(backend)
+    }
+
+    /// No program, no step, no claim, nothing in flight, nothing queued.
+    pub fn assert_as_if_nothing_had_been(&self) {
+        assert_eq!(self.scheduler.programs.len(), 0);
+        assert_eq!(self.scheduler.keys.len(), 0);
+        assert_eq!(self.scheduler.steps.len(), 0);
+        assert_eq!(self.scheduler.inactive.len(), 0);
+        assert_eq!(self.scheduler.queue.len(), 0);
+        assert!(self.scheduler.queue.started.is_empty() && self.scheduler.queue.fresh.is_empty());
+        for backend in self.scheduler.backends.values() {
+            assert_eq!(backend.claims, Tokens::ZERO);
+            assert_eq!(backend.in_flight, 0);
+            assert_eq!(backend.promised, Duration::ZERO);
+            assert!(backend.leased.is_empty() && backend.idle.is_empty());
+        }
+    }
+}
