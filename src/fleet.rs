@@ -1,26 +1,31 @@
 //! What is known of each backend: address, health, capacity, gauges.
 
-use crate::gate::{Gate, PoolId};
-use crate::scheduler::BackendId;
+mod backend;
+mod entry;
+mod link;
+mod models;
+mod monitor;
+mod pools;
+mod prometheus;
+mod registry;
+mod ring;
+mod vllm;
+
+pub use backend::Backend;
+
+use crate::config;
+use crate::gate::{Gate, LoadView, PoolId};
+use crate::scheduler::{BackendId, Event};
+use crate::units::Tokens;
+use entry::Entry;
+use monitor::Monitor;
+use pools::Pools;
+use registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A backend as configured.
-#[derive(Debug)]
-pub struct Backend {
-    pub id: BackendId,
-    pub pool: PoolId,
-    /// As the user wrote it, without a trailing slash: the key in ThunderAgent's JSON.
-    pub url: String,
-    /// `host:port`, what goes upstream as `Host`.
-    pub authority: String,
-    pub tls: bool,
-    /// Path in front of every request (`http://gpu/prefix`), empty or without a trailing slash.
-    pub prefix: String,
-    pub api_key: Option<crate::config::Secret>,
-    pub weight: u32,
-}
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 
 /// Everything the control API shows of a backend.
 #[derive(Clone, Debug)]
@@ -28,20 +33,26 @@ pub struct BackendStatus {
     pub backend: Arc<Backend>,
     pub healthy: bool,
     pub draining: bool,
+    /// Why it is not healthy; `None` before the first check.
+    pub down_reason: Option<String>,
     /// Last scrape; `None` before the first.
     pub gauges: Option<Gauges>,
     pub scrape_age: Option<Duration>,
 }
 
-/// One reading of a backend's `/metrics`.
+/// One reading of a backend's `/metrics`: gauges and counters, summed over its engines.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
+    /// Tokens in a KV block.
     pub block_size: u64,
     pub num_gpu_blocks: u64,
+    /// What the engine says, without the null block; 0 while unknown. `Backend::capacity_tokens` overrides it.
     pub capacity_tokens: u64,
     pub running: f64,
     pub waiting: f64,
+    /// 0–1, the mean over engines.
     pub kv_usage: f64,
+    /// In tokens, like `prefix_hits`.
     pub prefix_queries: f64,
     pub prefix_hits: f64,
     pub prompt_tokens: f64,
@@ -50,54 +61,241 @@ pub struct Gauges {
     pub requests_completed: f64,
 }
 
+/// Who is told of the backends: the gate. It must not call the fleet back from `tell`.
+pub trait Sink: Send + Sync + 'static {
+    fn tell(&self, pool: PoolId, event: Event);
+    /// Steps in flight on a backend.
+    fn in_flight(&self, pool: PoolId, backend: BackendId) -> usize;
+}
+
 /// The registry. Cheap to clone.
 #[derive(Clone)]
-pub struct Fleet {}
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
 
-impl Fleet {
-    pub fn new(_pools: &[crate::config::Pool], _metrics: &crate::config::Metrics, _gate: Gate) -> Self {
-        unimplemented!()
-    }
-    /// Health checks and scrapes of every backend; runs until the process ends. Spawns a task per backend.
-    pub async fn run(&self) {
-        unimplemented!()
-    }
-    pub fn get(&self, _id: BackendId) -> Option<Arc<Backend>> {
-        unimplemented!()
-    }
-    /// Where to connect; `None` while the name does not resolve.
-    pub fn address(&self, _id: BackendId) -> Option<SocketAddr> {
-        unimplemented!()
-    }
-    pub fn statuses(&self) -> Vec<BackendStatus> {
-        unimplemented!()
-    }
-    /// Which pool serves `model`; the empty-named pool serves any.
-    pub fn pool_for(&self, _model: Option<&str>) -> Option<PoolId> {
-        unimplemented!()
-    }
-    /// The consistent hash's choice among the pool's healthy backends.
-    pub fn preferred(&self, _pool: PoolId, _hash_of: &[u8]) -> Option<BackendId> {
-        unimplemented!()
-    }
-    /// A connection to it was refused or timed out: counts against its health at once.
-    pub fn connect_failed(&self, _id: BackendId) {
-        unimplemented!()
-    }
-    /// Adds a backend at run time.
-    pub fn add(&self, _pool: PoolId, _backend: crate::config::Backend) -> Result<BackendId, String> {
-        unimplemented!()
-    }
-    /// Drains a backend, then forgets it once nothing is in flight there.
-    pub fn remove(&self, _id: BackendId) -> bool {
-        unimplemented!()
-    }
-    /// The union of `GET /v1/models` over healthy backends of all pools, aliases included, as a JSON body.
-    pub async fn models(&self) -> bytes::Bytes {
-        unimplemented!()
-    }
-    /// Clients may be served: at least one backend is usable.
-    pub fn ready(&self) -> bool {
-        unimplemented!()
+struct Inner {
+    pools: Pools,
+    registry: Registry,
+    sink: Box<dyn Sink>,
+    metrics_interval: Duration,
+    timing: Timing,
+    models: models::Cache,
+    /// Backends that have no task yet.
+    newcomers: mpsc::UnboundedSender<Arc<Entry>>,
+    waiting: Mutex<mpsc::UnboundedReceiver<Arc<Entry>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Timing {
+    /// A backend that is down is checked this often, or every `health.interval` if that is shorter.
+    retry: Duration,
+    /// For a whole page of metrics or models.
+    page_limit: Duration,
+    drain_poll: Duration,
+    /// A draining backend is removed after this, steps in flight or not.
+    drain_limit: Duration,
+    /// How old the answer of `models` may be.
+    models_age: Duration,
+}
+
+// === impl Timing ===
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_secs(1),
+            page_limit: Duration::from_secs(2),
+            drain_poll: Duration::from_millis(250),
+            // The default of `timeouts.grace`: as long as a stream may finish when the whole server drains.
+            drain_limit: Duration::from_secs(600),
+            models_age: Duration::from_secs(1),
+        }
     }
 }
+
+// === impl Sink for Gate ===
+
+impl Sink for Gate {
+    fn tell(&self, pool: PoolId, event: Event) {
+        Self::tell(self, pool, event);
+    }
+
+    fn in_flight(&self, pool: PoolId, backend: BackendId) -> usize {
+        let here = |(of, load): (PoolId, LoadView)| (of == pool && load.backend == backend).then_some(load.in_flight);
+        self.loads().into_iter().find_map(here).unwrap_or(0)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn rebuild_ring(&self, pool: PoolId) {
+        self.pools.rebuild(pool, || Arc::clone(&self.registry.all()));
+    }
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// Metrics are read every `metrics.interval` whether or not they are `enabled`, which is about showing them:
+    /// the scheduler cannot do without. `sink` is the gate; it hears `BackendAdded` of every backend before this returns. A backend whose URL
+    /// cannot be used (which validation refuses) is logged and left out.
+    pub fn new(pools: &[config::Pool], metrics: &config::Metrics, sink: impl Sink) -> Self {
+        Self::with_timing(pools, metrics, sink, Timing::default())
+    }
+
+    fn with_timing(pools: &[config::Pool], metrics: &config::Metrics, sink: impl Sink, timing: Timing) -> Self {
+        let (newcomers, waiting) = mpsc::unbounded_channel();
+        let inner = Inner {
+            pools: Pools::new(pools),
+            registry: Registry::default(),
+            sink: Box::new(sink),
+            metrics_interval: metrics.interval,
+            timing,
+            models: models::Cache::new(),
+            newcomers,
+            waiting: Mutex::new(waiting),
+        };
+        let fleet = Self { inner: Arc::new(inner) };
+        for (index, pool) in pools.iter().enumerate() {
+            for backend in &pool.backends {
+                if let Err(reason) = fleet.add(PoolId(index), backend.clone()) {
+                    log::error!("backend left out: {reason}");
+                }
+            }
+        }
+        fleet
+    }
+
+    /// Health checks and scrapes of every backend; runs until the process ends. Spawns a task per backend.
+    pub async fn run(&self) {
+        let mut newcomers = self.inner.waiting.lock().await;
+        let mut monitors = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(entry) = newcomers.recv() => {
+                    if let Some(monitor) = Monitor::new(Arc::clone(&self.inner), entry) {
+                        monitors.spawn(monitor.run());
+                    }
+                }
+                Some(ended) = monitors.join_next() => {
+                    if let Err(error) = ended {
+                        log::error!("task of a backend: {error}");
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn get(&self, id: BackendId) -> Option<Arc<Backend>> {
+        self.inner.registry.with(id, |entry| Arc::clone(&entry.backend))
+    }
+
+    /// Where to connect; `None` while the name does not resolve.
+    #[must_use]
+    pub fn address(&self, id: BackendId) -> Option<SocketAddr> {
+        let address = |entry: &Arc<Entry>| entry.link.load().as_ref().map(|link| link.address);
+        self.inner.registry.with(id, address).flatten()
+    }
+
+    #[must_use]
+    pub fn statuses(&self) -> Vec<BackendStatus> {
+        self.inner.registry.all().iter().map(|entry| entry.status()).collect()
+    }
+
+    /// Which pool serves `model`, by name or alias; the empty-named pool serves any. A request that names no
+    /// model goes to the only pool, or else to the empty-named one.
+    #[must_use]
+    pub fn pool_for(&self, model: Option<&str>) -> Option<PoolId> {
+        self.inner.pools.serving(model)
+    }
+
+    /// What an alias stands for; `None` if `model` may go upstream as it is.
+    #[must_use]
+    pub fn canonical(&self, pool: PoolId, model: &str) -> Option<&str> {
+        let name = self.pool_name(pool)?;
+        (!name.is_empty() && name != model).then_some(name)
+    }
+
+    /// What clients ask for in `model`; empty for the pool that serves any.
+    #[must_use]
+    pub fn pool_name(&self, pool: PoolId) -> Option<&str> {
+        self.inner.pools.get(pool).map(|pool| pool.name.as_str())
+    }
+
+    /// The consistent hash's choice among the pool's healthy backends.
+    #[must_use]
+    pub fn preferred(&self, pool: PoolId, hash_of: &[u8]) -> Option<BackendId> {
+        self.inner.pools.get(pool)?.ring.load().pick(hash_of)
+    }
+
+    /// A connection to it was refused or timed out: it is down until its health check says otherwise, and that
+    /// runs at once.
+    pub fn connect_failed(&self, id: BackendId) {
+        let fell = self.inner.registry.with(id, |entry| {
+            let fell = entry.fall(&*self.inner.sink, "a connection to it failed".to_owned());
+            if fell {
+                entry.recheck.notify_one();
+            }
+            fell.then_some(entry.backend.pool)
+        });
+        if let Some(pool) = fell.flatten() {
+            self.inner.rebuild_ring(pool);
+        }
+    }
+
+    /// Adds a backend at run time.
+    ///
+    /// # Errors
+    /// Says what is wrong: no such pool, a URL that cannot be used, or one that the pool has already.
+    pub fn add(&self, pool: PoolId, backend: config::Backend) -> Result<BackendId, String> {
+        let inner = &self.inner;
+        inner.pools.get(pool).ok_or("no such pool")?;
+        let entry = inner.registry.insert(
+            |id| Backend::new(id, pool, &backend).map(Entry::new),
+            |entry| {
+                let added = Event::BackendAdded {
+                    backend: entry.backend.id,
+                    weight: backend.weight,
+                    capacity: backend.capacity_tokens.map(Tokens),
+                };
+                inner.sink.tell(pool, added);
+            },
+        )?;
+        let id = entry.backend.id;
+        inner.rebuild_ring(pool);
+        // The receiver lives as long as the fleet.
+        let _ = inner.newcomers.send(entry);
+        Ok(id)
+    }
+
+    /// Drains a backend, then forgets it once nothing is in flight there. `false` if there is none with this id.
+    pub fn remove(&self, id: BackendId) -> bool {
+        let pool = self.inner.registry.with(id, |entry| {
+            entry.start_draining(&*self.inner.sink);
+            entry.backend.pool
+        });
+        if let Some(pool) = pool {
+            self.inner.rebuild_ring(pool);
+        }
+        pool.is_some()
+    }
+
+    /// The union of `GET /v1/models` over healthy backends of all pools, aliases included, as a JSON body. At
+    /// most a second old.
+    pub async fn models(&self) -> bytes::Bytes {
+        self.inner.models.get(&self.inner).await
+    }
+
+    /// Clients may be served: at least one backend is usable.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.inner.registry.all().iter().any(|entry| entry.is_usable())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! `GET /v1/models`: the union over healthy backends, and the names that the configuration adds.
+
+use super::pools::Pool;
+use super::{Entry, Inner};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::Mutex;
+
+/// The last answer. Its lock is held over the fetch, so that many clients cause one.
+pub(super) struct Cache {
+    answer: Mutex<Option<(Instant, Bytes)>>,
+    /// Unix time in seconds: `created` of the names that the configuration adds.
+    created: u64,
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Id {
+    id: String,
+}
+
+#[derive(Serialize)]
+struct Named<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    root: &'a str,
+    parent: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Union {
+    object: &'static str,
+    data: Vec<Box<RawValue>>,
+}
+
+/// Entries in the order in which they first appear, each id once.
+#[derive(Default)]
+struct Collected {
+    seen: HashSet<String>,
+    data: Vec<Box<RawValue>>,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    pub(super) fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self { answer: Mutex::default(), created: now.map_or(0, |since| since.as_secs()) }
+    }
+
+    pub(super) async fn get(&self, inner: &Inner) -> Bytes {
+        let mut answer = self.answer.lock().await;
+        if let Some((at, body)) = &*answer
+            && at.elapsed() < inner.timing.models_age
+        {
+            return body.clone();
+        }
+        let body = self.collect(inner).await;
+        *answer = Some((Instant::now(), body.clone()));
+        body
+    }
+
+    async fn collect(&self, inner: &Inner) -> Bytes {
+        let up: Vec<Arc<Entry>> = inner.registry.all().iter().filter(|entry| entry.is_up()).cloned().collect();
+        let lists = join_all(up.iter().map(|entry| ask(entry, inner.timing.page_limit))).await;
+
+        let mut collected = Collected::default();
+        lists.into_iter().flatten().for_each(|entry| collected.add(entry));
+        for (id, pool) in inner.pools.iter() {
+            if up.iter().any(|entry| entry.backend.pool == id) {
+                self.name(pool, &mut collected);
+            }
+        }
+        let union = Union { object: "list", data: collected.data };
+        serde_json::to_vec(&union).map(Bytes::from).unwrap_or_default()
+    }
+
+    /// Lists the pool's name and aliases, unless a backend did.
+    fn name(&self, pool: &Pool, collected: &mut Collected) {
+        let names = std::iter::once(&pool.name).chain(&pool.aliases);
+        for id in names.filter(|name| !name.is_empty()) {
+            let root = if pool.name.is_empty() { id } else { &pool.name };
+            let parent = (root != id).then_some(root.as_str());
+            let (object, owned_by) = ("model", "thundergate");
+            let named = Named { id, object, created: self.created, owned_by, root, parent };
+            if let Ok(entry) = serde_json::value::to_raw_value(&named) {
+                collected.add(entry);
+            }
+        }
+    }
+}
+
+// === impl Collected ===
+
+impl Collected {
+    fn add(&mut self, entry: Box<RawValue>) {
+        let id = serde_json::from_str::<Id>(entry.get());
+        if id.is_ok_and(|Id { id }| self.seen.insert(id)) {
+            self.data.push(entry);
+        }
+    }
+}
+
+/// A backend that does not answer in time, or in another shape, adds nothing.
+async fn ask(entry: &Entry, limit: Duration) -> Vec<Box<RawValue>> {
+    let Some(link) = entry.link.load_full() else {
+        return Vec::new();
+    };
+    match link.fetch(&entry.backend, "/v1/models", limit).await {
+        Ok(page) => serde_json::from_slice::<List>(&page).map(|list| list.data).unwrap_or_default(),
+        Err(reason) => {
+            log::debug!("models of {}: {reason}", entry.backend.url);
+            Vec::new()
+        }
+    }
+}

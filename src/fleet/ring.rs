@@ -1,0 +1,123 @@
+//! The consistent hash over a pool's usable backends: Pingora's Ketama ring.
+
+use super::Backend;
+use crate::scheduler::BackendId;
+use pingora_core::protocols::l4::socket::SocketAddr as LbAddr;
+use pingora_load_balancing::selection::{BackendIter, BackendSelection, Consistent};
+use pingora_load_balancing::{Backend as LbBackend, Extensions};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// The ring has 160 points per unit of weight, so weights are scaled down to at most this.
+const MAX_WEIGHT: u32 = 100;
+
+pub(super) struct Ring(Arc<Consistent>);
+
+// === impl Ring ===
+
+impl Ring {
+    /// `backends`: all of the pool, each with whether it is usable now. The unusable ones have no point on the
+    /// ring, but their weights count for the scale, so that the others' points stay where they are.
+    pub(super) fn build<'a>(backends: impl Iterator<Item = (&'a Backend, bool)> + Clone) -> Self {
+        let weights = backends.clone().map(|(backend, _)| backend.weight);
+        let unit = weights.clone().fold(0, gcd).max(1);
+        let largest = weights.max().unwrap_or(0) / unit;
+        let points = |weight: u32| match weight / unit {
+            0 => 0,
+            weight if largest <= MAX_WEIGHT => weight,
+            weight => (u64::from(weight) * u64::from(MAX_WEIGHT) / u64::from(largest)).max(1) as u32,
+        };
+        let usable: BTreeSet<LbBackend> = backends
+            .filter(|(backend, usable)| *usable && backend.weight > 0)
+            .map(|(backend, _)| node(backend, points(backend.weight) as usize))
+            .collect();
+        Self(Arc::new(Consistent::build(&usable)))
+    }
+
+    /// Where `key` belongs; `None` on an empty ring.
+    pub(super) fn pick(&self, key: &[u8]) -> Option<BackendId> {
+        self.0.iter(key).next()?.ext.get::<BackendId>().copied()
+    }
+}
+
+/// The ring's key is an address. It is made from the URL and not from where the name resolves to: the choice
+/// outlives a new IP, is the same in every instance, and two backends behind one address stay two.
+fn node(backend: &Backend, weight: usize) -> LbBackend {
+    let digest = Sha256::digest(backend.url.as_bytes());
+    let mut address = [0; 16];
+    address.copy_from_slice(&digest[..16]);
+    let mut ext = Extensions::new();
+    ext.insert(backend.id);
+    let addr = LbAddr::Inet(SocketAddr::from((Ipv6Addr::from(address), 0)));
+    LbBackend { addr, weight, ext }
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::PoolId;
+    use std::collections::BTreeMap;
+
+    fn backend(id: u32, weight: u32) -> Backend {
+        let config = crate::config::Backend {
+            url: format!("http://gpu{id}:8000").parse().unwrap(),
+            api_key: None,
+            weight,
+            capacity_tokens: None,
+        };
+        Backend::new(BackendId(id), PoolId(0), &config).unwrap()
+    }
+
+    fn ring(backends: &[(Backend, bool)]) -> Ring {
+        Ring::build(backends.iter().map(|(backend, usable)| (backend, *usable)))
+    }
+
+    fn shares(ring: &Ring) -> BTreeMap<BackendId, usize> {
+        let mut shares = BTreeMap::new();
+        for key in 0..10_000_u32 {
+            *shares.entry(ring.pick(&key.to_be_bytes()).unwrap()).or_default() += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn an_empty_ring_prefers_nobody() {
+        assert_eq!(ring(&[]).pick(b"x"), None);
+        assert_eq!(ring(&[(backend(1, 1), false), (backend(2, 0), true)]).pick(b"x"), None);
+    }
+
+    #[test]
+    fn keys_of_a_lost_backend_move_and_no_others() {
+        let all = ring(&[(backend(1, 100), true), (backend(2, 150), true), (backend(3, 50), true)]);
+        let less = ring(&[(backend(1, 100), true), (backend(2, 150), false), (backend(3, 50), true)]);
+        let mut moved = 0;
+        for key in 0..1_000_u32 {
+            let key = key.to_be_bytes();
+            let (before, after) = (all.pick(&key).unwrap(), less.pick(&key).unwrap());
+            if before == BackendId(2) {
+                moved += 1;
+                assert_ne!(after, BackendId(2));
+            } else {
+                assert_eq!(before, after);
+            }
+        }
+        assert!(moved > 0);
+    }
+
+    #[test]
+    fn shares_follow_weights_however_large() {
+        for scale in [1, 7, 1_000_000_000] {
+            let shares = shares(&ring(&[(backend(1, scale), true), (backend(2, 3 * scale), true)]));
+            let share = shares[&BackendId(2)] as f64 / 10_000.0;
+            assert!((0.65..0.85).contains(&share), "{scale}: {share}");
+        }
+        let odd = ring(&[(backend(1, 1), true), (backend(2, u32::MAX), true)]);
+        assert_eq!(shares(&odd).len(), 2, "a small weight still counts");
+    }
+}
