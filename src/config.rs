@@ -1,5 +1,43 @@
 //! Configuration: one tree, one validation; YAML, flags and reload all produce it.
 
+mod defaults;
+mod draft;
+mod expand;
+pub mod flags;
+mod humane;
+pub mod mistake;
+mod node;
+mod read;
+pub mod schema;
 pub mod tree;
+mod unsupported;
+pub mod validate;
+mod yaml;
 
+pub use defaults::IDENTITY_SOURCES;
+pub use expand::Surroundings;
+pub use flags::Flags;
+pub use mistake::{Failure, Mark, Mistake, Mistakes};
+pub use schema::schema;
 pub use tree::*;
+pub use validate::validate;
+
+use std::path::Path;
+
+/// Reads and validates a YAML document.
+///
+/// # Errors
+/// Every mistake.
+pub fn from_yaml(text: &str, sources: &Surroundings<'_>) -> Result<Config, Mistakes> {
+    let (config, _) = yaml::parse(text, sources).finish()?;
+    Ok(config)
+}
+
+/// Reads and validates a YAML file.
+///
+/// # Errors
+/// A file that cannot be read, or every mistake.
+pub fn from_file(file: &Path) -> Result<Config, Failure> {
+    let (config, _) = yaml::open(file)?.finish()?;
+    Ok(config)
+}

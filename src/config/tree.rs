@@ -1,10 +1,18 @@
 //! The one configuration tree. YAML, flags and reload all produce it; nothing else holds settings.
+//!
+//! Types that look alike in YAML derive their surface form here, and their doc comments become the
+//! schema; the two that do not (the root and the scheduler) have theirs in `yaml.rs`. Defaults are in
+//! `defaults.rs`.
 
+use super::humane;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Everything that can be set. Its surface form in YAML is `yaml::File`.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listeners: Vec<Listener>,
@@ -23,89 +31,210 @@ pub struct Config {
     pub metrics: Metrics,
 }
 
-#[derive(Clone, Debug)]
+/// One address that clients connect to.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Listener {
+    /// IP address and port, such as `0.0.0.0:8300`.
+    #[serde(deserialize_with = "humane::address")]
+    #[schemars(with = "String")]
     pub address: SocketAddr,
+    /// Serve HTTPS here.
+    #[serde(default)]
     pub tls: Option<Tls>,
 }
-#[derive(Clone, Debug)]
+
+/// Certificate and key of a listener. Relative paths start at the directory of the YAML file.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Tls {
+    /// PEM file with the certificate chain, the server's own certificate first.
     pub cert: PathBuf,
+    /// PEM file with the private key.
     pub key: PathBuf,
+    /// PEM file with the authorities whose client certificates are accepted.
+    #[serde(skip)]
     pub client_ca: Option<PathBuf>,
 }
-#[derive(Clone, Debug)]
+
+/// A listener of its own for the control endpoints.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Admin {
+    /// IP address and port, such as `127.0.0.1:9300`. Anything but loopback needs a token.
+    #[serde(deserialize_with = "humane::address")]
+    #[schemars(with = "String")]
     pub listen: SocketAddr,
+    /// What clients send as `Authorization: Bearer TOKEN`. None asked for when absent.
+    #[serde(default)]
     pub token: Option<Secret>,
 }
 
 /// Never printed: `Debug` shows `***`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
 pub struct Secret(pub String);
+
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which inference server the backends of a pool run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum Engine {
+    #[default]
     Vllm,
+    #[schemars(skip)]
     Sglang,
+    #[schemars(skip)]
     Skyrl,
+    #[schemars(skip)]
+    #[value(skip)]
     Openai,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+
+impl Engine {
+    /// As the YAML has it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::Skyrl => "skyrl",
+            Self::Openai => "openai",
+        }
+    }
+}
+
+/// How a step finds its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum Routing {
+    /// By program: steps stay where their prefix is, and are held while there is no room.
+    #[default]
     Program,
+    /// To the backend with the fewest tokens in flight; nothing is held for room.
     LeastLoad,
+    /// To each backend in turn; nothing is held for room.
     RoundRobin,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+
+/// What happens to a step that names no program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum Anonymous {
+    /// It is routed by load and not tracked.
+    #[default]
     Passthrough,
+    /// It belongs to one program named `default`, as in ThunderAgent.
     Default,
+    #[schemars(skip)]
     Fingerprint,
 }
 
-#[derive(Clone, Debug)]
+/// The backends that serve one model.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Pool {
-    /// What clients ask for in `model`; empty serves any model.
+    /// What clients ask for in `model`; empty serves any model that no other pool serves.
     pub name: String,
+    /// Other names that clients may ask for; `name` is sent to the backend instead.
     pub aliases: Vec<String>,
+    /// Which inference server the backends run.
     pub engine: Engine,
+    /// How a step finds its backend.
     pub routing: Routing,
+    /// The servers: an URL each, or a mapping.
+    #[schemars(with = "Vec<UrlOrBackend>")]
     pub backends: Vec<Backend>,
+    /// How the backends' health is asked for.
     pub health: Health,
 }
-#[derive(Clone, Debug)]
+
+/// One inference server.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, remote = "Self")]
+#[schemars(rename = "Backend")]
 pub struct Backend {
+    /// `http://` or `https://`, host, port, and a path if the server lives below one.
+    #[serde(deserialize_with = "humane::url")]
+    #[schemars(with = "String")]
     pub url: url::Url,
+    /// Sent to it as `Authorization: Bearer KEY` in place of the client's own.
+    #[serde(default)]
     pub api_key: Option<Secret>,
+    /// Its share of steps that are routed by load, relative to the others: 1 to 1000.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
     pub weight: u32,
+    /// KV cache size in tokens, in place of what the server reports.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
     pub capacity_tokens: Option<u64>,
 }
-#[derive(Clone, Debug)]
+
+fn one() -> u32 {
+    1
+}
+
+/// The two forms of a backend, for the schema.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) enum UrlOrBackend {
+    Url(String),
+    Backend(Backend),
+}
+
+/// How often a backend is asked whether it is well, and when it is believed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Health {
+    /// Path of the check; any 2xx answer is healthy.
     pub path: String,
+    /// Time between two checks.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub interval: Duration,
+    /// A check that takes longer has failed.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub timeout: Duration,
+    /// Failed checks in a row that take a backend out.
+    #[schemars(range(min = 1))]
     pub unhealthy_after: u32,
+    /// Good checks in a row that bring it back.
+    #[schemars(range(min = 1))]
     pub healthy_after: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What happens to a step that was held for `scheduler.hold.max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum OnTimeout {
+    /// A started program is let in although it does not fit, one per backend at a time; a new one gets 429.
     Admit,
+    /// It gets 429.
     Reject,
 }
+
+/// The scheduler of pools with `routing: program`. Each field is the YAML key of the same name
+/// (`hold_max` is `hold.max`).
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     pub hold_max: Duration,
     pub hold_on_timeout: OnTimeout,
     pub hold_queue: usize,
-    /// Share of the capacity left free, 0–1.
+    /// Share of the capacity left free, 0–0.5.
     pub headroom: f64,
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
@@ -116,75 +245,172 @@ pub struct Scheduler {
     /// Let the weight of an idle program fall as 2^(-idle seconds).
     pub acting_decay: bool,
 }
-#[derive(Clone, Debug)]
+
+/// What is remembered of programs.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Programs {
+    /// A program without a step for this long is forgotten.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub idle_ttl: Duration,
+    /// Programs remembered at once; beyond it the longest idle are forgotten.
+    #[schemars(range(min = 1))]
     pub max: usize,
+    /// What happens to a step that names no program.
     pub anonymous: Anonymous,
 }
-#[derive(Clone, Debug)]
+
+/// Where a step's program is looked for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Identity {
+    /// Places in the request, the first valid one wins.
     pub sources: Vec<String>,
+    /// A longer id is replaced by its hash.
+    #[schemars(range(min = 1))]
     pub max_bytes: usize,
 }
-#[derive(Clone, Debug, Default)]
+
+/// Who may use the proxy.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Auth {
+    /// Keys that clients send as `Authorization: Bearer KEY`; without any, everybody may.
     pub keys: Vec<ApiKey>,
 }
-#[derive(Clone, Debug)]
+
+/// One client's key.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ApiKey {
+    /// Shown in logs in place of the key.
     pub name: String,
+    /// The key itself.
     pub key: Secret,
+    /// Programs are kept apart by tenant; the key's name when absent.
+    #[serde(default)]
     pub tenant: String,
 }
-#[derive(Clone, Debug)]
+
+/// Bounds on what clients may ask for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Largest request body.
+    #[serde(with = "humane::size")]
+    #[schemars(with = "humane::SizeText")]
     pub body: usize,
+    /// Deepest nesting of a JSON body.
+    #[schemars(range(min = 1))]
     pub json_depth: usize,
+    /// Client connections open at once.
+    #[schemars(range(min = 1))]
     pub connections: usize,
+    /// Limits of each key of `auth.keys`.
     pub per_key: PerKey,
 }
-#[derive(Clone, Debug, Default)]
+
+/// Limits of each API key; absent: none.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct PerKey {
+    /// Steps per minute.
+    #[schemars(range(min = 1))]
     pub requests_per_minute: Option<u64>,
+    /// Prompt and completion tokens per minute.
+    #[schemars(range(min = 1))]
     pub tokens_per_minute: Option<u64>,
+    /// Steps in flight or held at once.
+    #[schemars(range(min = 1))]
     pub concurrent: Option<u64>,
 }
-#[derive(Clone, Debug)]
+
+/// How long each part of a request may take.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
+    /// To connect to a backend, TLS included.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub connect: Duration,
+    /// For a client to send its request header.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub request_header: Duration,
+    /// From the request sent to the backend's first byte: queueing and prefill there.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub first_byte: Duration,
+    /// Longest silence within an answer.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub stream_idle: Duration,
+    /// For answers in flight to finish after SIGTERM.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub grace: Duration,
 }
-#[derive(Clone, Debug)]
+
+/// What is tried again. Only a request of which nothing reached a backend is.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Retry {
+    /// Further backends tried after the first one could not be connected to: 0 to 15.
+    #[schemars(range(max = 15))]
     pub connect_attempts: usize,
 }
-#[derive(Clone, Debug)]
+
+/// What is logged, and where.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Logging {
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,pingora_core=warn`.
+    /// The environment variable `RUST_LOG` wins over it.
+    #[serde(deserialize_with = "humane::log_level")]
     pub level: String,
+    /// One line for every request; none when absent.
     pub access: Option<Access>,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+
+/// How a line of the access log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub enum AccessFormat {
+    #[default]
     Json,
     Text,
 }
-#[derive(Clone, Debug)]
+
+/// The access log.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Access {
+    /// How a line looks.
     pub format: AccessFormat,
+    /// `stdout`, `stderr`, or a file to append to.
     pub path: PathBuf,
 }
-#[derive(Clone, Debug)]
+
+/// Times of every step, kept and written to `step_profiles.csv`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Profile {
+    /// Directory of `step_profiles.csv`, made when missing.
     pub dir: PathBuf,
 }
-/// `--metrics`, `--metrics-interval`: how often each backend's own `/metrics` is read.
-#[derive(Clone, Debug)]
+
+/// How the backends' own `/metrics` are read.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Metrics {
+    /// Report them in ThunderAgent's JSON and keep their history. They are read for the backends'
+    /// capacity in any case.
     pub enabled: bool,
+    /// Time between two readings.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
     pub interval: Duration,
 }
 

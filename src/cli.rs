@@ -1,0 +1,32 @@
+//! The command line.
+
+use crate::config::Flags;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A program-aware load balancer for vLLM fleets.
+///
+/// Without a command it serves: `thundergate --backends http://gpu1:8000,http://gpu2:8000`.
+#[derive(Debug, Parser)]
+#[command(name = "thundergate", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read a YAML file and tell every mistake in it, with line and column
+    Check(Check),
+    /// Print the JSON Schema of the YAML, for editors
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The file to check
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+}

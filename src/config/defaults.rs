@@ -1,0 +1,210 @@
+//! The one place for defaults, and the small constructors around them.
+
+use super::tree::{
+    Access, AccessFormat, Auth, Backend, Config, Health, Identity, Limits, Listener, Logging,
+    Metrics, OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
+};
+use super::{Anonymous, humane};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const fn minutes(count: u64) -> Duration {
+    seconds(60 * count)
+}
+
+/// Where a program's id is looked for, in this order. `body:` is a path in the JSON body.
+pub const IDENTITY_SOURCES: &[&str] = &[
+    "body:program_id",
+    "body:extra_body.program_id",
+    "header:x-program-id",
+    "body:vllm_xargs.agentic_context.program_id",
+    "header:x-dynamo-session-id",
+    "header:x-claude-code-agent-id",
+    "header:x-claude-code-session-id",
+    "header:x-session-id",
+    "header:x-session-affinity",
+    "header:session-id",
+    "header:session_id",
+    "header:x-litellm-session-id",
+    "header:x-smg-routing-key",
+    "body:prompt_cache_key",
+    "body:metadata.session_id",
+    "body:metadata.user_id",
+];
+
+impl Default for Config {
+    /// What an empty YAML file gives: ThunderAgent's address, and no backends yet.
+    fn default() -> Self {
+        Self {
+            listeners: vec![Listener::plain(SocketAddr::from((
+                Ipv4Addr::UNSPECIFIED,
+                8300,
+            )))],
+            admin: None,
+            models: Vec::new(),
+            scheduler: Scheduler::default(),
+            programs: Programs::default(),
+            identity: Identity::default(),
+            auth: Auth::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            logging: Logging::default(),
+            profile: None,
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+impl Listener {
+    /// A listener without TLS.
+    #[must_use]
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+}
+
+impl Backend {
+    /// A backend with nothing but an address.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, as "expected …".
+    pub fn at(url: &str) -> Result<Self, String> {
+        Ok(Self {
+            url: humane::parse_url(url)?,
+            api_key: None,
+            weight: 1,
+            capacity_tokens: None,
+        })
+    }
+}
+
+impl Pool {
+    /// The unnamed pool, which serves any model.
+    #[must_use]
+    pub fn unnamed(backends: Vec<Backend>) -> Self {
+        Self {
+            backends,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            path: "/health".to_owned(),
+            interval: seconds(5),
+            timeout: seconds(2),
+            unhealthy_after: 3,
+            healthy_after: 2,
+        }
+    }
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            hold_max: minutes(30),
+            hold_on_timeout: OnTimeout::Admit,
+            hold_queue: 10_000,
+            headroom: 0.02,
+            evict_cost_factor: 1.0,
+            evict_idle_factor: 2.0,
+            tick: seconds(1),
+            no_backend_wait: seconds(30),
+            acting_weight: 1.0,
+            acting_decay: false,
+        }
+    }
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self {
+            idle_ttl: minutes(30),
+            max: 200_000,
+            anonymous: Anonymous::Passthrough,
+        }
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            sources: IDENTITY_SOURCES.iter().map(ToString::to_string).collect(),
+            max_bytes: 256,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 64 << 20,
+            json_depth: 128,
+            connections: 20_000,
+            per_key: PerKey::default(),
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: seconds(2),
+            request_header: seconds(10),
+            first_byte: minutes(30),
+            stream_idle: minutes(10),
+            grace: minutes(10),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            connect_attempts: 2,
+        }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            access: None,
+        }
+    }
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            format: AccessFormat::Json,
+            path: PathBuf::from("stdout"),
+        }
+    }
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("/tmp/thunderagent_profiles"),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            interval: seconds(5),
+        }
+    }
+}

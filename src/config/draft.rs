@@ -1,0 +1,93 @@
+//! A configuration while it is put together: what was read, from where, and what is wrong with it.
+
+use super::mistake::{Mistake, Mistakes};
+use super::node::Node;
+use super::tree::{Config, Notes};
+use super::validate::validate;
+use std::path::PathBuf;
+
+#[derive(Default)]
+pub(super) struct Draft {
+    /// `None`: nothing could be read.
+    pub config: Option<Config>,
+    pub file: Option<PathBuf>,
+    pub tree: Option<Node>,
+    pub mistakes: Vec<Mistake>,
+    pub notes: Notes,
+    /// No backends at the start, on purpose.
+    pub without_backends: bool,
+    /// How the user wrote a path of the config tree; the last that fits wins.
+    shown: Vec<(String, String)>,
+}
+
+impl Draft {
+    pub fn unusable(mut self) -> Self {
+        self.config = None;
+        self
+    }
+
+    /// `path` of the config tree came from `shown`: another key, or a flag.
+    pub fn shows(&mut self, path: &str, shown: &str) {
+        self.shown.push((path.to_owned(), shown.to_owned()));
+    }
+
+    /// Validates.
+    ///
+    /// # Errors
+    /// Every mistake, those of reading too.
+    pub fn finish(mut self) -> Result<(Config, Notes), Mistakes> {
+        let found = match &self.config {
+            Some(config) => validate(config, self.without_backends),
+            None => Vec::new(),
+        };
+        for mistake in found {
+            self.place(mistake);
+        }
+        match self.config {
+            Some(config) if self.mistakes.is_empty() => Ok((config, self.notes)),
+            _ => {
+                self.mistakes.sort_by_key(|mistake| mistake.at);
+                Err(Mistakes {
+                    file: self.file,
+                    list: self.mistakes,
+                })
+            }
+        }
+    }
+
+    /// Adds a mistake of validation with its place in the file, unless it follows from one that is told already.
+    fn place(&mut self, mut mistake: Mistake) {
+        mistake.path = self.shown(&mistake.path);
+        if let Some(root) = self
+            .tree
+            .as_ref()
+            .filter(|_| !mistake.path.starts_with("--"))
+        {
+            let (trail, whole) = root.find(&mistake.path);
+            let Some(node) = root.at(&trail) else { return };
+            if whole && node.spoilt() {
+                return;
+            }
+            if whole {
+                mistake.path = root.path(&trail);
+            }
+            mistake.at = Some(node.mark);
+        }
+        self.mistakes.push(mistake);
+    }
+
+    fn shown(&self, path: &str) -> String {
+        let fits = |(from, to): &(String, String)| {
+            let rest = path.strip_prefix(from.as_str())?;
+            (rest.is_empty() || rest.starts_with(['.', '['])).then(|| match to.starts_with("--") {
+                true => to.clone(),
+                false => format!("{to}{rest}"),
+            })
+        };
+        self.shown
+            .iter()
+            .rev()
+            .find_map(fits)
+            .unwrap_or_else(|| path.to_owned())
+    }
+}

@@ -1,0 +1,231 @@
+//! ThunderAgent's flags, with its names and defaults. A flag that was given wins over the YAML.
+
+use super::draft::Draft;
+use super::humane::parse_log_level;
+use super::mistake::{Failure, Mistake};
+use super::tree::{Anonymous, Backend, Config, Engine, Listener, Notes, Pool, Profile, Routing};
+use super::yaml;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the server is started with. A field is `None` (or `false`) unless it was given.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// YAML with these settings and all others; a flag wins over it
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on [default: 0.0.0.0]
+    #[arg(long, value_name = "ADDRESS")]
+    pub host: Option<String>,
+    /// Port to listen on [default: 8300]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// debug, info, warning, error, critical [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Backends, with commas between; "" starts without any [default: http://localhost:8000]
+    #[arg(long, value_name = "URL,URL,…")]
+    pub backends: Option<String>,
+    /// tr: by program, held while there is no room; default: round robin [default: tr]
+    #[arg(long)]
+    pub router: Option<Router>,
+    /// What the backends run [default: vllm]
+    #[arg(long, value_name = "TYPE")]
+    pub backend_type: Option<Engine>,
+    /// Keep the times of every step and write them to step_profiles.csv
+    #[arg(long)]
+    pub profile: bool,
+    /// Where step_profiles.csv goes [default: /tmp/thunderagent_profiles]
+    #[arg(long, value_name = "DIR")]
+    pub profile_dir: Option<PathBuf>,
+    /// Show the backends' own metrics, with their history, in GET /metrics
+    #[arg(long)]
+    pub metrics: bool,
+    /// Seconds between two readings of a backend's metrics [default: 5.0]
+    #[arg(long, value_name = "SECONDS")]
+    pub metrics_interval: Option<f64>,
+    /// Accepted, without a meaning: decisions are made at every event [default: 5.0]
+    #[arg(long, value_name = "SECONDS")]
+    pub scheduler_interval: Option<f64>,
+    /// How much an idle program's tokens count against capacity, 0 to 1 [default: 1.0]
+    #[arg(long, value_name = "WEIGHT")]
+    pub acting_token_weight: Option<f64>,
+    /// Let that weight halve with every second that the program is idle
+    #[arg(long)]
+    pub use_acting_token_decay: bool,
+    /// Take the listening sockets over from a running server
+    #[arg(long)]
+    pub upgrade: bool,
+}
+
+/// ThunderAgent's `--router`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Router {
+    Tr,
+    Default,
+}
+
+// === impl Flags ===
+
+impl Flags {
+    /// Reads the YAML, if there is one, puts the flags over it, and validates the whole. May be called
+    /// again, to reload.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or every mistake.
+    pub fn load(&self) -> Result<(Config, Notes), Failure> {
+        let mut draft = match &self.config {
+            Some(file) => yaml::open(file)?,
+            None => self.alone(),
+        };
+        self.apply(&mut draft);
+        Ok(draft.finish()?)
+    }
+
+    /// What ThunderAgent does without any file.
+    fn alone(&self) -> Draft {
+        let mut draft = Draft::default();
+        let mut config = Config::default();
+        config.programs.anonymous = Anonymous::Default;
+        if self.backends.is_none() {
+            let backend = Backend::at("http://localhost:8000");
+            config.models = vec![Pool::unnamed(backend.into_iter().collect())];
+        }
+        draft.config = Some(config);
+        draft
+    }
+
+    /// Puts the flags over what the draft has.
+    pub(super) fn apply(&self, draft: &mut Draft) {
+        if self.upgrade {
+            wrong(draft, "--upgrade", "not supported by this version");
+        }
+        let Some(mut config) = draft.config.take() else {
+            return;
+        };
+        self.apply_listener(&mut config, draft);
+        self.apply_pools(&mut config, draft);
+        self.apply_scheduler(&mut config, draft);
+        self.apply_telemetry(&mut config, draft);
+        draft.config = Some(config);
+    }
+
+    fn apply_listener(&self, config: &mut Config, draft: &mut Draft) {
+        if self.host.is_none() && self.port.is_none() {
+            return;
+        }
+        if config.listeners.is_empty() {
+            config.listeners = Config::default().listeners;
+        }
+        let Some(Listener { address, .. }) = config.listeners.first_mut() else {
+            return;
+        };
+        if let Some(host) = &self.host {
+            match resolve(host) {
+                Some(ip) => address.set_ip(ip),
+                None => wrong(
+                    draft,
+                    "--host",
+                    format!("`{host}` is not an address of this machine"),
+                ),
+            }
+            draft.shows("listeners[0].address", "--host");
+        }
+        if let Some(port) = self.port {
+            address.set_port(port);
+            draft.shows("listeners[0].address", "--port");
+        }
+    }
+
+    fn apply_pools(&self, config: &mut Config, draft: &mut Draft) {
+        if let Some(list) = &self.backends {
+            let mut backends = Vec::new();
+            for url in list.split(',').map(str::trim).filter(|url| !url.is_empty()) {
+                match Backend::at(url) {
+                    Ok(backend) => backends.push(backend),
+                    Err(message) => wrong(draft, "--backends", format!("{message}, found `{url}`")),
+                }
+            }
+            // A list of nothing but mistakes is told as such already.
+            draft.without_backends = backends.is_empty();
+            draft.shows("models", "--backends");
+            config.models = vec![Pool::unnamed(backends)];
+        }
+        for (index, pool) in config.models.iter_mut().enumerate() {
+            if let Some(engine) = self.backend_type {
+                pool.engine = engine;
+                draft.shows(&format!("models[{index}].engine"), "--backend-type");
+            }
+            match self.router {
+                Some(Router::Tr) => pool.routing = Routing::Program,
+                Some(Router::Default) => pool.routing = Routing::RoundRobin,
+                None => {}
+            }
+        }
+    }
+
+    fn apply_scheduler(&self, config: &mut Config, draft: &mut Draft) {
+        if let Some(weight) = self.acting_token_weight {
+            config.scheduler.acting_weight = weight;
+            draft.shows("scheduler.acting_weight", "--acting-token-weight");
+        }
+        config.scheduler.acting_decay |= self.use_acting_token_decay;
+        if self.scheduler_interval.is_some() {
+            draft.notes.insert(
+                "--scheduler-interval".into(),
+                "has no meaning here: the scheduler decides at every event, not at intervals"
+                    .into(),
+            );
+        }
+    }
+
+    fn apply_telemetry(&self, config: &mut Config, draft: &mut Draft) {
+        if let Some(level) = &self.log_level {
+            match parse_log_level(level) {
+                Ok(level) => config.logging.level = level,
+                Err(message) => wrong(draft, "--log-level", format!("{message}, found `{level}`")),
+            }
+        }
+        if self.profile {
+            config.profile.get_or_insert_with(Profile::default);
+        }
+        match (&self.profile_dir, &mut config.profile) {
+            (Some(dir), Some(profile)) => profile.dir.clone_from(dir),
+            (Some(_), None) => {
+                draft.notes.insert(
+                    "--profile-dir".into(),
+                    "has no meaning without --profile".into(),
+                );
+            }
+            (None, _) => {}
+        }
+        config.metrics.enabled |= self.metrics;
+        if let Some(seconds) = self.metrics_interval {
+            match Duration::try_from_secs_f64(seconds) {
+                Ok(interval) if !interval.is_zero() && seconds <= 86_400.0 => {
+                    config.metrics.interval = interval;
+                }
+                _ => wrong(
+                    draft,
+                    "--metrics-interval",
+                    format!("expected seconds above 0, at most a day, found `{seconds}`"),
+                ),
+            }
+        }
+    }
+}
+
+fn wrong(draft: &mut Draft, flag: &str, message: impl Into<String>) {
+    draft.mistakes.push(Mistake::new(flag, message));
+}
+
+/// An IP address, or a name of this machine such as `localhost`; its IPv4 address where it has both.
+fn resolve(host: &str) -> Option<IpAddr> {
+    if let Ok(ip) = host.trim_matches(['[', ']']).parse() {
+        return Some(ip);
+    }
+    let found: Vec<SocketAddr> = (host, 0).to_socket_addrs().ok()?.collect();
+    let first = found.iter().find(|a| a.is_ipv4()).or(found.first())?;
+    Some(first.ip())
+}

@@ -1,0 +1,321 @@
+//! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
+
+use super::mistake::Mistake;
+use super::tree::{Admin, Anonymous, Config, Engine, Pool, Secret};
+use super::unsupported;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// Every mistake. Paths are those of `Config`, as the YAML spells them.
+///
+/// `without_backends`: a pool may start empty, to be filled at run time.
+#[must_use]
+pub fn validate(config: &Config, without_backends: bool) -> Vec<Mistake> {
+    let mut check = Check(Vec::new());
+    check.listeners(config);
+    check.pools(&config.models, without_backends);
+    check.scheduler(config);
+    check.identity(config);
+    check.keys(config);
+    check.limits(config);
+    check.0
+}
+
+// === impl Check ===
+
+struct Check(Vec<Mistake>);
+
+impl Check {
+    fn that(&mut self, good: bool, path: impl Into<String>, message: impl Into<String>) {
+        if !good {
+            self.0.push(Mistake::new(path, message));
+        }
+    }
+
+    fn within<N: PartialOrd + std::fmt::Display>(&mut self, value: N, low: N, high: N, path: &str) {
+        let message = format!("expected {low} to {high}, found {value}");
+        self.that(low <= value && value <= high, path, message);
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let mut taken: Vec<SocketAddr> = Vec::new();
+        let mut free = |check: &mut Self, address: SocketAddr, path: String| {
+            let other = taken.iter().find(|other| collide(**other, address));
+            if let Some(other) = other {
+                check.that(
+                    false,
+                    path,
+                    format!("{address} is taken by {other} already"),
+                );
+            }
+            taken.push(address);
+        };
+        for (index, listener) in config.listeners.iter().enumerate() {
+            let path = format!("listeners[{index}]");
+            free(self, listener.address, format!("{path}.address"));
+            if let Some(tls) = &listener.tls {
+                self.readable(&tls.cert, format!("{path}.tls.cert"));
+                self.readable(&tls.key, format!("{path}.tls.key"));
+            }
+        }
+        if let Some(Admin { listen, token }) = &config.admin {
+            free(self, *listen, "admin.listen".into());
+            self.that(
+                listen.ip().is_loopback() || token.is_some(),
+                "admin.listen",
+                format!("{listen} can be reached from outside: set `admin.token`"),
+            );
+            self.secret(token.as_ref(), "admin.token".into());
+        }
+    }
+
+    fn readable(&mut self, file: &Path, path: String) {
+        let opened = std::fs::metadata(file).and_then(|found| {
+            let opened = std::fs::File::open(file)?;
+            Ok((found.is_file(), opened))
+        });
+        match opened {
+            Ok((true, _)) => {}
+            Ok((false, _)) => self.that(false, path, format!("{}: not a file", file.display())),
+            Err(error) => self.that(false, path, format!("{}: {error}", file.display())),
+        }
+    }
+
+    fn pools(&mut self, pools: &[Pool], without_backends: bool) {
+        self.that(
+            !pools.is_empty() || without_backends,
+            "models",
+            "no backends: give `backends` or `models`",
+        );
+        let mut names = Once::default();
+        let mut urls = Once::default();
+        for (index, pool) in pools.iter().enumerate() {
+            let path = format!("models[{index}]");
+            self.names(pool, &path, &mut names);
+            self.engine(pool.engine, format!("{path}.engine"));
+            self.that(
+                !pool.backends.is_empty() || without_backends,
+                format!("{path}.backends"),
+                "at least one backend is needed",
+            );
+            self.backends(pool, &path, &mut urls);
+            let health = &pool.health;
+            self.that(
+                health.path.starts_with('/'),
+                format!("{path}.health.path"),
+                "expected a path that starts with `/`",
+            );
+            for (count, key) in [
+                (health.unhealthy_after, "unhealthy_after"),
+                (health.healthy_after, "healthy_after"),
+            ] {
+                self.that(count > 0, format!("{path}.health.{key}"), "must be above 0");
+            }
+        }
+    }
+
+    fn names(&mut self, pool: &Pool, path: &str, taken: &mut Once<String>) {
+        let first = taken.taken(pool.name.clone(), format!("{path}.name"));
+        match (first, pool.name.as_str()) {
+            (None, _) => {}
+            (Some(first), "") => self.that(
+                false,
+                format!("{path}.name"),
+                format!("only one pool may be without a name, and {first} is"),
+            ),
+            (Some(first), name) => self.that(
+                false,
+                format!("{path}.name"),
+                format!("the name `{name}` is taken by {first} already"),
+            ),
+        }
+        for (index, alias) in pool.aliases.iter().enumerate() {
+            let path = format!("{path}.aliases[{index}]");
+            if alias.is_empty() {
+                self.that(false, path, "an alias must not be empty");
+            } else if pool.name.is_empty() {
+                self.that(false, path, "a pool without a name cannot have aliases");
+            } else if let Some(first) = taken.taken(alias.clone(), path.clone()) {
+                let message = format!("the name `{alias}` is taken by {first} already");
+                self.that(false, path, message);
+            }
+        }
+    }
+
+    fn engine(&mut self, engine: Engine, path: String) {
+        let supported = !unsupported::value(&path, engine.label());
+        self.that(supported, path, unsupported::message(engine.label()));
+    }
+
+    fn backends(&mut self, pool: &Pool, path: &str, taken: &mut Once<String>) {
+        for (index, backend) in pool.backends.iter().enumerate() {
+            let path = format!("{path}.backends[{index}]");
+            let url = backend.url.as_str().trim_end_matches('/');
+            if let Some(first) = taken.taken(url.to_owned(), path.clone()) {
+                let message = format!(
+                    "{url} is a backend already ({first}); a server that goes by several names is one pool with `aliases`"
+                );
+                self.that(false, path.clone(), message);
+            }
+            self.within(backend.weight, 1, 1000, &format!("{path}.weight"));
+            self.that(
+                backend.capacity_tokens != Some(0),
+                format!("{path}.capacity_tokens"),
+                "must be above 0",
+            );
+            self.secret(backend.api_key.as_ref(), format!("{path}.api_key"));
+        }
+    }
+
+    fn scheduler(&mut self, config: &Config) {
+        let scheduler = &config.scheduler;
+        self.within(scheduler.headroom, 0.0, 0.5, "scheduler.headroom");
+        self.within(scheduler.acting_weight, 0.0, 1.0, "scheduler.acting_weight");
+        for (factor, key) in [
+            (scheduler.evict_cost_factor, "cost_factor"),
+            (scheduler.evict_idle_factor, "idle_factor"),
+        ] {
+            let path = format!("scheduler.evict.{key}");
+            self.that(factor >= 0.0, path, "must not be negative");
+        }
+        self.that(config.programs.max > 0, "programs.max", "must be above 0");
+        let anonymous = config.programs.anonymous;
+        self.that(
+            anonymous != Anonymous::Fingerprint
+                || !unsupported::value("programs.anonymous", "fingerprint"),
+            "programs.anonymous",
+            unsupported::message("fingerprint"),
+        );
+    }
+
+    fn identity(&mut self, config: &Config) {
+        let identity = &config.identity;
+        self.that(
+            identity.max_bytes > 0,
+            "identity.max_bytes",
+            "must be above 0",
+        );
+        let mut seen = Once::default();
+        for (index, source) in identity.sources.iter().enumerate() {
+            let path = format!("identity.sources[{index}]");
+            if let Err(message) = identity_source(source) {
+                self.that(false, path, message);
+            } else if seen.taken(source.clone(), path.clone()).is_some() {
+                self.that(false, path, format!("`{source}` was given already"));
+            }
+        }
+    }
+
+    fn keys(&mut self, config: &Config) {
+        let (mut names, mut values) = (Once::default(), Once::default());
+        for (index, key) in config.auth.keys.iter().enumerate() {
+            let path = format!("auth.keys[{index}]");
+            let name_path = format!("{path}.name");
+            if key.name.is_empty() {
+                self.that(false, name_path, "must not be empty");
+            } else if let Some(first) = names.taken(key.name.clone(), name_path.clone()) {
+                let message = format!("the name `{}` is taken by {first} already", key.name);
+                self.that(false, name_path, message);
+            }
+            let key_path = format!("{path}.key");
+            if let Some(first) = values.taken(key.key.0.clone(), key_path.clone()) {
+                let message = format!("the same key as {first}");
+                self.that(false, key_path.clone(), message);
+            }
+            self.secret(Some(&key.key), key_path);
+        }
+    }
+
+    /// What goes into or comes out of an `Authorization` header.
+    fn secret(&mut self, secret: Option<&Secret>, path: String) {
+        let Some(Secret(text)) = secret else { return };
+        if text.is_empty() {
+            self.that(false, path, "must not be empty");
+        } else {
+            let good = text.bytes().all(|byte| byte.is_ascii_graphic());
+            self.that(good, path, "expected printable ASCII without spaces");
+        }
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let limits = &config.limits;
+        for (count, key) in [
+            (limits.json_depth, "json_depth"),
+            (limits.connections, "connections"),
+        ] {
+            self.that(count > 0, format!("limits.{key}"), "must be above 0");
+        }
+        let per_key = &limits.per_key;
+        for (limit, key) in [
+            (per_key.requests_per_minute, "requests_per_minute"),
+            (per_key.tokens_per_minute, "tokens_per_minute"),
+            (per_key.concurrent, "concurrent"),
+        ] {
+            let path = format!("limits.per_key.{key}");
+            self.that(limit != Some(0), path.clone(), "must be above 0");
+            self.that(
+                limit.is_none() || !config.auth.keys.is_empty(),
+                path,
+                "there are no keys to limit: set `auth.keys`",
+            );
+        }
+        self.within(
+            config.retry.connect_attempts,
+            0,
+            15,
+            "retry.connect_attempts",
+        );
+    }
+}
+
+/// Both cannot be listened on.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip(), other.ip());
+    let overlap = a == b || a.is_unspecified() || b.is_unspecified();
+    one.port() == other.port() && one.port() != 0 && overlap
+}
+
+/// `header:NAME` or `body:PATH`.
+fn identity_source(source: &str) -> Result<(), String> {
+    let (kind, rest) = source.split_once(':').unwrap_or_default();
+    let name = |part: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        !part.is_empty() && part.bytes().all(plain)
+    };
+    let good = match kind {
+        "header" => name(rest),
+        "body" => rest.split('.').all(name),
+        _ => false,
+    };
+    match good {
+        true => Ok(()),
+        false => {
+            Err("expected `header:NAME` or `body:PATH` such as body:metadata.session_id".into())
+        }
+    }
+}
+
+/// Where each value was given first.
+struct Once<T>(HashMap<T, String>);
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Hash + Eq> Once<T> {
+    /// Where `value` was given before; notes it otherwise.
+    fn taken(&mut self, value: T, path: String) -> Option<&str> {
+        use std::collections::hash_map::Entry;
+        match self.0.entry(value) {
+            Entry::Occupied(first) => Some(first.into_mut()),
+            Entry::Vacant(free) => {
+                free.insert(path);
+                None
+            }
+        }
+    }
+}
