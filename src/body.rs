@@ -1,3 +1,4 @@
-//! Request bodies: reading them before a backend is chosen, and sending them on.
+//! Request bodies: what they say, and what of them goes upstream.
 
+pub mod envelope;
 pub mod replay;
