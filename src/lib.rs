@@ -16,5 +16,6 @@ pub mod gate;
 pub mod identity;
 pub mod proxy;
 pub mod scheduler;
+pub mod server;
 pub mod telemetry;
 pub mod units;

@@ -91,13 +91,7 @@ impl ProxyHttp for Proxy {
         peer.map_err(|stop| Self::stopped(ctx, stop))
     }
 
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        ctx: &mut Ctx,
-        e: Box<Error>,
-    ) -> Box<Error> {
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, e: Box<Error>) -> Box<Error> {
         self.connect_failed(ctx, e)
     }
 

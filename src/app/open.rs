@@ -23,6 +23,11 @@ impl Open {
         OpenGuard(Arc::clone(self))
     }
 
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Waits until none is open.
     pub async fn idle(&self) {
         loop {

@@ -90,18 +90,10 @@ pub fn prepare_upstream_headers(request: &mut RequestHeader, length: usize) -> p
 /// longer or shorter than what was read.
 pub fn replay(body: &mut Option<Bytes>, end_of_stream: bool, full: &Bytes) {
     // `None` would end the body, an empty piece before the end is passed over.
-    *body = Some(if end_of_stream {
-        full.clone()
-    } else {
-        Bytes::new()
-    });
+    *body = Some(if end_of_stream { full.clone() } else { Bytes::new() });
 }
 
-async fn collect(
-    session: &mut Session,
-    length: Option<usize>,
-    bounds: Bounds,
-) -> Result<Bytes, Stop> {
+async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -> Result<Bytes, Stop> {
     let started = Instant::now();
     let mut collected = Collected::Nothing;
     loop {
@@ -174,10 +166,7 @@ fn too_large(bounds: Bounds) -> Stop {
 }
 
 fn too_slow(bounds: Bounds) -> Stop {
-    Stop::Refused(Refusal::RequestTimeout {
-        what: "body",
-        limit: bounds.pause,
-    })
+    Stop::Refused(Refusal::RequestTimeout { what: "body", limit: bounds.pause })
 }
 
 // === impl Collected ===

@@ -32,10 +32,7 @@ pub struct Mistakes {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error("{}: {source}", .file.display())]
-    Unreadable {
-        file: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { file: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Invalid(#[from] Mistakes),
 }
@@ -44,18 +41,11 @@ pub enum Failure {
 
 impl Mistake {
     pub(super) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            at: None,
-            message: message.into(),
-        }
+        Self { path: path.into(), at: None, message: message.into() }
     }
 
     pub(super) fn at(mark: Mark, path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            at: Some(mark),
-            ..Self::new(path, message)
-        }
+        Self { at: Some(mark), ..Self::new(path, message) }
     }
 }
 

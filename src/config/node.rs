@@ -64,11 +64,7 @@ pub fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Result<Node, Mistake> {
         builder.take(event, span)?;
     }
     mistakes.append(&mut builder.mistakes);
-    Ok(builder.root.unwrap_or(Node {
-        mark: Mark { line: 1, column: 1 },
-        value: Value::Null,
-        dead: false,
-    }))
+    Ok(builder.root.unwrap_or(Node { mark: Mark { line: 1, column: 1 }, value: Value::Null, dead: false }))
 }
 
 fn syntax(error: &ScanError) -> Mistake {
@@ -76,10 +72,7 @@ fn syntax(error: &ScanError) -> Mistake {
 }
 
 fn mark(marker: &granit_parser::Marker) -> Mark {
-    Mark {
-        line: marker.line().max(1),
-        column: marker.col() + 1,
-    }
+    Mark { line: marker.line().max(1), column: marker.col() + 1 }
 }
 
 // === impl Node ===
@@ -116,19 +109,15 @@ impl Node {
 
     /// The node at the end of `trail`, child indices from here.
     pub fn at(&self, trail: &[usize]) -> Option<&Node> {
-        trail
-            .iter()
-            .try_fold(self, |node, index| node.child(*index))
+        trail.iter().try_fold(self, |node, index| node.child(*index))
     }
 
     pub fn at_mut(&mut self, trail: &[usize]) -> Option<&mut Node> {
-        trail
-            .iter()
-            .try_fold(self, |node, index| match &mut node.value {
-                Value::List(items) => items.get_mut(*index),
-                Value::Map(entries) => entries.get_mut(*index).map(|entry| &mut entry.node),
-                _ => None,
-            })
+        trail.iter().try_fold(self, |node, index| match &mut node.value {
+            Value::List(items) => items.get_mut(*index),
+            Value::Map(entries) => entries.get_mut(*index).map(|entry| &mut entry.node),
+            _ => None,
+        })
     }
 
     /// The trail as people write it: `models[0].backends[1].url`.
@@ -193,10 +182,7 @@ impl Node {
                 Value::Null => 0,
                 Value::Scalar(scalar) => scalar.text.len(),
                 Value::List(items) => items.iter().map(Node::cost).sum(),
-                Value::Map(entries) => entries
-                    .iter()
-                    .map(|entry| entry.key.len() + entry.node.cost())
-                    .sum(),
+                Value::Map(entries) => entries.iter().map(|entry| entry.key.len() + entry.node.cost()).sum(),
             }
     }
 }
@@ -241,11 +227,7 @@ impl Builder {
                 let plain = style == ScalarStyle::Plain;
                 let value = match &*text {
                     "" | "~" | "null" | "Null" | "NULL" if plain => Value::Null,
-                    text => Value::Scalar(Scalar {
-                        text: text.to_owned(),
-                        plain,
-                        source: None,
-                    }),
+                    text => Value::Scalar(Scalar { text: text.to_owned(), plain, source: None }),
                 };
                 self.close(mark, anchor, value)?;
             }
@@ -276,23 +258,13 @@ impl Builder {
             let message = format!("nested deeper than {MAX_DEPTH} levels");
             return Err(Mistake::at(mark, "", message));
         }
-        self.open.push(Open {
-            mark,
-            anchor,
-            value,
-            key: None,
-            seen: HashMap::new(),
-        });
+        self.open.push(Open { mark, anchor, value, key: None, seen: HashMap::new() });
         Ok(())
     }
 
     /// A node is complete.
     fn close(&mut self, mark: Mark, anchor: usize, value: Value) -> Result<(), Mistake> {
-        let node = Node {
-            mark,
-            value,
-            dead: false,
-        };
+        let node = Node { mark, value, dead: false };
         if anchor != 0 {
             self.spend(node.cost(), mark)?;
             self.anchors.insert(anchor, node.clone());
@@ -310,11 +282,7 @@ impl Builder {
             (Value::Map(entries), Some((key, key_mark, again))) => {
                 let dead = again || node.dead;
                 let node = Node { dead, ..node };
-                entries.push(Entry {
-                    key,
-                    key_mark,
-                    node,
-                });
+                entries.push(Entry { key, key_mark, node });
             }
             (Value::Map(_), None) => {
                 let Value::Scalar(Scalar { text: key, .. }) = node.value else {
@@ -349,11 +317,7 @@ impl Builder {
     fn spend(&mut self, cost: usize, mark: Mark) -> Result<(), Mistake> {
         self.cost += cost;
         if self.cost > MAX_COST {
-            return Err(Mistake::at(
-                mark,
-                "",
-                "too large once its aliases are expanded",
-            ));
+            return Err(Mistake::at(mark, "", "too large once its aliases are expanded"));
         }
         Ok(())
     }

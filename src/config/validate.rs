@@ -44,11 +44,7 @@ impl Check {
         let mut free = |check: &mut Self, address: SocketAddr, path: String| {
             let other = taken.iter().find(|other| collide(**other, address));
             if let Some(other) = other {
-                check.that(
-                    false,
-                    path,
-                    format!("{address} is taken by {other} already"),
-                );
+                check.that(false, path, format!("{address} is taken by {other} already"));
             }
             taken.push(address);
         };
@@ -84,11 +80,7 @@ impl Check {
     }
 
     fn pools(&mut self, pools: &[Pool], without_backends: bool) {
-        self.that(
-            !pools.is_empty() || without_backends,
-            "models",
-            "no backends: give `backends` or `models`",
-        );
+        self.that(!pools.is_empty() || without_backends, "models", "no backends: give `backends` or `models`");
         let mut names = Once::default();
         let mut urls = Once::default();
         for (index, pool) in pools.iter().enumerate() {
@@ -107,10 +99,7 @@ impl Check {
                 format!("{path}.health.path"),
                 "expected a path that starts with `/`",
             );
-            for (count, key) in [
-                (health.unhealthy_after, "unhealthy_after"),
-                (health.healthy_after, "healthy_after"),
-            ] {
+            for (count, key) in [(health.unhealthy_after, "unhealthy_after"), (health.healthy_after, "healthy_after")] {
                 self.that(count > 0, format!("{path}.health.{key}"), "must be above 0");
             }
         }
@@ -120,16 +109,12 @@ impl Check {
         let first = taken.taken(pool.name.clone(), format!("{path}.name"));
         match (first, pool.name.as_str()) {
             (None, _) => {}
-            (Some(first), "") => self.that(
-                false,
-                format!("{path}.name"),
-                format!("only one pool may be without a name, and {first} is"),
-            ),
-            (Some(first), name) => self.that(
-                false,
-                format!("{path}.name"),
-                format!("the name `{name}` is taken by {first} already"),
-            ),
+            (Some(first), "") => {
+                self.that(false, format!("{path}.name"), format!("only one pool may be without a name, and {first} is"))
+            }
+            (Some(first), name) => {
+                self.that(false, format!("{path}.name"), format!("the name `{name}` is taken by {first} already"))
+            }
         }
         for (index, alias) in pool.aliases.iter().enumerate() {
             let path = format!("{path}.aliases[{index}]");
@@ -160,11 +145,7 @@ impl Check {
                 self.that(false, path.clone(), message);
             }
             self.within(backend.weight, 1, 1000, &format!("{path}.weight"));
-            self.that(
-                backend.capacity_tokens != Some(0),
-                format!("{path}.capacity_tokens"),
-                "must be above 0",
-            );
+            self.that(backend.capacity_tokens != Some(0), format!("{path}.capacity_tokens"), "must be above 0");
             self.secret(backend.api_key.as_ref(), format!("{path}.api_key"));
         }
     }
@@ -173,18 +154,16 @@ impl Check {
         let scheduler = &config.scheduler;
         self.within(scheduler.headroom, 0.0, 0.5, "scheduler.headroom");
         self.within(scheduler.acting_weight, 0.0, 1.0, "scheduler.acting_weight");
-        for (factor, key) in [
-            (scheduler.evict_cost_factor, "cost_factor"),
-            (scheduler.evict_idle_factor, "idle_factor"),
-        ] {
+        for (factor, key) in
+            [(scheduler.evict_cost_factor, "cost_factor"), (scheduler.evict_idle_factor, "idle_factor")]
+        {
             let path = format!("scheduler.evict.{key}");
             self.that(factor >= 0.0, path, "must not be negative");
         }
         self.that(config.programs.max > 0, "programs.max", "must be above 0");
         let anonymous = config.programs.anonymous;
         self.that(
-            anonymous != Anonymous::Fingerprint
-                || !unsupported::value("programs.anonymous", "fingerprint"),
+            anonymous != Anonymous::Fingerprint || !unsupported::value("programs.anonymous", "fingerprint"),
             "programs.anonymous",
             unsupported::message("fingerprint"),
         );
@@ -192,11 +171,7 @@ impl Check {
 
     fn identity(&mut self, config: &Config) {
         let identity = &config.identity;
-        self.that(
-            identity.max_bytes > 0,
-            "identity.max_bytes",
-            "must be above 0",
-        );
+        self.that(identity.max_bytes > 0, "identity.max_bytes", "must be above 0");
         let mut seen = Once::default();
         for (index, source) in identity.sources.iter().enumerate() {
             let path = format!("identity.sources[{index}]");
@@ -241,10 +216,7 @@ impl Check {
 
     fn limits(&mut self, config: &Config) {
         let limits = &config.limits;
-        for (count, key) in [
-            (limits.json_depth, "json_depth"),
-            (limits.connections, "connections"),
-        ] {
+        for (count, key) in [(limits.json_depth, "json_depth"), (limits.connections, "connections")] {
             self.that(count > 0, format!("limits.{key}"), "must be above 0");
         }
         let per_key = &limits.per_key;
@@ -261,12 +233,7 @@ impl Check {
                 "there are no keys to limit: set `auth.keys`",
             );
         }
-        self.within(
-            config.retry.connect_attempts,
-            0,
-            15,
-            "retry.connect_attempts",
-        );
+        self.within(config.retry.connect_attempts, 0, 15, "retry.connect_attempts");
     }
 }
 
@@ -291,9 +258,7 @@ fn identity_source(source: &str) -> Result<(), String> {
     };
     match good {
         true => Ok(()),
-        false => {
-            Err("expected `header:NAME` or `body:PATH` such as body:metadata.session_id".into())
-        }
+        false => Err("expected `header:NAME` or `body:PATH` such as body:metadata.session_id".into()),
     }
 }
 

@@ -84,7 +84,8 @@ async fn whole(session: &mut Session, mut head: ResponseHeader, body: Bytes) -> 
 
 /// Reads the rest of a small request body.
 async fn discard(session: &mut Session) {
-    let length = session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let waits = session.get_header(header::EXPECT).is_some();
     if !waits && length.is_some_and(|length| length <= WORTH_READING) {
         let drained = session.downstream_session.drain_request_body();

@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod client;
 pub mod pingora;
+pub mod proxy;
 pub mod wire;
 
 use std::future::Future;
