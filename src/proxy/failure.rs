@@ -85,6 +85,8 @@ impl Proxy {
         if e.esource() == &ErrorSource::Upstream {
             ctx.settle(Outcome::Failed);
         }
+        // Pingora drops the connection after an error, whatever is said here.
+        session.set_keepalive(None);
         let told = match answered {
             false => reply::refuse(session, &ctx.id, &refusal).await,
             true if ctx.answer.events => break_off(session, &ctx.answer, &refusal).await,
@@ -96,13 +98,13 @@ impl Proxy {
         }
         let error_code = refusal.status().as_u16();
         ctx.refusal = Some(refusal);
-        FailToProxy { error_code, can_reuse_downstream: !answered }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 }
 
-/// The last event of an answer that will not be finished. The answer is not ended after it: over HTTP/1.1 the
-/// connection closes without the last chunk, over HTTP/2 the stream is reset once this is out. A client that knows
-/// the event stops there; one that does not still sees that the answer is not whole.
+/// The last event of an answer that will not be finished. Over HTTP/1.1 the connection closes after it without the
+/// last chunk: a client that does not know the event still sees that the answer is not whole. Over HTTP/2 the stream
+/// has to be ended, for a reset would overtake the event and drop it.
 async fn break_off(session: &mut Session, answer: &Answer, refusal: &Refusal) -> pingora::Result<()> {
     let error = refusal.body();
     let mut event = BytesMut::with_capacity(error.len() + 16);
@@ -112,7 +114,8 @@ async fn break_off(session: &mut Session, answer: &Answer, refusal: &Refusal) ->
     event.put_slice(b"data: ");
     event.put_slice(&error);
     event.put_slice(b"\n\n");
-    session.write_response_body(Some(Bytes::from(event)), false).await
+    let end = session.is_http2();
+    session.write_response_body(Some(Bytes::from(event)), end).await
 }
 
 /// The client is not there any more.
