@@ -4,6 +4,7 @@
 //! matter, [`identity`] names its program, [`gate`] asks the [`scheduler`] when and where it may run,
 //! and [`proxy`] streams the backend's answer back. [`fleet`] keeps what is known of each backend.
 
+pub mod app;
 pub mod body;
 pub mod cli;
 pub mod config;
