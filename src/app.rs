@@ -27,14 +27,10 @@ impl App {
     /// What [`Telemetry::new`] says.
     pub fn new(config: Arc<Config>) -> std::io::Result<Self> {
         let telemetry = Arc::new(Telemetry::new(&config)?);
-        let gate = Gate::new(
-            config.models.len(),
-            &config.scheduler,
-            Arc::clone(&telemetry),
-        );
+        let gate = Gate::new(&config, Arc::clone(&telemetry));
         let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
         Ok(Self {
-            weight_sync: WeightSync::new(gate.clone(), config.models.len()),
+            weight_sync: WeightSync::new(gate.clone()),
             config,
             gate,
             fleet,

@@ -18,8 +18,7 @@ use crate::telemetry::Exposition;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use overview::Overview;
@@ -68,9 +67,7 @@ pub enum ControlBody {
 /// Answers a control request. On the admin listener it asks for the admin token itself; API keys of the main one are
 /// the proxy's to check ([`ControlRoute::needs_key`]).
 pub async fn handle(app: &App, request: ControlRequest) -> ControlResponse {
-    let mut response = answer(app, &request)
-        .await
-        .unwrap_or_else(|refusal| ControlResponse::refusal(&refusal));
+    let mut response = answer(app, &request).await.unwrap_or_else(|refusal| ControlResponse::refusal(&refusal));
     if request.method == Method::HEAD {
         response.body = ControlBody::Full(Bytes::new());
     }
@@ -127,7 +124,7 @@ fn metrics(app: &App, request: &ControlRequest) -> ControlResponse {
         }
         (accepted, _) => accepted.unwrap_or(Exposition::Prometheus),
     };
-    let mirror = Overview::of(app).mirror(&app.config, app.gate.open_steps());
+    let mirror = Overview::of(app).mirror(&app.config, app.gate.held_steps());
     let text = app.telemetry.metrics.encode(&mirror, format);
     ControlResponse::new(StatusCode::OK, format.content_type(), text)
 }
@@ -156,13 +153,9 @@ fn console() -> ControlResponse {
 
 impl ControlResponse {
     fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: ControlBody::Full(body.into()),
-        }
-        .with(CONTENT_TYPE, content_type)
-        .with(CACHE_CONTROL, "no-store")
+        Self { status, headers: Vec::new(), body: ControlBody::Full(body.into()) }
+            .with(CONTENT_TYPE, content_type)
+            .with(CACHE_CONTROL, "no-store")
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
@@ -198,10 +191,8 @@ impl ControlResponse {
     }
 
     fn refusal(refusal: &Refusal) -> Self {
-        let mut response = Self::new(refusal.status(), "application/json", refusal.body()).with(
-            HeaderName::from_static("x-thundergate-error"),
-            refusal.code(),
-        );
+        let mut response = Self::new(refusal.status(), "application/json", refusal.body())
+            .with(HeaderName::from_static("x-thundergate-error"), refusal.code());
         if *refusal == Refusal::AdminUnauthorized {
             response = response.with(WWW_AUTHENTICATE, "Bearer, Basic realm=\"thundergate\"");
         }

@@ -17,9 +17,8 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
         return Ok(());
     };
     let given = request.headers.get(AUTHORIZATION);
-    let (scheme, value) = given
-        .and_then(|value| value.to_str().ok()?.split_once(' '))
-        .ok_or(Refusal::AdminUnauthorized)?;
+    let (scheme, value) =
+        given.and_then(|value| value.to_str().ok()?.split_once(' ')).ok_or(Refusal::AdminUnauthorized)?;
     let allowed = if scheme.eq_ignore_ascii_case("bearer") {
         same_secret(value.trim().as_bytes(), token.0.as_bytes())
     } else if scheme.eq_ignore_ascii_case("basic") && request.method.is_safe() {

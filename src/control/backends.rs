@@ -50,7 +50,7 @@ struct NewBackend {
 }
 
 pub(super) fn list(app: &App) -> ControlResponse {
-    let overview = Overview::new(Vec::new(), app.gate.loads(), app.fleet.statuses());
+    let overview = Overview::of_backends(app);
     ControlResponse::json(&json!({"backends": entries(&overview, &app.config)}))
 }
 
@@ -64,12 +64,10 @@ pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Ent
 
 /// `POST /backends`.
 pub(super) fn add(app: &App, body: &[u8]) -> ControlResponse {
-    let added = serde_json::from_slice::<NewBackend>(body)
-        .map_err(|error| error.to_string())
-        .and_then(|new| {
-            let url = new.url.clone();
-            Ok((add_backend(app, new)?, url))
-        });
+    let added = serde_json::from_slice::<NewBackend>(body).map_err(|error| error.to_string()).and_then(|new| {
+        let url = new.url.clone();
+        Ok((add_backend(app, new)?, url))
+    });
     match added {
         Ok((id, url)) => {
             let body = json!({"id": id.0, "url": url.trim_end_matches('/')});
@@ -82,9 +80,7 @@ pub(super) fn add(app: &App, body: &[u8]) -> ControlResponse {
 /// `DELETE /backends/{id}`; the id may be the URL. Steps in flight there finish first.
 pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
     let statuses = app.fleet.statuses();
-    let named = statuses
-        .iter()
-        .filter(|status| id.parse() == Ok(status.backend.id.0) || is_at(status, id));
+    let named = statuses.iter().filter(|status| id.parse() == Ok(status.backend.id.0) || is_at(status, id));
     let removed: Vec<_> = named
         .filter(|status| app.fleet.remove(status.backend.id))
         .map(|status| json!({"id": status.backend.id.0, "url": status.backend.url}))
@@ -102,10 +98,7 @@ pub(super) fn add_worker(app: &App, request: &ControlRequest) -> ControlResponse
         return worker_url_required();
     };
     let known = app.fleet.statuses();
-    if !known
-        .iter()
-        .any(|status| is_at(status, &url) && !status.draining)
-    {
+    if !known.iter().any(|status| is_at(status, &url) && !status.draining) {
         let new = NewBackend {
             url,
             model: query_value(request, "model"),
@@ -126,11 +119,7 @@ pub(super) fn remove_worker(app: &App, request: &ControlRequest) -> ControlRespo
         return worker_url_required();
     };
     let removed = remove(app, &url);
-    if removed.status.is_success() {
-        workers_changed(app)
-    } else {
-        removed
-    }
+    if removed.status.is_success() { workers_changed(app) } else { removed }
 }
 
 /// `GET /list_workers`.
@@ -141,8 +130,8 @@ pub(super) fn list_workers(app: &App) -> ControlResponse {
 fn workers_changed(app: &App) -> ControlResponse {
     let loads = app.gate.loads();
     let in_flight = |id: BackendId| {
-        let load = loads.iter().find(|load| load.backend == id);
-        load.map_or(0, |load| load.in_flight)
+        let load = loads.iter().find(|(_, load)| load.backend == id);
+        load.map_or(0, |(_, load)| load.in_flight)
     };
     let workers: BTreeMap<String, usize> = app
         .fleet
@@ -186,14 +175,10 @@ fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
 fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
     match (model, app.config.models.len()) {
         (None, 1) => Ok(PoolId(0)),
-        (None, _) => app
-            .fleet
-            .pool_for(None)
-            .ok_or_else(|| "model is required: there are several pools".to_owned()),
-        (Some(model), _) => app
-            .fleet
-            .pool_for(Some(model))
-            .ok_or_else(|| format!("no pool serves the model `{model}`")),
+        (None, _) => app.fleet.pool_for(None).ok_or_else(|| "model is required: there are several pools".to_owned()),
+        (Some(model), _) => {
+            app.fleet.pool_for(Some(model)).ok_or_else(|| format!("no pool serves the model `{model}`"))
+        }
     }
 }
 

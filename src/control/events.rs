@@ -15,9 +15,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// One event for each decision, from now on; the stream begins with a comment, so that its header goes out at once.
 pub(super) fn stream(decisions: Receiver<Arc<str>>) -> ControlResponse {
     let hello = stream::once(async { Bytes::from_static(b": connected\n\n") });
-    let events = stream::unfold(decisions, async |mut decisions| {
-        Some((next(&mut decisions).await?, decisions))
-    });
+    let events = stream::unfold(decisions, async |mut decisions| Some((next(&mut decisions).await?, decisions)));
     let mut response = ControlResponse::new(StatusCode::OK, "text/event-stream", Bytes::new())
         .with(HeaderName::from_static("x-accel-buffering"), "no");
     response.body = ControlBody::Stream(hello.chain(events).boxed());
@@ -28,9 +26,7 @@ pub(super) fn stream(decisions: Receiver<Arc<str>>) -> ControlResponse {
 async fn next(decisions: &mut Receiver<Arc<str>>) -> Option<Bytes> {
     match tokio::time::timeout(KEEP_ALIVE, decisions.recv()).await {
         Ok(Ok(json)) => Some(Bytes::from(format!("data: {json}\n\n"))),
-        Ok(Err(RecvError::Lagged(lost))) => {
-            Some(Bytes::from(format!(": too slow, {lost} events lost\n\n")))
-        }
+        Ok(Err(RecvError::Lagged(lost))) => Some(Bytes::from(format!(": too slow, {lost} events lost\n\n"))),
         Ok(Err(RecvError::Closed)) => None,
         Err(_) => Some(Bytes::from_static(b": keep-alive\n\n")),
     }

@@ -3,15 +3,14 @@
 use crate::app::App;
 use crate::config::{Config, Routing};
 use crate::fleet::BackendStatus;
-use crate::fleet::Fleet;
-use crate::gate::{Gate, LoadView, PoolId, ProgramView};
+use crate::gate::{LoadView, PoolId, ProgramView};
 use crate::scheduler::BackendId;
 use crate::telemetry::{BackendMirror, Mirror};
 use std::collections::HashMap;
 
 /// Programs, ledgers and backends at one time (each read under its own lock).
 pub(super) struct Overview {
-    pub(super) programs: Vec<ProgramView>,
+    pub(super) programs: Vec<(PoolId, ProgramView)>,
     pub(super) loads: HashMap<BackendId, LoadView>,
     pub(super) statuses: Vec<BackendStatus>,
 }
@@ -33,24 +32,21 @@ pub(super) enum Activity {
 
 impl Overview {
     pub(super) fn of(app: &App) -> Self {
-        Self::read(&app.gate, &app.fleet)
+        Self::new(app.gate.programs(), app.gate.loads(), app.fleet.statuses())
     }
 
-    pub(super) fn read(gate: &Gate, fleet: &Fleet) -> Self {
-        Self::new(gate.programs(), gate.loads(), fleet.statuses())
+    /// Without the programs, of which there may be many.
+    pub(super) fn of_backends(app: &App) -> Self {
+        Self::new(Vec::new(), app.gate.loads(), app.fleet.statuses())
     }
 
     pub(super) fn new(
-        programs: Vec<ProgramView>,
-        loads: Vec<LoadView>,
+        programs: Vec<(PoolId, ProgramView)>,
+        loads: Vec<(PoolId, LoadView)>,
         statuses: Vec<BackendStatus>,
     ) -> Self {
-        let loads = loads.into_iter().map(|load| (load.backend, load));
-        Self {
-            programs,
-            loads: loads.collect(),
-            statuses,
-        }
+        let loads = loads.into_iter().map(|(_, load)| (load.backend, load)).collect();
+        Self { programs, loads, statuses }
     }
 
     /// The URL of a backend; `None` once it is forgotten.
@@ -63,9 +59,9 @@ impl Overview {
     /// Programs without a place, by the backend that they were on last.
     pub(super) fn paused_by_backend(&self, config: &Config) -> HashMap<BackendId, usize> {
         let mut paused = HashMap::new();
-        for view in &self.programs {
+        for (pool, view) in &self.programs {
             if let Some(backend) = view.backend
-                && Activity::of(view, config).is_paused()
+                && Activity::of(*pool, view, config).is_paused()
             {
                 *paused.entry(backend).or_default() += 1;
             }
@@ -73,28 +69,18 @@ impl Overview {
         paused
     }
 
-    /// `open_steps`: in flight or held, those without a program too.
-    pub(super) fn mirror(&self, config: &Config, open_steps: usize) -> Mirror {
-        let states = [
-            Activity::Running,
-            Activity::Held,
-            Activity::Idle,
-            Activity::Paused,
-        ];
+    /// `held_steps`: those without a program too.
+    pub(super) fn mirror(&self, config: &Config, held_steps: usize) -> Mirror {
+        let states = [Activity::Running, Activity::Held, Activity::Idle, Activity::Paused];
         let programs = states.map(|state| {
-            let is = |view: &&ProgramView| Activity::of(view, config) == state;
+            let is = |(pool, view): &&(PoolId, ProgramView)| Activity::of(*pool, view, config) == state;
             let count = self.programs.iter().filter(is).count();
             (state.label(), count as u64)
         });
-        let in_flight: usize = self.loads.values().map(|load| load.in_flight).sum();
         Mirror {
             programs: programs.to_vec(),
-            held_steps: open_steps.saturating_sub(in_flight) as u64,
-            backends: self
-                .statuses
-                .iter()
-                .map(|status| self.backend_mirror(status, config))
-                .collect(),
+            held_steps: held_steps as u64,
+            backends: self.statuses.iter().map(|status| self.backend_mirror(status, config)).collect(),
         }
     }
 
@@ -119,11 +105,8 @@ impl Overview {
 // === impl Activity ===
 
 impl Activity {
-    pub(super) fn of(view: &ProgramView, config: &Config) -> Self {
-        let scheduled = config
-            .models
-            .get(view.pool.0)
-            .is_none_or(|pool| pool.routing == Routing::Program);
+    pub(super) fn of(pool: PoolId, view: &ProgramView, config: &Config) -> Self {
+        let scheduled = config.models.get(pool.0).is_none_or(|pool| pool.routing == Routing::Program);
         if view.in_flight > 0 {
             Self::Running
         } else if view.held > 0 {

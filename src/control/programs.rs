@@ -5,7 +5,7 @@ use super::thunderagent::Program;
 use super::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
 use crate::config::Config;
-use crate::gate::ProgramView;
+use crate::gate::{PoolId, ProgramView};
 use crate::scheduler::ProgramKey;
 use crate::telemetry::ProfileSummary;
 use http::StatusCode;
@@ -79,10 +79,7 @@ impl Scope {
 
     /// The programs that `id`, as a path or body gives it, may mean: one for each tenant in sight.
     fn keys(&self, id: &str, config: &Config) -> Vec<ProgramKey> {
-        let key = |tenant: &str, id: &str| ProgramKey {
-            tenant: tenant.into(),
-            id: id.into(),
-        };
+        let key = |tenant: &str, id: &str| ProgramKey { tenant: tenant.into(), id: id.into() };
         match self {
             Self::Tenant(tenant) => vec![key(tenant, id)],
             Self::All => {
@@ -106,26 +103,23 @@ pub(super) fn list(app: &App, scope: &Scope) -> ControlResponse {
     programs.sort_by_key(activity_rank);
     let listed: BTreeMap<Cow<'_, str>, Program<'_>> = programs
         .iter()
-        .filter(|view| scope.sees(&view.key))
-        .map(|view| (scope.name(&view.key), thunderagent(view, &overview, app)))
+        .filter(|(_, view)| scope.sees(&view.key))
+        .map(|(pool, view)| (scope.name(&view.key), thunderagent(*pool, view, &overview, app)))
         .collect();
     ControlResponse::json(&listed)
 }
 
 pub(super) fn show(app: &App, scope: &Scope, id: &str) -> ControlResponse {
-    let overview = Overview::new(Vec::new(), app.gate.loads(), app.fleet.statuses());
+    let overview = Overview::of_backends(app);
     let keys = scope.keys(id, &app.config);
-    let mut views: Vec<ProgramView> = keys.iter().flat_map(|key| app.gate.program(key)).collect();
+    let mut views: Vec<_> = keys.iter().flat_map(|key| app.gate.program(key)).collect();
     views.sort_by_key(activity_rank);
-    let mut details = views.iter().rev().map(|view| {
-        let program = thunderagent(view, &overview, app);
-        detail(view, program, &app.config)
+    let mut details = views.iter().rev().map(|(pool, view)| {
+        let program = thunderagent(*pool, view, &overview, app);
+        detail(*pool, view, program, &app.config)
     });
     match details.next() {
-        Some(busiest) => ControlResponse::json(&Details {
-            busiest,
-            others: details.collect(),
-        }),
+        Some(busiest) => ControlResponse::json(&Details { busiest, others: details.collect() }),
         None => unknown(id),
     }
 }
@@ -156,8 +150,7 @@ pub(super) fn release_by_body(app: &App, scope: &Scope, body: &[u8]) -> ControlR
 pub(super) fn program_id(body: &[u8]) -> Result<String, &'static str> {
     let value: &RawValue = serde_json::from_slice(body).map_err(|_| "Invalid JSON")?;
     // A map and not a struct: of duplicate keys the last counts, as in Python.
-    let fields: BTreeMap<String, &RawValue> =
-        serde_json::from_str(value.get()).map_err(|_| "Missing program_id")?;
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(value.get()).map_err(|_| "Missing program_id")?;
     let id = fields.get("program_id").ok_or("Missing program_id")?.get();
     match id.as_bytes()[0] {
         b'"' => {
@@ -191,11 +184,8 @@ pub(super) fn profiles(app: &App, scope: &Scope) -> ControlResponse {
         return profiling_off();
     };
     let all = profiles.all();
-    let listed: BTreeMap<Cow<'_, str>, &ProfileSummary> = all
-        .iter()
-        .filter(|(key, _)| scope.sees(key))
-        .map(|(key, summary)| (scope.name(key), summary))
-        .collect();
+    let listed: BTreeMap<Cow<'_, str>, &ProfileSummary> =
+        all.iter().filter(|(key, _)| scope.sees(key)).map(|(key, summary)| (scope.name(key), summary)).collect();
     ControlResponse::json(&listed)
 }
 
@@ -213,13 +203,14 @@ pub(super) fn profile(app: &App, scope: &Scope, id: &str) -> ControlResponse {
     }
 }
 
-fn thunderagent<'a>(view: &ProgramView, overview: &'a Overview, app: &App) -> Program<'a> {
+fn thunderagent<'a>(pool: PoolId, view: &ProgramView, overview: &'a Overview, app: &App) -> Program<'a> {
     let backend = view.backend.and_then(|id| overview.url(id));
     let profile = app.telemetry.profiles().and_then(|p| p.get(&view.key));
-    Program::new(view, backend, profile, &app.config)
+    Program::new(pool, view, backend, profile, &app.config)
 }
 
 pub(super) fn detail<'a>(
+    pool: PoolId,
     view: &'a ProgramView,
     program: Program<'a>,
     config: &'a Config,
@@ -227,7 +218,7 @@ pub(super) fn detail<'a>(
     ProgramDetail {
         program_id: &view.key.id,
         tenant: &view.key.tenant,
-        model: model_name(config, view.pool),
+        model: model_name(config, pool),
         program,
         leased: view.leased,
         footprint_tokens: view.footprint.0,
@@ -241,7 +232,7 @@ pub(super) fn detail<'a>(
 }
 
 /// The busiest last.
-fn activity_rank(view: &ProgramView) -> (bool, bool, u64) {
+fn activity_rank((_, view): &(PoolId, ProgramView)) -> (bool, bool, u64) {
     (view.in_flight > 0, view.held > 0, view.steps)
 }
 

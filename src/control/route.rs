@@ -98,11 +98,7 @@ impl ControlRoute {
     pub fn answers_on(&self, listener: Listener, config: &Config) -> bool {
         let public = matches!(
             self.endpoint,
-            Endpoint::Release
-                | Endpoint::Health
-                | Endpoint::Livez
-                | Endpoint::Readyz
-                | Endpoint::Models
+            Endpoint::Release | Endpoint::Health | Endpoint::Livez | Endpoint::Readyz | Endpoint::Models
         );
         match listener {
             Listener::Admin => true,
@@ -116,20 +112,14 @@ impl ControlRoute {
     /// On the main listener, with `auth.keys` set, asks for an API key. Probes have none.
     #[must_use]
     pub fn needs_key(&self) -> bool {
-        !matches!(
-            self.endpoint,
-            Endpoint::Health | Endpoint::Livez | Endpoint::Readyz
-        )
+        !matches!(self.endpoint, Endpoint::Health | Endpoint::Livez | Endpoint::Readyz)
     }
 
     /// The body matters (at most [`super::BODY_LIMIT`] bytes); otherwise it need not be read.
     #[must_use]
     pub fn reads_body(&self) -> bool {
         self.method_allowed
-            && matches!(
-                self.endpoint,
-                Endpoint::Release | Endpoint::Backends | Endpoint::WeightSyncBegin
-            )
+            && matches!(self.endpoint, Endpoint::Release | Endpoint::Backends | Endpoint::WeightSyncBegin)
     }
 
     /// Acts on, or shows, all tenants.

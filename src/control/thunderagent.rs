@@ -5,7 +5,7 @@ use super::overview::{Activity, Overview, capacity, prefix_hit_ratio};
 use crate::app::App;
 use crate::config::{Config, Routing};
 use crate::fleet::{BackendStatus, Gauges};
-use crate::gate::ProgramView;
+use crate::gate::{PoolId, ProgramView};
 use crate::telemetry::{ProfileSummary, round4};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -111,27 +111,20 @@ struct EngineMetrics {
 
 impl<'a> Program<'a> {
     pub(super) fn new(
+        pool: PoolId,
         view: &ProgramView,
         backend: Option<&'a str>,
         profile: Option<ProfileSummary>,
         config: &Config,
     ) -> Self {
-        let activity = Activity::of(view, config);
+        let activity = Activity::of(pool, view, config);
         Self {
             backend,
             context_len: view.context.0,
             total_tokens: view.context.max(view.footprint).0,
             step_count: view.steps,
-            status: if activity.is_reasoning() {
-                "reasoning"
-            } else {
-                "acting"
-            },
-            state: if activity.is_paused() {
-                "paused"
-            } else {
-                "active"
-            },
+            status: if activity.is_reasoning() { "reasoning" } else { "acting" },
+            state: if activity.is_paused() { "paused" } else { "active" },
             profile,
         }
     }
@@ -145,28 +138,19 @@ impl Overview {
         self.health_of(&app.config, status, app.telemetry.profiles().is_some())
     }
 
-    pub(super) fn health_of(
-        &self,
-        config: &Config,
-        status: &'static str,
-        profile_enabled: bool,
-    ) -> Health<'_> {
+    pub(super) fn health_of(&self, config: &Config, status: &'static str, profile_enabled: bool) -> Health<'_> {
         let scheduled = |pool: &crate::config::Pool| pool.routing == Routing::Program;
         let scheduling_enabled = config.models.iter().any(scheduled);
         let count = |is: fn(Activity) -> bool| {
             let views = self.programs.iter();
-            views.filter(|view| is(Activity::of(view, config))).count()
+            views.filter(|(pool, view)| is(Activity::of(*pool, view, config))).count()
         };
         let reasoning_count = count(Activity::is_reasoning);
         Health {
             status,
             router_mode: if scheduling_enabled { "tr" } else { "default" },
             scheduling_enabled,
-            backends: self
-                .statuses
-                .iter()
-                .map(|status| status.backend.url.as_str())
-                .collect(),
+            backends: self.statuses.iter().map(|status| status.backend.url.as_str()).collect(),
             programs_count: self.programs.len(),
             reasoning_count,
             acting_count: self.programs.len() - reasoning_count,
@@ -180,10 +164,8 @@ impl Overview {
         let paused = self.paused_by_backend(config);
         let entry = |status: &'_ BackendStatus| {
             let id = status.backend.id;
-            let (reasoning, acting) = self
-                .loads
-                .get(&id)
-                .map_or((0, 0), |load| (load.leased_running, load.leased_idle));
+            let (reasoning, acting) =
+                self.loads.get(&id).map_or((0, 0), |load| (load.leased_running, load.leased_idle));
             BackendPrograms {
                 total: reasoning + acting,
                 reasoning,
@@ -192,10 +174,7 @@ impl Overview {
                 ..BackendPrograms::default()
             }
         };
-        self.statuses
-            .iter()
-            .map(|status| (status.backend.url.as_str(), entry(status)))
-            .collect()
+        self.statuses.iter().map(|status| (status.backend.url.as_str(), entry(status))).collect()
     }
 
     pub(super) fn metrics(&self, config: &Config) -> Metrics<'_> {
@@ -216,10 +195,8 @@ impl Overview {
 
     fn backend_metrics<'a>(&'a self, status: &'a BackendStatus) -> Backend<'a> {
         let load = self.loads.get(&status.backend.id);
-        let (running, idle) =
-            load.map_or((0, 0), |load| (load.charged_running.0, load.charged_idle.0));
-        let (leased_running, leased_idle) =
-            load.map_or((0, 0), |load| (load.leased_running, load.leased_idle));
+        let (running, idle) = load.map_or((0, 0), |load| (load.charged_running.0, load.charged_idle.0));
+        let (leased_running, leased_idle) = load.map_or((0, 0), |load| (load.leased_running, load.leased_idle));
         let effective = load.and_then(|load| load.effective_capacity).map(|n| n.0);
         let charged = running + idle;
         let ratio = match capacity(status).or(effective) {

@@ -2,8 +2,7 @@
 
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
-use crate::gate::{Gate, PoolId};
-use crate::scheduler::Event;
+use crate::gate::Gate;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
@@ -19,7 +18,6 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone)]
 pub struct WeightSync {
     gate: Gate,
-    pools: usize,
     state: Arc<Mutex<State>>,
 }
 
@@ -39,12 +37,8 @@ struct Begin {
 // === impl WeightSync ===
 
 impl WeightSync {
-    pub(crate) fn new(gate: Gate, pools: usize) -> Self {
-        Self {
-            gate,
-            pools,
-            state: Arc::default(),
-        }
+    pub(crate) fn new(gate: Gate) -> Self {
+        Self { gate, state: Arc::default() }
     }
 
     #[must_use]
@@ -67,10 +61,11 @@ impl WeightSync {
     }
 
     fn set(&self, active: bool) -> u64 {
+        // The gate is told under the lock, so that it hears begins and ends in order.
         let mut state = self.state.lock();
         state.generation += 1;
         state.active = active;
-        self.tell(active);
+        self.gate.freeze(active);
         state.generation
     }
 
@@ -79,14 +74,7 @@ impl WeightSync {
         if state.active && state.generation == generation {
             log::warn!("weight sync did not end within {timeout:?}: dispatch goes on");
             state.active = false;
-            self.tell(false);
-        }
-    }
-
-    /// Called under the lock, so that the pools hear begins and ends in order.
-    fn tell(&self, frozen: bool) {
-        for pool in 0..self.pools {
-            self.gate.tell(PoolId(pool), Event::Freeze(frozen));
+            self.gate.freeze(false);
         }
     }
 }

@@ -9,19 +9,12 @@ fn counted() -> Metrics {
     glm.request_finished(200, Duration::from_millis(700));
     glm.ttft(Duration::from_millis(300));
     glm.inter_token(Duration::from_millis(20));
-    glm.usage(Usage {
-        prompt: Tokens(100),
-        completion: Tokens(7),
-        cached: Some(Tokens(60)),
-    });
+    glm.usage(Usage { prompt: Tokens(100), completion: Tokens(7), cached: Some(Tokens(60)) });
     metrics.model(None).request_finished(404, Duration::ZERO);
     metrics.client_disconnected();
     metrics.upstream_error("http://gpu1:8000", UpstreamError::Broken);
     metrics.held(HoldReason::NoRoom);
-    metrics.hold_ended(
-        HoldClass::from(DispatchKind::Resumed),
-        Duration::from_secs(3),
-    );
+    metrics.hold_ended(HoldClass::from(DispatchKind::Resumed), Duration::from_secs(3));
     metrics.paused(PauseReason::Evicted);
     metrics.resumed(DispatchKind::Resumed);
     metrics.moved(MoveReason::Room);
@@ -53,8 +46,7 @@ fn mirror() -> Mirror {
 
 /// The value of the sample that starts with `series`.
 fn sample<'a>(text: &'a str, series: &str) -> Option<&'a str> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
 }
 
 #[test]
@@ -76,10 +68,7 @@ fn every_event_moves_its_own_series() {
         ("completion_tokens_total{model=\"default\"}", "0"),
         ("inflight_requests", "2"),
         ("client_disconnects_total", "1"),
-        (
-            "upstream_errors_total{backend=\"http://gpu1:8000\",kind=\"broken\"}",
-            "1",
-        ),
+        ("upstream_errors_total{backend=\"http://gpu1:8000\",kind=\"broken\"}", "1"),
         ("holds_total{reason=\"no_room\"}", "1"),
         ("holds_total{reason=\"frozen\"}", "0"),
         ("hold_seconds_sum{class=\"started\"}", "3.0"),
@@ -120,10 +109,7 @@ fn backend_gauges_show_what_is_known_and_escape_names() {
         let series = format!("thundergate_{name}{labels}");
         assert_eq!(sample(&text, &series), Some(value), "{series}\n{text}");
     }
-    let charged = format!(
-        "thundergate_backend_charged_tokens{},state=\"idle\"}}",
-        labels.trim_end_matches('}')
-    );
+    let charged = format!("thundergate_backend_charged_tokens{},state=\"idle\"}}", labels.trim_end_matches('}'));
     assert_eq!(sample(&text, &charged), Some("300"));
     assert!(!text.contains("backend_prefix_hit_ratio{"), "not reported");
 }
@@ -131,16 +117,10 @@ fn backend_gauges_show_what_is_known_and_escape_names() {
 #[test]
 fn prometheus_text_names_every_family_as_its_samples() {
     let text = counted().encode(&mirror(), Exposition::Prometheus);
-    let families: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .collect();
+    let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
-        let base = ["_bucket", "_sum", "_count"]
-            .iter()
-            .find_map(|suffix| name.strip_suffix(suffix))
-            .unwrap_or(name);
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
         assert!(families.contains(&base), "{line}");
     }
     assert!(text.contains("# TYPE thundergate_requests_total counter\n"));
@@ -165,10 +145,7 @@ fn a_scraper_gets_the_format_it_likes_best() {
         (prometheus_3, Some(OpenMetrics)),
         ("text/plain;version=0.0.4", Some(Prometheus)),
         ("Text/Plain; charset=utf-8", Some(Prometheus)),
-        (
-            "application/openmetrics-text;q=0.5, text/plain",
-            Some(Prometheus),
-        ),
+        ("application/openmetrics-text;q=0.5, text/plain", Some(Prometheus)),
         ("application/openmetrics-text;q=0", None),
         ("*/*", None),
         ("text/html,application/xhtml+xml,*/*;q=0.8", None),

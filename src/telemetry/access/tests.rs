@@ -16,11 +16,7 @@ fn record() -> AccessRecord {
         held: Duration::from_millis(1500),
         ttft: Some(Duration::from_millis(1700)),
         duration: Duration::from_micros(4_200_900),
-        usage: Some(Usage {
-            prompt: Tokens(120),
-            completion: Tokens(30),
-            cached: Some(Tokens(96)),
-        }),
+        usage: Some(Usage { prompt: Tokens(120), completion: Tokens(30), cached: Some(Tokens(96)) }),
         bytes_in: 2000,
         bytes_out: 900,
         error: None,

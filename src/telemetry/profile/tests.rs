@@ -5,18 +5,11 @@ use std::fs;
 const WAIT: Duration = Duration::from_secs(20);
 
 fn key(id: &str) -> ProgramKey {
-    ProgramKey {
-        tenant: "".into(),
-        id: id.into(),
-    }
+    ProgramKey { tenant: "".into(), id: id.into() }
 }
 
 fn usage(prompt: u64, cached: Option<u64>) -> Option<Usage> {
-    Some(Usage {
-        prompt: Tokens(prompt),
-        completion: Tokens(10),
-        cached: cached.map(Tokens),
-    })
+    Some(Usage { prompt: Tokens(prompt), completion: Tokens(10), cached: cached.map(Tokens) })
 }
 
 fn step(start: Instant, at_ms: u64, usage: Option<Usage>) -> StepTimes {
@@ -61,14 +54,9 @@ fn rows_and_averages_follow_the_definitions() {
 
     let path = dir.path().join("made/for/us/step_profiles.csv");
     let text = fs::read_to_string(path).unwrap();
-    assert!(text.starts_with(
-        "program_id,step_id,prefill_s,decode_s,pause_s,tool_call_s,kv_hit_rate,completed_at\n"
-    ));
+    assert!(text.starts_with("program_id,step_id,prefill_s,decode_s,pause_s,tool_call_s,kv_hit_rate,completed_at\n"));
     let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let rows: Vec<Vec<String>> = reader
-        .records()
-        .map(|row| row.unwrap().iter().map(str::to_owned).collect())
-        .collect();
+    let rows: Vec<Vec<String>> = reader.records().map(|row| row.unwrap().iter().map(str::to_owned).collect()).collect();
     let fields: Vec<_> = rows.iter().map(|row| row[..7].join("|")).collect();
     assert_eq!(
         fields,
@@ -156,10 +144,7 @@ fn a_blocked_disk_blocks_no_step_and_counts_what_is_dropped() {
     use std::io::{BufRead, BufReader};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("step_profiles.csv");
-    let made = std::process::Command::new("mkfifo")
-        .arg(&path)
-        .status()
-        .unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
     assert!(made.success());
     let (profiles, dropped) = profiles(dir.path(), 10);
     // Nobody reads the FIFO: its open blocks, the queue fills, and this loop still ends.
