@@ -1,1 +1,3 @@
-//! (to be built)
+//! Request bodies: what they say, and what of them goes upstream.
+
+pub mod envelope;

@@ -1,1 +1,254 @@
-//! (to be built)
+//! Which program a step belongs to: an ordered list of places where clients write it, first valid one wins.
+
+#[cfg(test)]
+mod tests;
+
+use crate::body::envelope::{Envelope, Field, NotScalar};
+use crate::error::Refusal;
+use crate::scheduler::ProgramKey;
+use http::{HeaderMap, HeaderName};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The default of `identity.sources`: what agent frameworks, routers and Claude Code send, most explicit
+/// first.
+pub const DEFAULT_SOURCES: [&str; 16] = [
+    "body:program_id",
+    "body:extra_body.program_id",
+    "header:x-program-id",
+    "body:vllm_xargs.agentic_context.program_id",
+    "header:x-dynamo-session-id",
+    "header:x-claude-code-agent-id",
+    "header:x-claude-code-session-id",
+    "header:x-session-id",
+    "header:x-session-affinity",
+    "header:session-id",
+    "header:session_id",
+    "header:x-litellm-session-id",
+    "header:x-smg-routing-key",
+    "body:prompt_cache_key",
+    "body:metadata.session_id",
+    "body:metadata.user_id",
+];
+
+/// The fields of a body that may be named as sources.
+const BODY_FIELDS: [(&str, Field); 6] = [
+    ("program_id", Field::ProgramId),
+    ("extra_body.program_id", Field::ExtraProgramId),
+    (
+        "vllm_xargs.agentic_context.program_id",
+        Field::AgenticProgramId,
+    ),
+    ("prompt_cache_key", Field::PromptCacheKey),
+    ("metadata.session_id", Field::SessionId),
+    ("metadata.user_id", Field::UserId),
+];
+
+/// Places that name something else than a program.
+const NEVER: [(&str, &str); 3] = [
+    ("x-request-id", "it differs from step to step"),
+    ("user", "all programs of a user share it"),
+    (
+        "cache_salt",
+        "it is a secret between the client and the engine",
+    ),
+];
+
+/// A list of sources, ready for use.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    sources: Vec<Source>,
+    /// Ids longer than this many bytes are hashed.
+    max_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Source {
+    /// As configured: the label of the `identity_source_total` metric.
+    name: String,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Body(Field),
+    Header(HeaderName),
+}
+
+/// A name in `identity.sources` that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    #[error("unknown identity source `{name}`; the nearest valid one is `{nearest}`")]
+    Unknown { name: String, nearest: String },
+    #[error("identity source `{name}` cannot name a program: {why}")]
+    Never { name: String, why: &'static str },
+    #[error("identity source `{name}`: not a valid header name")]
+    BadHeader { name: String },
+}
+
+/// What newer releases of Claude Code write into `metadata.user_id`, as JSON text.
+#[derive(Deserialize)]
+struct UserId<'a> {
+    #[serde(borrow)]
+    session_id: Cow<'a, str>,
+}
+
+// === impl Sources ===
+
+impl Sources {
+    /// Reads names such as `body:program_id` or `header:x-program-id`. Any header may be named but
+    /// `x-request-id`.
+    ///
+    /// # Errors
+    /// The first name that cannot be used.
+    pub fn parse<S: AsRef<str>>(names: &[S], max_bytes: usize) -> Result<Self, SourceError> {
+        let sources = names.iter().map(|name| Source::parse(name.as_ref()));
+        Ok(Self {
+            sources: sources.collect::<Result<_, _>>()?,
+            max_bytes,
+        })
+    }
+
+    /// The program of a step and the name of the source that told it; `None` for a step without identity.
+    /// The id is the client's own text, control characters and all: escape it before it goes into a header
+    /// or a log line.
+    ///
+    /// # Errors
+    /// `InvalidProgramId` when a program id that is asked for is an object or array.
+    pub fn find(
+        &self,
+        headers: &HeaderMap,
+        envelope: &Envelope,
+        tenant: &Arc<str>,
+    ) -> Result<Option<(ProgramKey, &str)>, Refusal> {
+        for source in &self.sources {
+            let id = match &source.place {
+                Place::Header(name) => header_text(headers, name).map(Cow::Borrowed),
+                Place::Body(field) => body_text(envelope, *field)
+                    .map_err(|NotScalar| Refusal::InvalidProgramId(source.path().to_owned()))?,
+            };
+            if let Some(id) = id {
+                return Ok(Some((self.key(tenant, &id), &source.name)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The key of the program that clients call `id`. A long id is hashed to `sha256:` and 64 hex digits.
+    #[must_use]
+    pub fn key(&self, tenant: &Arc<str>, id: &str) -> ProgramKey {
+        let id = if id.len() > self.max_bytes {
+            format!("sha256:{:x}", Sha256::digest(id)).into()
+        } else {
+            id.into()
+        };
+        ProgramKey {
+            tenant: Arc::clone(tenant),
+            id,
+        }
+    }
+}
+
+impl Default for Sources {
+    /// The default list, with ids of up to 256 bytes kept as they are.
+    fn default() -> Self {
+        let sources = DEFAULT_SOURCES.iter().map(|name| Source::parse(name));
+        Self {
+            sources: sources.filter_map(Result::ok).collect(),
+            max_bytes: 256,
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    fn parse(name: &str) -> Result<Self, SourceError> {
+        let bare = name.split_once(':').map_or(name, |(_, bare)| bare);
+        let never = |(word, _): &&(&str, &str)| word.eq_ignore_ascii_case(bare);
+        if let Some((_, why)) = NEVER.iter().find(never) {
+            let name = name.to_owned();
+            return Err(SourceError::Never { name, why });
+        }
+        let place =
+            match name.split_once(':') {
+                Some(("header", header)) => HeaderName::try_from(header)
+                    .map(Place::Header)
+                    .map_err(|_| SourceError::BadHeader {
+                        name: name.to_owned(),
+                    })?,
+                Some(("body", path)) => {
+                    let known = BODY_FIELDS.iter().find(|(known, _)| *known == path);
+                    let (_, field) = known.ok_or_else(|| unknown(name))?;
+                    Place::Body(*field)
+                }
+                _ => return Err(unknown(name)),
+            };
+        Ok(Self {
+            name: name.to_owned(),
+            place,
+        })
+    }
+
+    /// The name without its kind.
+    fn path(&self) -> &str {
+        self.name.split_once(':').map_or("", |(_, path)| path)
+    }
+}
+
+fn unknown(name: &str) -> SourceError {
+    let likeness = |known: &str| {
+        let bare = known.split_once(':').map_or(known, |(_, bare)| bare);
+        strsim::jaro_winkler(known, name).max(strsim::jaro_winkler(bare, name))
+    };
+    let nearest = DEFAULT_SOURCES
+        .iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    SourceError::Unknown {
+        name: name.to_owned(),
+        nearest: nearest.map_or_else(String::new, ToString::to_string),
+    }
+}
+
+fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let texts = headers.get_all(name).iter();
+    let mut texts = texts.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok());
+    texts.find_map(|text| Some(text.trim()).filter(|text| !text.is_empty()))
+}
+
+fn body_text(envelope: &Envelope, field: Field) -> Result<Option<Cow<'_, str>>, NotScalar> {
+    match (field, envelope.scalar(field)) {
+        (Field::ProgramId | Field::ExtraProgramId | Field::AgenticProgramId, id) => id,
+        (Field::UserId, id) => Ok(id
+            .ok()
+            .flatten()
+            .as_deref()
+            .and_then(session_of)
+            .map(Cow::Owned)),
+        // These mean something else to other servers: an odd value is none of our business.
+        (_, id) => Ok(id.ok().flatten()),
+    }
+}
+
+/// The session part of Claude Code's `metadata.user_id`: `user_…_account_…_session_SESSION`, or JSON text
+/// with a `session_id`.
+fn session_of(user_id: &str) -> Option<String> {
+    let session = if user_id.starts_with('{') {
+        serde_json::from_str::<UserId<'_>>(user_id).ok()?.session_id
+    } else {
+        Cow::Borrowed(user_id.rsplit_once("_session_")?.1)
+    };
+    Some(session.into_owned()).filter(|session| !session.is_empty())
+}
+
+/// Whether the client says that this is its program's last step.
+#[must_use]
+pub fn final_step(headers: &HeaderMap) -> bool {
+    let yes = |name: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
+    };
+    yes("x-program-final") || yes("x-dynamo-session-final")
+}

@@ -1,0 +1,189 @@
+//! The envelope of a step: what its JSON body says that matters here, and the body that goes upstream.
+//!
+//! One pass over the bytes checks the whole grammar and notes where the known fields are; nothing is built.
+//! What goes upstream is the same bytes with a few spans cut or replaced, so number spelling, key order,
+//! duplicate keys, escapes and white space survive.
+
+mod outline;
+mod scan;
+mod splice;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+pub use outline::Field;
+pub use splice::{AskUsage, Edits, Forwarded};
+
+use crate::error::Refusal;
+use crate::units::Tokens;
+use bytes::Bytes;
+use memchr::memmem;
+use outline::Outline;
+use scan::{Complaint, Fault};
+use std::borrow::Cow;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// A request body that was found to be a JSON object, and where its fields are.
+///
+/// Holds a handle on the body: drop it once [`Envelope::forward`] has given the bytes to send.
+#[derive(Debug)]
+pub struct Envelope {
+    body: Bytes,
+    outline: Outline,
+}
+
+/// The value is an object or array where a single value is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotScalar;
+
+/// Text in a system prompt that Claude Code writes anew for each request, and that engines leave out.
+const BILLING_HEADER: &[u8] = b"\"x-anthropic-billing-header";
+
+/// What of a body becomes the prompt.
+const PROMPT: [Field; 8] = [
+    Field::Messages,
+    Field::Prompt,
+    Field::Input,
+    Field::Tools,
+    Field::System,
+    Field::Instructions,
+    Field::Text,
+    Field::InputIds,
+];
+
+/// The names under which the endpoints take a limit on the output.
+const OUTPUT_LIMITS: [Field; 4] = [
+    Field::MaxTokens,
+    Field::MaxCompletionTokens,
+    Field::MaxOutputTokens,
+    Field::MaxNewTokens,
+];
+
+impl Envelope {
+    /// Reads a body that nests at most `json_depth` objects and arrays.
+    ///
+    /// # Errors
+    /// `InvalidJson` when it is not UTF-8, not JSON as Python reads it, not an object, or nested deeper.
+    pub fn scan(body: Bytes, json_depth: usize) -> Result<Self, Refusal> {
+        match outline_of(&body, json_depth) {
+            Ok(outline) => Ok(Self { body, outline }),
+            Err(fault) => Err(Refusal::InvalidJson(fault.to_string())),
+        }
+    }
+
+    /// The bytes to send upstream: without what was written for Thundergate, and with `edits`. The same
+    /// handle when there is nothing to change, else one new buffer.
+    #[must_use]
+    pub fn forward(&self, edits: &Edits<'_>) -> Forwarded {
+        splice::forward(self, edits)
+    }
+
+    /// The model asked for, if it is a string.
+    #[must_use]
+    pub fn model(&self) -> Option<Cow<'_, str>> {
+        self.string(Field::Model)
+    }
+
+    /// Whether the answer is to be streamed.
+    #[must_use]
+    pub fn stream(&self) -> bool {
+        self.raw(Field::Stream).and_then(text::truth) == Some(true)
+    }
+
+    /// The smallest limit on the output that the body sets.
+    #[must_use]
+    pub fn max_output(&self) -> Option<Tokens> {
+        OUTPUT_LIMITS
+            .iter()
+            .filter_map(|field| self.scalar(*field).ok()??.parse::<f64>().ok())
+            .filter(|limit| *limit >= 0.0)
+            .map(|limit| Tokens(limit as u64))
+            .min()
+    }
+
+    /// Size of what becomes the prompt, in bytes of JSON.
+    #[must_use]
+    pub fn prompt_bytes(&self) -> u64 {
+        let spans = PROMPT.iter().filter_map(|field| self.outline.span(*field));
+        spans.map(|span| span.len() as u64).sum()
+    }
+
+    /// Hash of the model and the first system message: bodies of one class share the start of their prompt.
+    /// The same on every machine and in every release.
+    #[must_use]
+    pub fn class(&self) -> u64 {
+        let role = self.string(Field::Role).unwrap_or_default();
+        let opening = match &*role {
+            "system" | "developer" => self.bytes(Field::Opening),
+            _ => &[],
+        };
+        let parts = [
+            self.bytes(Field::Model),
+            without_billing_header(self.bytes(Field::System)),
+            self.bytes(Field::Instructions),
+            opening,
+        ];
+        parts
+            .iter()
+            .fold(0, |seed, part| xxh3_64_with_seed(part, seed))
+    }
+
+    /// A field as text: a string's own text, a number or boolean as it is written. `null` and the empty
+    /// string count as absent.
+    ///
+    /// # Errors
+    /// `NotScalar` when it is an object or array.
+    pub fn scalar(&self, field: Field) -> Result<Option<Cow<'_, str>>, NotScalar> {
+        let Some(raw) = self.raw(field) else {
+            return Ok(None);
+        };
+        match raw.as_bytes()[0] {
+            b'"' => Ok(self.string(field).filter(|text| !text.is_empty())),
+            b'{' | b'[' => Err(NotScalar),
+            b'n' => Ok(None),
+            _ => Ok(Some(Cow::Borrowed(raw))),
+        }
+    }
+
+    /// A field's text if it is a string.
+    fn string(&self, field: Field) -> Option<Cow<'_, str>> {
+        let raw = self.raw(field)?;
+        let inside = raw.strip_prefix('"')?.strip_suffix('"')?;
+        Some(text::decode(inside))
+    }
+
+    /// A field's value as it is written.
+    fn raw(&self, field: Field) -> Option<&str> {
+        let bytes = self.bytes(field);
+        std::str::from_utf8(bytes)
+            .ok()
+            .filter(|raw| !raw.is_empty())
+    }
+
+    /// A field's bytes, none when it is absent.
+    fn bytes(&self, field: Field) -> &[u8] {
+        let span = self.outline.span(field).unwrap_or_default();
+        &self.body[span.start..span.end]
+    }
+}
+
+fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, Fault> {
+    let fault = |what, at| Fault { what, at };
+    let text = std::str::from_utf8(body)
+        .map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
+    if text.starts_with('\u{feff}') {
+        return Err(fault(Complaint::ByteOrderMark, 0));
+    }
+    Outline::read(text, json_depth)
+}
+
+/// The part of a system prompt (as JSON) behind the header that differs from request to request.
+fn without_billing_header(system: &[u8]) -> &[u8] {
+    let Some(header) = memmem::find(system, BILLING_HEADER) else {
+        return system;
+    };
+    let behind = &system[header + BILLING_HEADER.len()..];
+    let end = memchr::memchr(b'"', behind).unwrap_or(behind.len());
+    &behind[end..]
+}

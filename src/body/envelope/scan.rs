@@ -1,0 +1,465 @@
+//! Walks a JSON text once: checks its grammar whole, builds nothing.
+//!
+//! The yardstick is what the engines themselves read bodies with, Python's `json`: the JSON grammar, plus
+//! `NaN`, `Infinity` and `-Infinity`, plus escapes of lone surrogates. Raw control characters in strings,
+//! leading zeros, comments and trailing commas are refused there and here.
+
+use super::text;
+use std::borrow::Cow;
+
+/// Bytes `start..end` of the body. No JSON value is empty, so an empty span says "not there".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Span {
+    pub start: usize,
+    pub end: usize,
+}
+
+/// What is wrong with a body, and at which byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub what: Complaint,
+    pub at: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Complaint {
+    Empty,
+    ByteOrderMark,
+    NotUtf8,
+    NotAnObject,
+    TrailingBytes,
+    TooDeep,
+    CutShort,
+    NoValue,
+    NoKey,
+    NoColon,
+    NoCommaOrEnd,
+    BadNumber,
+    BadEscape,
+    ControlCharacter,
+}
+
+/// A member's key: where its opening quote is, and its text with escapes resolved.
+pub(super) struct Key<'a> {
+    pub start: usize,
+    pub text: Cow<'a, str>,
+}
+
+pub(super) struct Scanner<'a> {
+    text: &'a str,
+    /// The next byte to look at.
+    pub at: usize,
+    nesting: Nesting,
+    /// How many containers may be open at once.
+    limit: usize,
+}
+
+/// Which containers are open: one bit each, set for an object; the innermost is the lowest.
+#[derive(Default)]
+struct Nesting {
+    depth: usize,
+    bits: u64,
+    /// Full words of the outer levels. Never used by a body of ordinary depth.
+    outer: Vec<u64>,
+}
+
+// === impl Scanner ===
+
+impl<'a> Scanner<'a> {
+    pub fn new(text: &'a str, limit: usize) -> Self {
+        Self {
+            text,
+            at: 0,
+            nesting: Nesting::default(),
+            limit,
+        }
+    }
+
+    pub fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    /// Goes past white space.
+    pub fn blank(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    /// Nothing but white space may be left.
+    pub fn end(&mut self) -> Result<(), Fault> {
+        self.blank();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.fault(Complaint::TrailingBytes)),
+        }
+    }
+
+    /// Goes past the value that starts here, whatever it is and however deep.
+    pub fn skip(&mut self) -> Result<(), Fault> {
+        let floor = self.nesting.depth;
+        loop {
+            match self.peek() {
+                Some(b'"') => self.string().map(drop)?,
+                Some(b'{') => {
+                    self.enter(true)?;
+                    if self.peek() == Some(b'}') {
+                        self.leave();
+                    } else {
+                        self.skip_key()?;
+                        continue;
+                    }
+                }
+                Some(b'[') => {
+                    self.enter(false)?;
+                    if self.peek() == Some(b']') {
+                        self.leave();
+                    } else {
+                        continue;
+                    }
+                }
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                _ => self.literal()?,
+            }
+            if !self.next_value(floor)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A value has ended: goes to the next one above `floor`, if there is one.
+    fn next_value(&mut self, floor: usize) -> Result<bool, Fault> {
+        while self.nesting.depth > floor {
+            self.blank();
+            match (self.peek(), self.nesting.in_object()) {
+                (Some(b','), in_object) => {
+                    self.at += 1;
+                    self.blank();
+                    if in_object {
+                        self.skip_key()?;
+                    }
+                    return Ok(true);
+                }
+                (Some(b'}'), true) | (Some(b']'), false) => self.leave(),
+                _ => return Err(self.fault(Complaint::NoCommaOrEnd)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Walks the members of the object that starts here. `each` is called in front of every value and must
+    /// go past it.
+    pub fn members(
+        &mut self,
+        mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.enter(true)?;
+        if self.peek() == Some(b'}') {
+            self.leave();
+            return Ok(());
+        }
+        loop {
+            let key = self.key()?;
+            each(self, key)?;
+            if !self.goes_on(b'}')? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Walks the elements of the array that starts here, in the way of [`Self::members`].
+    pub fn elements(
+        &mut self,
+        mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.enter(false)?;
+        if self.peek() == Some(b']') {
+            self.leave();
+            return Ok(());
+        }
+        for index in 0.. {
+            each(self, index)?;
+            if !self.goes_on(b']')? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a member or element: whether another one follows. If not, goes past the `close`.
+    fn goes_on(&mut self, close: u8) -> Result<bool, Fault> {
+        self.blank();
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                self.blank();
+                Ok(true)
+            }
+            Some(byte) if byte == close => {
+                self.leave();
+                Ok(false)
+            }
+            _ => Err(self.fault(Complaint::NoCommaOrEnd)),
+        }
+    }
+
+    fn enter(&mut self, object: bool) -> Result<(), Fault> {
+        if self.nesting.depth >= self.limit {
+            return Err(self.complain(Complaint::TooDeep));
+        }
+        self.nesting.push(object);
+        self.at += 1;
+        self.blank();
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.nesting.pop();
+        self.at += 1;
+    }
+
+    fn key(&mut self) -> Result<Key<'a>, Fault> {
+        let start = self.at;
+        let (end, escaped) = self.skip_key()?;
+        let raw = &self.text[start + 1..end - 1];
+        let text = if escaped {
+            text::decode(raw)
+        } else {
+            Cow::Borrowed(raw)
+        };
+        Ok(Key { start, text })
+    }
+
+    /// Goes past a key and its colon, to the value. Gives the end of the key, and whether it has escapes.
+    fn skip_key(&mut self) -> Result<(usize, bool), Fault> {
+        if self.peek() != Some(b'"') {
+            return Err(self.fault(Complaint::NoKey));
+        }
+        let escaped = self.string()?;
+        let end = self.at;
+        self.blank();
+        if self.peek() != Some(b':') {
+            return Err(self.fault(Complaint::NoColon));
+        }
+        self.at += 1;
+        self.blank();
+        Ok((end, escaped))
+    }
+
+    /// Goes past a string; tells whether it has escapes.
+    fn string(&mut self) -> Result<bool, Fault> {
+        let bytes = self.text.as_bytes();
+        let mut at = self.at + 1;
+        let mut escaped = false;
+        loop {
+            at += plain(&bytes[at..]);
+            match bytes[at..] {
+                [b'"', ..] => {
+                    self.at = at + 1;
+                    return Ok(escaped);
+                }
+                [
+                    b'\\',
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't',
+                    ..,
+                ] => at += 2,
+                [b'\\', b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(u8::is_ascii_hexdigit) => {
+                    at += 6;
+                }
+                [] | [b'\\'] => {
+                    self.at = bytes.len();
+                    return Err(self.complain(Complaint::CutShort));
+                }
+                [byte, ..] => {
+                    self.at = at;
+                    return Err(self.complain(match byte {
+                        b'\\' => Complaint::BadEscape,
+                        _ => Complaint::ControlCharacter,
+                    }));
+                }
+            }
+            escaped = true;
+        }
+    }
+
+    fn number(&mut self) -> Result<(), Fault> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+            if self.peek() == Some(b'I') {
+                return self.literal();
+            }
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    /// One digit at least.
+    fn digits(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at == start {
+            return Err(self.fault(Complaint::BadNumber));
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self) -> Result<(), Fault> {
+        let tail = &self.text.as_bytes()[self.at..];
+        let known: [&[u8]; 5] = [b"true", b"false", b"null", b"NaN", b"Infinity"];
+        match known.iter().find(|word| tail.starts_with(word)) {
+            Some(word) => {
+                self.at += word.len();
+                Ok(())
+            }
+            None => Err(self.fault(Complaint::NoValue)),
+        }
+    }
+
+    pub fn complain(&self, what: Complaint) -> Fault {
+        Fault { what, at: self.at }
+    }
+
+    /// A complaint about the byte here; at the end of the text there is only one to make.
+    fn fault(&self, what: Complaint) -> Fault {
+        self.complain(match self.peek() {
+            Some(_) => what,
+            None => Complaint::CutShort,
+        })
+    }
+}
+
+/// How many leading bytes stand for themselves in a string: no quote, no backslash, no control character.
+/// Eight bytes at a time; the tests on a word are exact up to its first hit, which is all that is used.
+fn plain(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const TOPS: u64 = ONES << 7;
+    let mut at = 0;
+    while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*word);
+        let quote = word ^ (ONES * b'"' as u64);
+        let backslash = word ^ (ONES * b'\\' as u64);
+        let control = word.wrapping_sub(ONES * 0x20) & !word;
+        let hits = (control
+            | (quote.wrapping_sub(ONES) & !quote)
+            | (backslash.wrapping_sub(ONES) & !backslash))
+            & TOPS;
+        if hits != 0 {
+            return at + (hits.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    let tail = bytes.get(at..).unwrap_or_default();
+    let special = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+    at + tail.iter().position(special).unwrap_or(tail.len())
+}
+
+// === impl Nesting ===
+
+impl Nesting {
+    fn push(&mut self, object: bool) {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.outer.push(self.bits);
+        }
+        self.bits = self.bits << 1 | u64::from(object);
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) {
+        self.bits >>= 1;
+        self.depth -= 1;
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.bits = self.outer.pop().unwrap_or_default();
+        }
+    }
+
+    fn in_object(&self) -> bool {
+        self.bits & 1 == 1
+    }
+}
+
+// === impl Span ===
+
+impl Span {
+    pub fn len(self) -> usize {
+        self.end - self.start
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+// === impl Fault ===
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (what, remedy) = self.what.words();
+        write!(f, "{what} at byte {}; {remedy}", self.at)
+    }
+}
+
+impl Complaint {
+    /// What is wrong, and what to do about it.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Empty => ("nothing there", "send one JSON object"),
+            Self::ByteOrderMark => ("a byte order mark", "send UTF-8 without one"),
+            Self::NotUtf8 => ("not UTF-8", "encode the body as UTF-8"),
+            Self::NotAnObject => ("not a JSON object", "send one object: {\"model\": …}"),
+            Self::TrailingBytes => ("something after the JSON object", "send one object only"),
+            Self::TooDeep => (
+                "nested deeper than limits.json_depth",
+                "flatten it, or raise the limit",
+            ),
+            Self::CutShort => (
+                "the JSON ends too early",
+                "send it whole, with the right Content-Length",
+            ),
+            Self::NoValue => (
+                "expected a JSON value",
+                "values are \"…\", numbers, {…}, […], true, false, null",
+            ),
+            Self::NoKey => (
+                "expected a key in double quotes",
+                "remove a trailing comma or comment, quote the key",
+            ),
+            Self::NoColon => (
+                "expected `:` after a key",
+                "write members as \"key\": value",
+            ),
+            Self::NoCommaOrEnd => (
+                "expected `,` or the end of the object or array",
+                "check commas and brackets",
+            ),
+            Self::BadNumber => (
+                "expected a digit",
+                "write numbers as 1, -1, 0.5 or 1e9, without leading zeros",
+            ),
+            Self::BadEscape => (
+                "unknown escape in a string",
+                "write a backslash as \\\\, others as \\n or \\u000a",
+            ),
+            Self::ControlCharacter => (
+                "raw control character in a string",
+                "write a line break as \\n, others as \\u0000",
+            ),
+        }
+    }
+}

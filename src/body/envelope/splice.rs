@@ -1,0 +1,136 @@
+//! Makes the body that goes upstream out of the one that came: cuts, replacements, insertions.
+
+use super::outline::Field;
+use super::scan::Span;
+use super::{Envelope, text};
+use bytes::Bytes;
+use std::borrow::Cow;
+
+/// What is to be changed besides cutting out what was written for Thundergate.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Edits<'a> {
+    /// Write this model name in place of the client's.
+    pub model: Option<&'a str>,
+    /// Whether to ask for usage on the client's behalf.
+    pub usage: AskUsage,
+}
+
+/// Whether a streamed step's usage is asked for when its client did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AskUsage {
+    /// The endpoint has no `stream_options`, or nobody wants to know.
+    #[default]
+    Never,
+    /// The engine takes a `stream_options` object without `include_usage` for a yes, and ignores
+    /// `continuous_usage_stats` without usage: vLLM.
+    Vllm,
+    /// The engine takes it for a no: SGLang, OpenAI.
+    Openai,
+}
+
+/// A body on its way upstream.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    pub body: Bytes,
+    /// The client did not ask for the usage event that this body asks for: it is to be taken out of the
+    /// answer.
+    pub usage_added: bool,
+}
+
+/// Bytes to be written in place of a span, which is empty for an insertion.
+type Patch<'a> = (Span, Cow<'a, str>);
+
+pub(super) fn forward(envelope: &Envelope, edits: &Edits<'_>) -> Forwarded {
+    let mut patches: Vec<Patch<'_>> = Vec::new();
+    if let (Some(name), Some(span)) = (edits.model, envelope.outline.span(Field::Model)) {
+        let quoted = serde_json::Value::from(name).to_string();
+        patches.push((span, Cow::Owned(quoted)));
+    }
+    let asked = patches.len();
+    if edits.usage != AskUsage::Never && envelope.stream() {
+        ask_usage(envelope, edits.usage, &mut patches);
+    }
+    let usage_added = patches.len() > asked;
+    let cuts = envelope.outline.cuts.iter();
+    patches.extend(cuts.map(|cut| (*cut, Cow::Borrowed(""))));
+    patches.sort_by_key(|(span, _)| span.start);
+    Forwarded {
+        body: apply(&envelope.body, &patches),
+        usage_added,
+    }
+}
+
+/// Adds what makes the engine report usage, if the client did not ask for it. What the engine will refuse
+/// is left alone, so that the client gets the engine's own error.
+fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
+    let Some(options) = envelope.outline.span(Field::StreamOptions) else {
+        let close = envelope.outline.close;
+        let addition = ",\"stream_options\":{\"include_usage\":true}";
+        patches.push((insertion(close), Cow::Borrowed(addition)));
+        return;
+    };
+    let raw = envelope.raw(Field::StreamOptions).unwrap_or_default();
+    if raw == "null" {
+        patches.push((options, Cow::Borrowed("{\"include_usage\":true}")));
+        return;
+    }
+    if !raw.starts_with('{') {
+        return;
+    }
+    match envelope.outline.span(Field::IncludeUsage) {
+        None if engine == AskUsage::Openai => {
+            let empty = raw[1..].trim_start().starts_with('}');
+            let addition = if empty {
+                "\"include_usage\":true"
+            } else {
+                "\"include_usage\":true,"
+            };
+            patches.push((insertion(options.start + 1), Cow::Borrowed(addition)));
+        }
+        Some(answer) if declined(envelope, Field::IncludeUsage) => {
+            patches.push((answer, Cow::Borrowed("true")));
+            mute_continuous(envelope, engine, patches);
+        }
+        _ => {}
+    }
+}
+
+/// In vLLM, `continuous_usage_stats` wakes up once usage is asked for, and would put usage into every event.
+fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
+    let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
+    if let (AskUsage::Vllm, Some(true), Some(span)) = (
+        engine,
+        wanted,
+        envelope.outline.span(Field::ContinuousUsage),
+    ) {
+        patches.push((span, Cow::Borrowed("false")));
+    }
+}
+
+/// The client wrote that it does not want it.
+fn declined(envelope: &Envelope, field: Field) -> bool {
+    let raw = envelope.raw(field).unwrap_or_default();
+    raw == "null" || text::truth(raw) == Some(false)
+}
+
+fn insertion(at: usize) -> Span {
+    Span { start: at, end: at }
+}
+
+/// The body with all patches, which are in order and do not overlap.
+fn apply(body: &Bytes, patches: &[Patch<'_>]) -> Bytes {
+    if patches.is_empty() {
+        return body.clone();
+    }
+    let removed: usize = patches.iter().map(|(span, _)| span.len()).sum();
+    let added: usize = patches.iter().map(|(_, text)| text.len()).sum();
+    let mut out = Vec::with_capacity(body.len() - removed + added);
+    let mut from = 0;
+    for (span, text) in patches {
+        out.extend_from_slice(&body[from..span.start]);
+        out.extend_from_slice(text.as_bytes());
+        from = span.end;
+    }
+    out.extend_from_slice(&body[from..]);
+    Bytes::from(out)
+}

@@ -1,0 +1,181 @@
+//! What one server-sent event says. The common ones, a token each, are told by a few searches; only those
+//! with a `usage` object are read as JSON.
+
+use super::usage::{Counts, UsageScan};
+use memchr::{memchr2, memmem};
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+/// What the events seen so far add up to.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub usage: Counts,
+    /// Events that carried output.
+    pub outputs: u64,
+    /// `[DONE]` or another last event was seen.
+    pub ended: bool,
+}
+
+/// The fields of an event that matter.
+struct Fields<'a> {
+    name: Option<&'a [u8]>,
+    data: Option<Cow<'a, [u8]>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choices {
+    Absent,
+    Empty,
+    /// There is at least one.
+    Some,
+}
+
+static CHOICES: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"\"choices\""));
+static USAGE: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"\"usage\""));
+static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
+
+// === impl Seen ===
+
+impl Seen {
+    /// Takes in one event, given with its line ends; tells whether it is there only to report usage.
+    pub fn event(&mut self, event: &[u8]) -> bool {
+        let fields = Fields::of(event);
+        let Some(data) = fields.data else {
+            return false;
+        };
+        let choices = self.progress(fields.name, &data);
+        let reports = values(&data, &USAGE).any(|value| value.starts_with(b"{"));
+        if !reports {
+            return false;
+        }
+        let mut scan = UsageScan::default();
+        scan.feed(&data);
+        self.usage.merge(scan.usage());
+        choices == Choices::Empty && scan.usage().any()
+    }
+
+    /// Takes in the start of an event that is too large to be kept; gives the scan that looks for its usage
+    /// as the rest comes.
+    pub fn large_event(&mut self, start: &[u8]) -> UsageScan {
+        let mut scan = UsageScan::default();
+        let fields = Fields::of(start);
+        if let Some(data) = fields.data {
+            self.progress(fields.name, &data);
+            scan.feed(&data);
+        }
+        scan
+    }
+
+    fn progress(&mut self, name: Option<&[u8]>, data: &[u8]) -> Choices {
+        if data == b"[DONE]" {
+            self.ended = true;
+            return Choices::Absent;
+        }
+        let choices = choices_in(data);
+        if choices == Choices::Absent {
+            match name.or_else(|| type_of(data)).unwrap_or_default() {
+                b"response.completed"
+                | b"response.incomplete"
+                | b"response.failed"
+                | b"message_stop"
+                | b"error" => self.ended = true,
+                b"content_block_delta" => self.outputs += 1,
+                name if name.ends_with(b".delta") => self.outputs += 1,
+                _ => {}
+            }
+        } else if choices == Choices::Some {
+            self.outputs += 1;
+        }
+        choices
+    }
+}
+
+/// Whether an event of which only the start is known may be there only to report usage.
+pub(super) fn may_only_report_usage(start: &[u8]) -> bool {
+    let object = match Fields::of(start).data {
+        None => true,
+        Some(data) => data
+            .trim_ascii_start()
+            .first()
+            .is_none_or(|&byte| byte == b'{'),
+    };
+    object && choices_in(start) != Choices::Some
+}
+
+fn choices_in(data: &[u8]) -> Choices {
+    match values(data, &CHOICES).next() {
+        Some([b'[', rest @ ..]) => match rest.trim_ascii_start().first() {
+            Some(b']') | None => Choices::Empty,
+            Some(_) => Choices::Some,
+        },
+        _ => Choices::Absent,
+    }
+}
+
+/// The `type` that the responses and messages APIs also write into their data.
+fn type_of(data: &[u8]) -> Option<&[u8]> {
+    let value = values(data, &TYPE).next()?.strip_prefix(b"\"")?;
+    value.split(|&byte| byte == b'"').next()
+}
+
+/// Where the values of all members with this key start. A quoted word in front of a colon is a key: in a
+/// string, its quotes would be escaped.
+fn values<'a>(
+    data: &'a [u8],
+    key: &'a memmem::Finder<'static>,
+) -> impl Iterator<Item = &'a [u8]> + 'a {
+    key.find_iter(data).filter_map(|at| {
+        let behind = data[at + key.needle().len()..].trim_ascii_start();
+        Some(behind.strip_prefix(b":")?.trim_ascii_start())
+    })
+}
+
+// === impl Fields ===
+
+impl<'a> Fields<'a> {
+    fn of(event: &'a [u8]) -> Self {
+        let mut fields = Self {
+            name: None,
+            data: None,
+        };
+        for line in lines(event) {
+            if let Some(value) = field(line, b"data") {
+                fields.data = Some(match fields.data.take() {
+                    None => Cow::Borrowed(value),
+                    Some(before) => Cow::Owned([&before, value].join(&b'\n')),
+                });
+            } else if let Some(value) = field(line, b"event") {
+                fields.name = Some(value);
+            }
+        }
+        fields
+    }
+}
+
+/// The value of a line if it is the field `name`.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    match line.strip_prefix(name)? {
+        [] => Some(&[]),
+        [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+        _ => None,
+    }
+}
+
+/// The lines of an event, which end in LF, CR or both.
+fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = event;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let len = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+        let (line, behind) = rest.split_at(len);
+        rest = match behind {
+            [b'\r', b'\n', rest @ ..] | [_, rest @ ..] => rest,
+            [] => &[],
+        };
+        Some(line)
+    })
+}
