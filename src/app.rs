@@ -1,4 +1,8 @@
-//! What every request may reach: the settings, the gate, the fleet, the counters.
+//! What every part of a running proxy shares.
+
+mod open;
+
+pub use open::{Open, OpenGuard};
 
 use crate::config::Config;
 use crate::control::WeightSync;
@@ -6,87 +10,51 @@ use crate::fleet::Fleet;
 use crate::gate::Gate;
 use crate::telemetry::Telemetry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use tokio::sync::Notify;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-/// One per process, shared by the proxy, the control API and the background tasks.
+/// The running proxy.
 pub struct App {
-    pub config: Config,
+    pub config: Arc<Config>,
     pub gate: Gate,
     pub fleet: Fleet,
     pub telemetry: Arc<Telemetry>,
+    pub started: Instant,
     pub weight_sync: WeightSync,
-    /// Requests that a drain waits for: those that go to a backend.
+    /// Requests on their way to a backend, and those that wait to be.
     pub open: Arc<Open>,
     draining: AtomicBool,
 }
 
-/// Counts requests from arrival to the last byte of the answer.
-#[derive(Default)]
-pub struct Open {
-    count: AtomicUsize,
-    idle: Notify,
-}
-
-/// One of them; counted until it is dropped.
-pub struct OpenGuard(Arc<Open>);
-
 // === impl App ===
 
 impl App {
-    #[must_use]
-    pub fn new(config: Config, gate: Gate, fleet: Fleet, telemetry: Arc<Telemetry>) -> Self {
-        Self {
+    /// # Errors
+    /// What [`Telemetry::new`] says.
+    pub fn new(config: Arc<Config>) -> std::io::Result<Self> {
+        let telemetry = Arc::new(Telemetry::new(&config)?);
+        let gate = Gate::new(&config, Arc::clone(&telemetry));
+        let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
+        Ok(Self {
             weight_sync: WeightSync::new(gate.clone()),
             config,
             gate,
             fleet,
             telemetry,
+            started: Instant::now(),
             open: Arc::default(),
             draining: AtomicBool::new(false),
-        }
+        })
     }
 
-    /// Refuses new and held steps from now on, and turns readiness off; steps in flight go on.
+    /// Refuses held and new steps from now on; readiness fails first.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.store(true, Ordering::Release);
         self.gate.drain();
     }
 
     #[must_use]
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-}
-
-// === impl Open ===
-
-impl Open {
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> OpenGuard {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        OpenGuard(Arc::clone(self))
-    }
-
-    /// Waits until none is open.
-    pub async fn idle(&self) {
-        loop {
-            // Registered before the count is read, so that no last one is missed.
-            let idle = self.idle.notified();
-            if self.count.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            idle.await;
-        }
-    }
-}
-
-// === impl OpenGuard ===
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.idle.notify_waiters();
-        }
+        self.draining.load(Ordering::Acquire)
     }
 }

@@ -1,10 +1,8 @@
 use super::*;
 use crate::config::{Admin, ApiKey, Backend, Pool, Profile, Secret};
 use crate::config::{Config, Routing};
-use crate::fleet::Fleet;
-use crate::gate::{Gate, PoolId, Step, StepInfo};
+use crate::gate::{PoolId, Step, StepInfo};
 use crate::scheduler::{BackendId, Event, Outcome, ProgramKey, Usage};
-use crate::telemetry::Telemetry;
 use crate::units::Tokens;
 use serde_json::Value;
 use std::time::Duration;
@@ -23,13 +21,11 @@ fn config() -> Config {
 
 /// An app whose backends are up as far as the gate knows, with no network.
 fn app_of(config: Config) -> App {
-    let telemetry = Arc::new(Telemetry::new(&config).unwrap());
-    let gate = Gate::new(&config, Arc::clone(&telemetry));
-    let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
-    for status in fleet.statuses() {
-        gate.tell(status.backend.pool, Event::BackendUp(status.backend.id));
+    let app = App::new(Arc::new(config)).unwrap();
+    for status in app.fleet.statuses() {
+        app.gate.tell(status.backend.pool, Event::BackendUp(status.backend.id));
     }
-    App::new(config, gate, fleet, telemetry)
+    app
 }
 
 fn app() -> App {

@@ -4,7 +4,7 @@ use crate::scheduler::{DispatchKind, HoldReason, PauseReason, Usage};
 use crate::units::Tokens;
 
 fn counted() -> Metrics {
-    let metrics = Metrics::new(&["glm".to_owned(), String::new()]);
+    let metrics = Metrics::new(&["glm".to_owned(), String::new()], &["header:x-program-id".to_owned()]);
     let glm = metrics.model(Some(PoolId(0)));
     glm.request_finished(200, Duration::from_millis(700));
     glm.ttft(Duration::from_millis(300));
@@ -21,7 +21,8 @@ fn counted() -> Metrics {
     metrics.forced();
     metrics.released(Released::Api);
     metrics.estimate_error(-0.03);
-    metrics.identity_source("x-program-id");
+    metrics.identity_source("header:x-program-id");
+    metrics.identity_source("header:never-configured");
     metrics
 }
 
@@ -80,7 +81,8 @@ fn every_event_moves_its_own_series() {
         ("released_total{how=\"api\"}", "1"),
         ("estimate_error_ratio_bucket{le=\"-0.02\"}", "1"),
         ("estimate_error_ratio_bucket{le=\"-0.05\"}", "0"),
-        ("identity_source_total{source=\"x-program-id\"}", "1"),
+        ("identity_source_total{source=\"header:x-program-id\"}", "1"),
+        ("identity_source_total{source=\"none\"}", "0"),
         ("config_reload_success", "1"),
         ("profile_rows_dropped_total", "0"),
         ("programs{state=\"running\"}", "2"),

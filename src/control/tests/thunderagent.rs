@@ -134,6 +134,17 @@ async fn bytes_that_are_not_utf8_are_invalid_json() {
 }
 
 #[tokio::test]
+async fn a_long_id_is_released_under_the_key_that_its_steps_have() {
+    let app = app();
+    let long = "x".repeat(300);
+    let sources = crate::identity::Sources::default();
+    idle(&app, sources.key(&"".into(), &long)).await;
+    assert_eq!(get(&app, &format!("/programs/{long}")).await.0, 200);
+    let (_, answer) = ask(&app, with_body("POST", "/programs/release", &json!({"program_id": long}).to_string())).await;
+    assert_eq!(answer, json!({"program_id": long, "released": true}));
+}
+
+#[tokio::test]
 async fn a_release_ends_a_held_step() {
     let app = app();
     app.gate.freeze(true);
