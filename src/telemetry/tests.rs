@@ -1,3 +1,4 @@
+use super::access::tests::record;
 use super::*;
 use crate::gate::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason, Usage};
@@ -156,4 +157,32 @@ fn a_scraper_gets_the_format_it_likes_best() {
     ] {
         assert_eq!(Exposition::accepted(accept), format, "{accept}");
     }
+}
+
+#[test]
+fn the_access_log_is_a_file_that_may_be_rotated() {
+    use crate::config::{Access, AccessFormat, Logging};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let access = Some(Access { format: AccessFormat::Json, path: path.clone() });
+    let telemetry = Telemetry::new(&Config { logging: Logging { access, ..Logging::default() }, ..Config::default() });
+    let telemetry = telemetry.unwrap();
+    let log = |request_id: &str| telemetry.access(|| AccessRecord { request_id: request_id.into(), ..record() });
+    let wait = Duration::from_secs(20);
+    log("first");
+    log("second");
+    assert!(telemetry.flush(wait));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+
+    std::fs::rename(&path, dir.path().join("access.log.1")).unwrap();
+    telemetry.reopen();
+    log("third");
+    assert!(telemetry.flush(wait));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"request_id\":\"third\"") && !text.contains("first"), "{text}");
+}
+
+#[test]
+fn without_an_access_log_no_record_is_made() {
+    Telemetry::default().access(|| unreachable!("nobody reads it"));
 }
