@@ -1,36 +1,40 @@
 //! Arguments → `Config` → run.
 
 use clap::Parser;
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
-use thundergate::config::{self, Config, Failure, Flags};
+use thundergate::config::{self, Failure, Flags};
+
+type Done = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command {
+    let done = match cli.command {
         None => serve(&cli.flags),
         Some(Command::Check(check)) => tell(&check.config),
         Some(Command::Schema) => {
             println!("{:#}", config::schema());
-            Ok(ExitCode::SUCCESS)
+            Ok(())
         }
     };
-    result.unwrap_or_else(|failure| {
-        eprintln!("{failure}");
-        ExitCode::from(failure.exit_code())
-    })
+    let Err(error) = done else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("{error}");
+    ExitCode::from(error.downcast_ref().map_or(1, Failure::exit_code))
 }
 
 /// `thundergate check`: like `nginx -t`.
-fn tell(file: &Path) -> Result<ExitCode, Failure> {
+fn tell(file: &Path) -> Done {
     config::from_file(file)?;
     println!("{}: ok", file.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// `thundergate`: the proxy.
-fn serve(flags: &Flags) -> Result<ExitCode, Failure> {
+fn serve(flags: &Flags) -> Done {
     let (config, notes) = flags.load()?;
     // RUST_LOG wins over the configured level.
     let level = env_logger::Env::default().default_filter_or(&config.logging.level);
@@ -38,13 +42,5 @@ fn serve(flags: &Flags) -> Result<ExitCode, Failure> {
     for (flag, reason) in notes {
         log::warn!("{flag} {reason}");
     }
-    Ok(run(&config))
-}
-
-fn run(config: &Config) -> ExitCode {
-    for listener in &config.listeners {
-        log::info!("configured to listen on {}", listener.address);
-    }
-    log::error!("this build has no server");
-    ExitCode::FAILURE
+    Err("this build has no server".into())
 }

@@ -467,6 +467,22 @@ fn a_key_whose_children_are_all_commented_out_stands_for_the_defaults() {
     assert!(config.admin.is_none());
 }
 
+proptest::proptest! {
+    #[test]
+    fn no_document_makes_the_reader_panic_or_hang(parts in proptest::collection::vec(
+        proptest::sample::select(vec![
+            "listen", "models", "backends", "scheduler", "hold", "health", "name", "url", "limts", "interval",
+            ": ", ":", "\n", "\n  ", "\n    ", "- ", "[", "]", "{", "}", ", ", "\"", "'", "#", "&a ", "*a", "!t ", "|", "---",
+            "${PORT}", "${NOPE}", "${", "$${", "}", "${a:-b}", "${file:x}", "http://a", "5s", "-1", "1e9", "null", "~", "é", "\t",
+        ]),
+        0..40,
+    )) {
+        if let Err(found) = load(&parts.concat()) {
+            proptest::prop_assert!(!found.is_empty());
+        }
+    }
+}
+
 // === expansion ===
 
 #[test]

@@ -3,6 +3,7 @@
 use super::mistake::Mistake;
 use super::tree::{Admin, Anonymous, Config, Engine, Pool, Secret};
 use super::unsupported;
+use crate::identity::Sources;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
@@ -183,8 +184,8 @@ impl Check {
         let mut seen = Once::new();
         for (index, source) in identity.sources.iter().enumerate() {
             let path = format!("identity.sources[{index}]");
-            if let Err(message) = identity_source(source) {
-                self.that(false, path, message);
+            if let Err(error) = Sources::parse(&[source], identity.max_bytes) {
+                self.that(false, path, error.to_string());
             } else {
                 let message = format!("`{source}` was given already");
                 self.once(&mut seen, source.clone(), &path, message);
@@ -246,24 +247,6 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip(), other.ip());
     let overlap = a == b || a.is_unspecified() || b.is_unspecified();
     one.port() == other.port() && one.port() != 0 && overlap
-}
-
-/// `header:NAME` or `body:PATH`.
-fn identity_source(source: &str) -> Result<(), String> {
-    let (kind, rest) = source.split_once(':').unwrap_or_default();
-    let name = |part: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        !part.is_empty() && part.bytes().all(plain)
-    };
-    let good = match kind {
-        "header" => name(rest),
-        "body" => rest.split('.').all(name),
-        _ => false,
-    };
-    match good {
-        true => Ok(()),
-        false => Err("expected `header:NAME` or `body:PATH` such as body:metadata.session_id".into()),
-    }
 }
 
 /// Where each value was given first.
