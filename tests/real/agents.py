@@ -19,80 +19,20 @@ import secrets
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import aiohttp
 
-from fleet import cpu_seconds, metric
+from conversation import Script, Shape
+from fleet import cpu_seconds
+from watching import Watch, server_counters, watch
 
 STEP_LIMIT = 1800.0  # seconds that a client waits for one step
 ERROR_PAUSE = 0.5  # seconds after a failed step, before the agent's next program
 RELEASE_LIMIT = 10.0  # seconds
-POLL = 0.5  # seconds between two looks at the proxy and the servers
-
-# Each of these is one token of the test model after a space, so words count tokens.
-WORDS = (
-    "self return import value index error config client server module string number object result "
-    "buffer thread socket request response header stream parse write read open close start stop "
-    "check test class method function default options arguments message process signal timeout "
-    "queue event handler logger format encode decode bytes length offset position token line file "
-    "path name type list dict tuple range print assert raise except finally yield lambda global "
-    "break continue while with from None True False"
-).split()
-
-
-# === What an agent says ===
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes in tokens, times in seconds; each pair is a uniform range."""
-
-    steps: int
-    system: int
-    task: tuple[int, int]
-    tool_output: tuple[int, int]
-    reply: tuple[int, int]
-    tool_time: tuple[float, float]
-
-
-class Script:
-    """One program's side of the conversation, the same for the same seed."""
-
-    def __init__(self, shape: Shape, salt: str, seed: int, agent: int, program: int):
-        self._shape = shape
-        self._dice = random.Random(f"{seed}/{agent}/{program}")
-        system = text(random.Random(f"{seed}/system"), shape.system)
-        self.messages = [
-            {"role": "system", "content": f"run {salt} {system}"},
-            {"role": "user", "content": f"task {agent} {program} {text(self._dice, self._draw(shape.task))}"},
-        ]
-
-    def skip(self, steps: int) -> None:
-        """Pretends that the first steps are over, with made-up replies."""
-        for _ in range(steps):
-            self.answer(text(self._dice, self.reply_tokens()))
-
-    def reply_tokens(self) -> int:
-        return self._draw(self._shape.reply)
-
-    def tool_time(self) -> float:
-        return self._dice.uniform(*self._shape.tool_time)
-
-    def answer(self, reply: str) -> None:
-        """The model's reply and what the tool then printed."""
-        output = text(self._dice, self._draw(self._shape.tool_output))
-        self.messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": f"output {output}"}]
-
-    def _draw(self, bounds: tuple[int, int]) -> int:
-        return self._dice.randint(*bounds)
-
-
-def text(dice: random.Random, tokens: int) -> str:
-    return " ".join(dice.choices(WORDS, k=tokens))
-
 
 # === Where its steps go ===
 
@@ -241,7 +181,7 @@ async def one_step(run: Run, script: Script, number: int, name: str, step: Step)
     reply = backend = ""
     try:
         reply, backend = await stream_step(run.http, run.targets.pick(number), body, step)
-    except (StepError, aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+    except (StepError, aiohttp.ClientError, TimeoutError, ValueError) as error:
         step.error = str(error) if isinstance(error, StepError) else type(error).__name__
     finally:
         del run.starts[id(step)]
@@ -259,77 +199,8 @@ async def release(run: Run, name: str) -> None:
         limit = aiohttp.ClientTimeout(total=RELEASE_LIMIT)
         async with run.http.post(f"{run.targets.proxy}/programs/release", json={"program_id": name}, timeout=limit):
             pass
-    except (aiohttp.ClientError, asyncio.TimeoutError):
+    except (aiohttp.ClientError, TimeoutError):
         pass
-
-
-# === What is watched beside them ===
-
-
-@dataclass
-class Watch:
-    """Samples of the window, one every POLL seconds."""
-
-    looks: int = 0
-    held: int = 0
-    idle: int = 0  # sum over looks of the share of servers with nothing in flight
-    idle_while_held: float = 0.0
-    empty_while_held: int = 0  # looks with a held step and at least one server empty
-
-
-async def watch(run: Run, seen: Watch) -> None:
-    while True:
-        started = time.monotonic()
-        try:
-            loads = await asyncio.gather(*(in_flight(run.http, server) for server in run.targets.servers))
-            note(seen, loads, await held_steps(run))
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, KeyError):
-            pass
-        await asyncio.sleep(max(0.0, POLL - (time.monotonic() - started)))
-
-
-def note(seen: Watch, loads: list[int], held: int) -> None:
-    empty = sum(load == 0 for load in loads)
-    seen.looks += 1
-    seen.idle += empty / len(loads)
-    if held:
-        seen.held += 1
-        seen.idle_while_held += empty / len(loads)
-        seen.empty_while_held += empty > 0
-
-
-async def in_flight(http: aiohttp.ClientSession, server: str) -> int:
-    """vLLM's own count of requests inside it; its gauges lag by an iteration and more."""
-    return int((await fetch_json(http, f"{server}/load"))["server_load"])
-
-
-async def held_steps(run: Run) -> int:
-    """Programs with a step that waits in the proxy."""
-    if not run.targets.proxy:
-        return 0
-    programs = await fetch_json(run.http, f"{run.targets.proxy}/programs")
-    return sum(p["state"] == "paused" and p["status"] == "reasoning" for p in programs.values())
-
-
-async def fetch_json(http: aiohttp.ClientSession, url: str) -> Any:
-    async with http.get(url, timeout=aiohttp.ClientTimeout(total=5)) as answer:
-        return json.loads(await answer.read())
-
-
-SERVER_COUNTERS = {
-    "queries": "vllm:prefix_cache_queries_total",
-    "hits": "vllm:prefix_cache_hits_total",
-    "preemptions": "vllm:num_preemptions_total",
-}
-
-
-async def server_counters(run: Run) -> list[dict[str, float]]:
-    found = []
-    for server in run.targets.servers:
-        async with run.http.get(f"{server}/metrics", timeout=aiohttp.ClientTimeout(total=30)) as answer:
-            page = await answer.text()
-        found.append({key: metric(page, name) for key, name in SERVER_COUNTERS.items()})
-    return found
 
 
 # === The report ===
@@ -358,7 +229,7 @@ class Edge:
 
 
 async def edge(run: Run) -> Edge:
-    counters = await server_counters(run)
+    counters = await server_counters(run.http, run.targets.servers)
     cpu = cpu_seconds(run.args.proxy_pid) if run.args.proxy_pid else None
     return Edge(time.monotonic(), counters, cpu)
 
@@ -371,7 +242,7 @@ def report(run: Run, start: Edge, end: Edge, seen: Watch, open_ages: list[float]
     for step in inside:
         if step.error:
             errors[step.error] = errors.get(step.error, 0) + 1
-    deltas = [{key: e[key] - s[key] for key in s} for s, e in zip(start.counters, end.counters)]
+    deltas = [{key: e[key] - s[key] for key in s} for s, e in zip(start.counters, end.counters, strict=True)]
     cpu = end.cpu - start.cpu if start.cpu is not None and end.cpu is not None else None
     return {
         "agents": run.args.agents,
@@ -415,7 +286,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             await alive_for(tasks, args.warmup)
             seen = Watch()
             start = await edge(run)
-            tasks.append(asyncio.create_task(watch(run, seen)))
+            tasks.append(asyncio.create_task(watch(run.http, run.targets.servers, run.targets.proxy, seen)))
             await alive_for(tasks, args.seconds)
             end = await edge(run)
             open_ages = [end.time - since for since in run.starts.values()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import sys
@@ -29,11 +30,11 @@ MODEL = "tiny"
 PARALLEL = 32
 ABORT_LIMIT = 5.0  # seconds until a left request must be gone from vLLM; it takes well under one
 TOOL_FLAGS = "--enable-auto-tool-choice --tool-call-parser hermes"
-MESSAGES = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "List three words."}]
-FIXED = {"temperature": 0, "max_tokens": 12}
-LONG = {"temperature": 0, "max_tokens": 3000, "extra_body": {"ignore_eos": True, "min_tokens": 3000}}
-TOO_LONG = [{"role": "user", "content": "word " * 40_000}]
-BASH = {
+MESSAGES: Any = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "List three words."}]
+FIXED: Any = {"temperature": 0, "max_tokens": 12}
+LONG: Any = {"temperature": 0, "max_tokens": 3000, "extra_body": {"ignore_eos": True, "min_tokens": 3000}}
+TOO_LONG: Any = [{"role": "user", "content": "word " * 40_000}]
+BASH: Any = {
     "type": "function",
     "function": {
         "name": "bash",
@@ -99,9 +100,9 @@ def streamed(**more: Any) -> dict[str, Any]:
     return chat(stream=True, **more)
 
 
-COMPLETION = {"model": MODEL, "prompt": "Once upon", **FIXED}
-RESPONSE = {"model": MODEL, "input": "Say a word.", "temperature": 0, "max_output_tokens": 12}
-MESSAGE = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "temperature": 0}
+COMPLETION: Any = {"model": MODEL, "prompt": "Once upon", **FIXED}
+RESPONSE: Any = {"model": MODEL, "input": "Say a word.", "temperature": 0, "max_output_tokens": 12}
+MESSAGE: Any = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "temperature": 0}
 SPELLED = (
     b'{ "model" : "tiny","temperature":0.0e0 , "max_tokens":1, "max_tokens":12,\n\t"messages":'
     b'[{"role":"user","content":"\\u00e9\\n\\"quoted\\" \xc3\xa9"}] }'
@@ -280,7 +281,7 @@ def raises(kind: type[openai.APIStatusError], call: Callable[[], Any], words: st
 @check
 def a_stream_left_midway_is_aborted(place: Place) -> None:
     stream = place.client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **long_step("left"))
-    for _, chunk in zip(range(4), stream):
+    for chunk in itertools.islice(stream, 4):
         true(chunk.choices, "an empty event")
     same(in_flight(place.direct), 1, "requests in vLLM")
     stream.close()

@@ -165,7 +165,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     rows = [list(COLUMNS)]
     rows += [row(*key, [run for run in runs if (run["agents"], run["mode"]) == key]) for key in keys]
     widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in rows)
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in rows)
 
 
 def machine() -> dict[str, Any]:
@@ -198,16 +198,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    modes, runs = chosen_modes(args.modes), []
+    modes = chosen_modes(args.modes)
+    runs: list[dict[str, Any]] = []
     try:
         measure(args, modes, runs)
     finally:
         if runs:
             save(args, runs)
             print(table(runs))
-            print(
-                f"medians of {args.rounds} round(s) of {args.seconds:.0f} s; times in seconds; all numbers in {args.out}"
-            )
+            print(f"medians of {args.rounds} round(s) of {args.seconds:.0f} s, times in seconds; more in {args.out}")
     if any("error" in run for run in runs):
         sys.exit("a run failed")
 

@@ -5,6 +5,7 @@ Standard library only: every virtual environment of these tests can import it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -67,14 +68,10 @@ class Process:
         """SIGTERM to the process, then SIGKILL to what is left of its group."""
         if self.alive():
             self._child.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._child.wait()
         self._out.close()
 
@@ -148,7 +145,8 @@ class Fleet:
 
 def gate_path() -> str:
     """The proxy's binary: `GATE` in the environment, else the release build."""
-    path = os.environ.get("GATE", str(ROOT / "target" / "release" / "thundergate"))
+    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    path = os.environ.get("GATE", f"{target}/release/thundergate")
     if not os.access(path, os.X_OK):
         sys.exit(f"{path} is not there: cargo build --release, or set GATE")
     return path

@@ -29,11 +29,11 @@ os.environ.update(
     LITELLM_TELEMETRY="False",
 )
 
-import yaml  # noqa: E402
-from minisweagent import package_dir  # noqa: E402
-from minisweagent.agents.default import DefaultAgent  # noqa: E402
-from minisweagent.environments.local import LocalEnvironment  # noqa: E402
-from minisweagent.models.litellm_model import LitellmModel  # noqa: E402
+import yaml
+from minisweagent import package_dir
+from minisweagent.agents.default import DefaultAgent
+from minisweagent.environments.local import LocalEnvironment
+from minisweagent.models.litellm_model import LitellmModel
 
 TASK = "Write sum.py, which prints the sum of the numbers from 0 to 10."
 TOOL_FLAGS = "--enable-auto-tool-choice --tool-call-parser hermes"
