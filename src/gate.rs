@@ -3,6 +3,8 @@
 
 mod record;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use crate::scheduler::{LoadView, ProgramView};
 pub use step::{Admission, Step, StepInfo};

@@ -5,6 +5,7 @@ use super::tree::{
     PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
 };
 use super::{Anonymous, humane};
+use crate::identity::DEFAULT_SOURCES;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,26 +17,6 @@ const fn seconds(count: u64) -> Duration {
 const fn minutes(count: u64) -> Duration {
     seconds(60 * count)
 }
-
-/// Where a program's id is looked for, in this order. `body:` is a path in the JSON body.
-pub const IDENTITY_SOURCES: &[&str] = &[
-    "body:program_id",
-    "body:extra_body.program_id",
-    "header:x-program-id",
-    "body:vllm_xargs.agentic_context.program_id",
-    "header:x-dynamo-session-id",
-    "header:x-claude-code-agent-id",
-    "header:x-claude-code-session-id",
-    "header:x-session-id",
-    "header:x-session-affinity",
-    "header:session-id",
-    "header:session_id",
-    "header:x-litellm-session-id",
-    "header:x-smg-routing-key",
-    "body:prompt_cache_key",
-    "body:metadata.session_id",
-    "body:metadata.user_id",
-];
 
 impl Default for Config {
     /// What an empty YAML file gives: ThunderAgent's address, and no backends yet.
@@ -121,7 +102,7 @@ impl Default for Programs {
 
 impl Default for Identity {
     fn default() -> Self {
-        Self { sources: IDENTITY_SOURCES.iter().map(ToString::to_string).collect(), max_bytes: 256 }
+        Self { sources: DEFAULT_SOURCES.iter().map(ToString::to_string).collect(), max_bytes: 256 }
     }
 }
 

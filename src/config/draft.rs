@@ -55,6 +55,7 @@ impl Draft {
     /// Adds a mistake of validation with its place in the file, unless it follows from one that is told already.
     fn place(&mut self, mut mistake: Mistake) {
         mistake.path = self.shown(&mistake.path);
+        mistake.first = mistake.first.map(|first| self.shown(&first));
         if let Some(root) = self.tree.as_ref().filter(|_| !mistake.path.starts_with("--")) {
             let (trail, whole) = root.find(&mistake.path);
             let Some(node) = root.at(&trail) else { return };

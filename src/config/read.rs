@@ -19,7 +19,7 @@ const MAX_MISTAKES: usize = 100;
 /// Reads `root` and adds every mistake to `mistakes`. What had a mistake is left out of the result;
 /// `None`: the whole could not be read.
 pub fn read_all<T: DeserializeOwned>(root: &mut Node, mistakes: &mut Vec<Mistake>) -> Option<T> {
-    loop {
+    for _ in 0..MAX_MISTAKES {
         let fault = match T::deserialize(Reader::root(root)) {
             Ok(value) => return Some(value),
             Err(fault) => fault,
@@ -27,10 +27,11 @@ pub fn read_all<T: DeserializeOwned>(root: &mut Node, mistakes: &mut Vec<Mistake
         let trail = fault.trail.clone().unwrap_or_default();
         let at_root = trail.is_empty();
         mistakes.extend(fault.settle(root, &trail));
-        if at_root || mistakes.len() >= MAX_MISTAKES {
-            return None;
+        if at_root {
+            break;
         }
     }
+    None
 }
 
 // === impl Fault ===

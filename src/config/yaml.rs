@@ -179,8 +179,13 @@ impl File {
             metrics: self.metrics,
             ..Config::default()
         };
-        if self.listen.is_some() || !self.listeners.is_empty() {
+        let given = |key| draft.tree.as_ref().is_some_and(|root| root.has(key));
+        if given("listen") || given("listeners") {
             config.listeners = self.listeners;
+        }
+        if !given("listeners") {
+            draft.shows("listeners", "listen");
+            draft.shows("listeners[0].address", "listen");
         }
         if let Some(address) = self.listen {
             config.listeners.insert(0, Listener::plain(address));
@@ -191,8 +196,9 @@ impl File {
             }
         }
         if let Some(backends) = self.backends {
-            let here = format!("models[{}].backends", config.models.len());
-            draft.shows(&here, "backends");
+            let here = format!("models[{}]", config.models.len());
+            draft.shows(&format!("{here}.backends"), "backends");
+            draft.shows(&format!("{here}.name"), "backends");
             config.models.push(Pool::unnamed(backends));
         }
         for key in &mut config.auth.keys {

@@ -21,13 +21,14 @@ pub(super) struct Entry<'a> {
     model: &'a str,
     healthy: bool,
     draining: bool,
+    down_because: Option<&'a str>,
     weight: u32,
     steps_in_flight: usize,
     programs_running: usize,
     programs_idle: usize,
     charged_running_tokens: u64,
     charged_idle_tokens: u64,
-    /// As the backend reports it.
+    /// As configured, or as the backend reports it.
     capacity_tokens: Option<u64>,
     /// After headroom, and as learned.
     effective_capacity_tokens: Option<u64>,
@@ -171,15 +172,12 @@ fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     app.fleet.add(pool, backend)
 }
 
-/// The only pool, or the one that serves `model`.
+/// The one that serves `model`; without one the only or the unnamed pool.
 fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
-    match (model, app.config.models.len()) {
-        (None, 1) => Ok(PoolId(0)),
-        (None, _) => app.fleet.pool_for(None).ok_or_else(|| "model is required: there are several pools".to_owned()),
-        (Some(model), _) => {
-            app.fleet.pool_for(Some(model)).ok_or_else(|| format!("no pool serves the model `{model}`"))
-        }
-    }
+    app.fleet.pool_for(model).ok_or_else(|| match model {
+        Some(model) => format!("no pool serves the model `{model}`"),
+        None => "model is required: there are several pools".to_owned(),
+    })
 }
 
 fn is_at(status: &BackendStatus, url: &str) -> bool {
@@ -205,6 +203,7 @@ impl<'a> Entry<'a> {
             model,
             healthy: status.healthy,
             draining: status.draining,
+            down_because: status.down_reason.as_deref(),
             weight: status.backend.weight,
             steps_in_flight: load.map_or(0, |load| load.in_flight),
             programs_running: load.map_or(0, |load| load.leased_running),

@@ -6,6 +6,7 @@ use super::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
 use crate::config::Config;
 use crate::gate::{PoolId, ProgramView};
+use crate::identity::Sources;
 use crate::scheduler::ProgramKey;
 use crate::telemetry::ProfileSummary;
 use http::StatusCode;
@@ -79,7 +80,9 @@ impl Scope {
 
     /// The programs that `id`, as a path or body gives it, may mean: one for each tenant in sight.
     fn keys(&self, id: &str, config: &Config) -> Vec<ProgramKey> {
-        let key = |tenant: &str, id: &str| ProgramKey { tenant: tenant.into(), id: id.into() };
+        // Only how long ids are hashed matters here.
+        let sources = Sources::parse::<&str>(&[], config.identity.max_bytes).unwrap_or_default();
+        let key = |tenant: &str, id: &str| sources.key(&tenant.into(), id);
         match self {
             Self::Tenant(tenant) => vec![key(tenant, id)],
             Self::All => {

@@ -188,7 +188,7 @@ impl Overview {
         };
         Metrics {
             metrics_enabled: enabled,
-            metrics_interval: enabled.then(|| config.metrics.interval.as_secs_f64()),
+            metrics_interval: enabled.then_some(config.metrics.interval.as_secs_f64()),
             backends: self.statuses.iter().map(backend).collect(),
         }
     }

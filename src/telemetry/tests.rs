@@ -1,10 +1,11 @@
+use super::access::tests::record;
 use super::*;
 use crate::gate::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason, Usage};
 use crate::units::Tokens;
 
 fn counted() -> Metrics {
-    let metrics = Metrics::new(&["glm".to_owned(), String::new()]);
+    let metrics = Metrics::new(&["glm".to_owned(), String::new()], &["header:x-program-id".to_owned()]);
     let glm = metrics.model(Some(PoolId(0)));
     glm.request_finished(200, Duration::from_millis(700));
     glm.ttft(Duration::from_millis(300));
@@ -21,7 +22,8 @@ fn counted() -> Metrics {
     metrics.forced();
     metrics.released(Released::Api);
     metrics.estimate_error(-0.03);
-    metrics.identity_source("x-program-id");
+    metrics.identity_source("header:x-program-id");
+    metrics.identity_source("header:never-configured");
     metrics
 }
 
@@ -80,7 +82,8 @@ fn every_event_moves_its_own_series() {
         ("released_total{how=\"api\"}", "1"),
         ("estimate_error_ratio_bucket{le=\"-0.02\"}", "1"),
         ("estimate_error_ratio_bucket{le=\"-0.05\"}", "0"),
-        ("identity_source_total{source=\"x-program-id\"}", "1"),
+        ("identity_source_total{source=\"header:x-program-id\"}", "1"),
+        ("identity_source_total{source=\"none\"}", "0"),
         ("config_reload_success", "1"),
         ("profile_rows_dropped_total", "0"),
         ("programs{state=\"running\"}", "2"),
@@ -154,4 +157,32 @@ fn a_scraper_gets_the_format_it_likes_best() {
     ] {
         assert_eq!(Exposition::accepted(accept), format, "{accept}");
     }
+}
+
+#[test]
+fn the_access_log_is_a_file_that_may_be_rotated() {
+    use crate::config::{Access, AccessFormat, Logging};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let access = Some(Access { format: AccessFormat::Json, path: path.clone() });
+    let telemetry = Telemetry::new(&Config { logging: Logging { access, ..Logging::default() }, ..Config::default() });
+    let telemetry = telemetry.unwrap();
+    let log = |request_id: &str| telemetry.access(|| AccessRecord { request_id: request_id.into(), ..record() });
+    let wait = Duration::from_secs(20);
+    log("first");
+    log("second");
+    assert!(telemetry.flush(wait));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+
+    std::fs::rename(&path, dir.path().join("access.log.1")).unwrap();
+    telemetry.reopen();
+    log("third");
+    assert!(telemetry.flush(wait));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"request_id\":\"third\"") && !text.contains("first"), "{text}");
+}
+
+#[test]
+fn without_an_access_log_no_record_is_made() {
+    Telemetry::default().access(|| unreachable!("nobody reads it"));
 }

@@ -2,7 +2,8 @@ use super::*;
 use crate::units::Tokens;
 use serde_json::Value;
 
-fn record() -> AccessRecord {
+/// A streamed step that was held.
+pub(in crate::telemetry) fn record() -> AccessRecord {
     AccessRecord {
         time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_770_532_800_123),
         request_id: "r-1".into(),

@@ -1,0 +1,28 @@
+# make run    installs what is missing (cmake), builds, shows the demo: no GPU needed
+# make test   installs what is missing, runs every test
+# make real   two real vLLM servers on this CPU, agents and real clients through Thundergate (see tests/real)
+# make lint   format, clippy
+
+CARGO ?= cargo
+
+.PHONY: run build test lint real cmake
+
+run: build
+	target/release/thundergate demo
+
+build: cmake
+	$(CARGO) build --locked --release --target-dir target
+
+test: cmake
+	$(CARGO) test --locked
+
+lint: cmake
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+real: build
+	tests/real/run.sh
+
+# Pingora's zlib is built with it.
+cmake:
+	@command -v cmake >/dev/null || tests/install-cmake.sh
