@@ -125,6 +125,12 @@ impl UsageScan {
         self.ended
     }
 
+    /// Bytes copied and not yet read.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.capture.as_ref().map_or(0, |(object, _)| object.len())
+    }
+
     /// Goes through a string to its end, or the next escape, or the end of `bytes`.
     fn string(&mut self, bytes: &[u8], at: usize) -> usize {
         let rest = &bytes[at..];
