@@ -4,6 +4,7 @@
 //! What goes upstream is the same bytes with a few spans cut or replaced, so number spelling, key order,
 //! duplicate keys, escapes and white space survive.
 
+mod fault;
 mod outline;
 mod scan;
 mod splice;
@@ -18,9 +19,10 @@ pub use splice::{AskUsage, Edits, Forwarded};
 use crate::error::Refusal;
 use crate::units::Tokens;
 use bytes::Bytes;
+use fault::{Complaint, Fault};
 use memchr::memmem;
 use outline::Outline;
-use scan::{Complaint, Fault};
+
 use std::borrow::Cow;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

@@ -1,6 +1,7 @@
 //! Finds the fields that matter in a request body, and what of it does not go upstream.
 
-use super::scan::{Complaint, Fault, Scanner, Span};
+use super::fault::{Complaint, Fault};
+use super::scan::{Scanner, Span};
 
 /// A field that matters to Thundergate, by its place in the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

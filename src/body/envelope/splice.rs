@@ -87,7 +87,7 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>
             };
             patches.push((insertion(options.start + 1), Cow::Borrowed(addition)));
         }
-        Some(answer) if declined(envelope, Field::IncludeUsage) => {
+        Some(answer) if declined(envelope) => {
             patches.push((answer, Cow::Borrowed("true")));
             mute_continuous(envelope, engine, patches);
         }
@@ -107,9 +107,9 @@ fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patc
     }
 }
 
-/// The client wrote that it does not want it.
-fn declined(envelope: &Envelope, field: Field) -> bool {
-    let raw = envelope.raw(field).unwrap_or_default();
+/// The client wrote that it does not want usage.
+fn declined(envelope: &Envelope) -> bool {
+    let raw = envelope.raw(Field::IncludeUsage).unwrap_or_default();
     raw == "null" || text::truth(raw) == Some(false)
 }
 

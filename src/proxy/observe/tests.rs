@@ -262,6 +262,8 @@ fn answers_without_usage_have_none() {
         "{\"x\":\"usage\",\"y\":{\"prompt_tokens\":1}}",
         "{\"us\\u0061ge\":1,\"usage\":5}",
         "}}}]{\"usage\"",
+        "{\"\\\"usage\":{\"prompt_tokens\":1}}",
+        "{\"response\":{\"usage\":1},\"message\":[{\"prompt_tokens\":1}]}",
     ] {
         let mut observer = Observer::json();
         pass(&mut observer, answer, 3);
