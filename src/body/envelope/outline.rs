@@ -70,11 +70,7 @@ struct Walked {
 
 impl Outline {
     pub fn read(text: &str, depth: usize) -> Result<Self, Fault> {
-        let mut outline = Self {
-            fields: [Span::default(); FIELDS],
-            cuts: Vec::new(),
-            close: 0,
-        };
+        let mut outline = Self { fields: [Span::default(); FIELDS], cuts: Vec::new(), close: 0 };
         let mut scanner = Scanner::new(text, depth);
         scanner.blank();
         match scanner.peek() {
@@ -126,12 +122,7 @@ impl Outline {
     }
 
     /// Goes past one member's value; tells whether the member goes upstream.
-    fn member(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        scope: Scope,
-        key: &str,
-    ) -> Result<bool, Fault> {
+    fn member(&mut self, scanner: &mut Scanner<'_>, scope: Scope, key: &str) -> Result<bool, Fault> {
         let start = scanner.at;
         let mut keep = !is_ours(scope, key);
         match inner_scope(scope, key) {

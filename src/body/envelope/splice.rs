@@ -54,10 +54,7 @@ pub(super) fn forward(envelope: &Envelope, edits: &Edits<'_>) -> Forwarded {
     let cuts = envelope.outline.cuts.iter();
     patches.extend(cuts.map(|cut| (*cut, Cow::Borrowed(""))));
     patches.sort_by_key(|(span, _)| span.start);
-    Forwarded {
-        body: apply(&envelope.body, &patches),
-        usage_added,
-    }
+    Forwarded { body: apply(&envelope.body, &patches), usage_added }
 }
 
 /// Adds what makes the engine report usage, if the client did not ask for it. What the engine will refuse
@@ -80,11 +77,7 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>
     match envelope.outline.span(Field::IncludeUsage) {
         None if engine == AskUsage::Openai => {
             let empty = raw[1..].trim_start().starts_with('}');
-            let addition = if empty {
-                "\"include_usage\":true"
-            } else {
-                "\"include_usage\":true,"
-            };
+            let addition = if empty { "\"include_usage\":true" } else { "\"include_usage\":true," };
             patches.push((insertion(options.start + 1), Cow::Borrowed(addition)));
         }
         Some(answer) if declined(envelope) => {
@@ -98,11 +91,7 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>
 /// In vLLM, `continuous_usage_stats` wakes up once usage is asked for, and would put usage into every event.
 fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
     let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
-    if let (AskUsage::Vllm, Some(true), Some(span)) = (
-        engine,
-        wanted,
-        envelope.outline.span(Field::ContinuousUsage),
-    ) {
+    if let (AskUsage::Vllm, Some(true), Some(span)) = (engine, wanted, envelope.outline.span(Field::ContinuousUsage)) {
         patches.push((span, Cow::Borrowed("false")));
     }
 }

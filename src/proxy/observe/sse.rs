@@ -113,11 +113,7 @@ impl Sse {
         } else {
             self.seen.event(&event);
         }
-        if self.passed {
-            Bytes::new()
-        } else {
-            Bytes::from(event)
-        }
+        if self.passed { Bytes::new() } else { Bytes::from(event) }
     }
 
     /// A LF at the start of a chunk may belong to a CR at the end of the last one. Gives where to go on.
@@ -202,10 +198,7 @@ impl Sse {
 
 impl Output {
     fn of(self, chunk: Bytes) -> Bytes {
-        let Self {
-            before: mut out,
-            without,
-        } = self;
+        let Self { before: mut out, without } = self;
         match without.as_slice() {
             [] if out.is_empty() => return chunk,
             [only] if out.is_empty() && only.start == 0 => return chunk.slice(only.end..),
