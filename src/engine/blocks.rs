@@ -300,7 +300,13 @@ mod tests {
         pool.release(&first);
         pool.allocate().unwrap();
         assert_eq!(pool.allocate(), None);
-        assert_eq!(pool.lookup(&[1]), Hit { blocks: 1, shared: 1 });
+        assert_eq!(
+            pool.lookup(&[1]),
+            Hit {
+                blocks: 1,
+                shared: 1
+            }
+        );
         pool.check([shared, 2].into_iter());
     }
 

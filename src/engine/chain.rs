@@ -103,7 +103,9 @@ mod tests {
     #[test]
     fn a_stream_pushed_in_parts_is_the_same_as_pushed_whole() {
         let (mut whole, mut parts) = (Chain::new(16), Chain::new(16));
+        assert!(whole.is_empty());
         whole.push_stream(7, 0, 100);
+        assert_eq!((whole.len(), whole.is_empty()), (100, false));
         parts.push_stream(7, 0, 33);
         parts.push_stream(7, 33, 67);
         assert_eq!(whole.hashes(), parts.hashes());
