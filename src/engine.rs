@@ -136,10 +136,7 @@ impl TryFrom<Args> for EngineConfig {
     fn try_from(args: Args) -> Result<Self, StartError> {
         let positive = |flag, value: f64| match value > 0.0 && value.is_finite() {
             true => Ok(value),
-            false => Err(StartError::Flag {
-                flag,
-                problem: "must be a number above 0",
-            }),
+            false => Err(StartError::Flag { flag, problem: "must be a number above 0" }),
         };
         let prefill_tps = positive("prefill-tps", args.prefill_tps)?;
         let decode_ms = positive("decode-ms", args.decode_ms)?;

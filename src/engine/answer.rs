@@ -9,9 +9,8 @@ use std::path::Path;
 
 /// Each is three letters: a word and a space make one token.
 const WORDS: [&str; 32] = [
-    "ash", "bay", "cat", "dew", "elm", "fig", "gem", "hay", "ice", "jay", "kit", "log", "map",
-    "net", "oak", "pen", "quo", "rye", "sea", "tin", "urn", "vow", "web", "yak", "zip", "sun",
-    "fog", "owl", "bee", "dot", "key", "row",
+    "ash", "bay", "cat", "dew", "elm", "fig", "gem", "hay", "ice", "jay", "kit", "log", "map", "net", "oak", "pen",
+    "quo", "rye", "sea", "tin", "urn", "vow", "web", "yak", "zip", "sun", "fog", "owl", "bee", "dot", "key", "row",
 ];
 
 /// Without `ignore_eos` an answer is this long, in tokens.
@@ -38,11 +37,7 @@ pub(super) struct Answer {
 #[derive(Debug)]
 pub(super) enum Part {
     Text(String),
-    Call {
-        id: String,
-        name: String,
-        arguments: String,
-    },
+    Call { id: String, name: String, arguments: String },
 }
 
 #[derive(Debug)]
@@ -78,10 +73,7 @@ struct Call {
 
 impl Author {
     pub(super) fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            script: Vec::new(),
-        }
+        Self { seed, script: Vec::new() }
     }
 
     /// Reads a script: each line a JSON string (the reply's text) or a JSON object (the reply's `message`, with
@@ -110,11 +102,7 @@ impl Author {
 
 fn babble(seed: u64, bounds: Bounds) -> Answer {
     let drawn = LENGTHS.start() + seed % (LENGTHS.end() - LENGTHS.start() + 1);
-    let wanted = if bounds.ignore_eos {
-        bounds.max_tokens
-    } else {
-        bounds.min_tokens.max(drawn as usize)
-    };
+    let wanted = if bounds.ignore_eos { bounds.max_tokens } else { bounds.min_tokens.max(drawn as usize) };
     let length = wanted.min(bounds.max_tokens);
     let mut answer = Answer::default();
     let mut state = seed;
@@ -144,11 +132,7 @@ impl Line {
             _ => return Err("neither a string nor an object".to_owned()),
         };
         let calls = value.get("tool_calls").and_then(Value::as_array);
-        let calls: Vec<Call> = calls
-            .into_iter()
-            .flatten()
-            .map(Call::parse)
-            .collect::<Result<_, _>>()?;
+        let calls: Vec<Call> = calls.into_iter().flatten().map(Call::parse).collect::<Result<_, _>>()?;
         if text.is_empty() && calls.is_empty() {
             return Err("neither `content` nor `tool_calls`".to_owned());
         }
@@ -173,9 +157,7 @@ impl Call {
         let name = function["name"].as_str();
         Ok(Self {
             id: call["id"].as_str().map(str::to_owned),
-            name: name
-                .ok_or("a tool call without `function.name`")?
-                .to_owned(),
+            name: name.ok_or("a tool call without `function.name`")?.to_owned(),
             arguments: canonical(&function["arguments"]),
         })
     }
@@ -185,11 +167,7 @@ impl Call {
 
 impl Answer {
     pub(super) fn finish(&self) -> Finish {
-        if self.cut {
-            Finish::Length
-        } else {
-            Finish::Stop
-        }
+        if self.cut { Finish::Length } else { Finish::Stop }
     }
 
     /// OpenAI's `finish_reason`.
@@ -223,16 +201,8 @@ impl Answer {
             self.cut = true;
             return;
         }
-        self.tokens.push(Token {
-            id: call_token(&call.name),
-            part: self.parts.len(),
-            text: String::new(),
-        });
-        self.parts.push(Part::Call {
-            id,
-            name: call.name.clone(),
-            arguments: String::new(),
-        });
+        self.tokens.push(Token { id: call_token(&call.name), part: self.parts.len(), text: String::new() });
+        self.parts.push(Part::Call { id, name: call.name.clone(), arguments: String::new() });
         self.pieces(&call.arguments, limit);
     }
 
@@ -243,18 +213,9 @@ impl Answer {
                 self.cut = true;
                 return;
             }
-            self.tokens.push(Token {
-                id: token_of(piece),
-                part: self.parts.len() - 1,
-                text: piece.to_owned(),
-            });
+            self.tokens.push(Token { id: token_of(piece), part: self.parts.len() - 1, text: piece.to_owned() });
             match self.parts.last_mut() {
-                Some(
-                    Part::Text(text)
-                    | Part::Call {
-                        arguments: text, ..
-                    },
-                ) => text.push_str(piece),
+                Some(Part::Text(text) | Part::Call { arguments: text, .. }) => text.push_str(piece),
                 None => {}
             }
         }

@@ -76,13 +76,7 @@ impl BlockPool {
                 ..Block::default()
             })
             .collect();
-        Self {
-            blocks,
-            by_hash: HashMap::default(),
-            used: 0,
-            cached: 0,
-            blank: total as usize - 1,
-        }
+        Self { blocks, by_hash: HashMap::default(), used: 0, cached: 0, blank: total as usize - 1 }
     }
 
     /// Blocks that can hold tokens.
@@ -232,10 +226,7 @@ impl BlockPool {
             id = self.block(id).next;
         }
         assert_eq!(queued, self.free());
-        assert_eq!(
-            self.by_hash.len(),
-            self.blocks.iter().filter(|b| b.hash.is_some()).count()
-        );
+        assert_eq!(self.by_hash.len(), self.blocks.iter().filter(|b| b.hash.is_some()).count());
     }
 }
 
@@ -300,13 +291,7 @@ mod tests {
         pool.release(&first);
         pool.allocate().unwrap();
         assert_eq!(pool.allocate(), None);
-        assert_eq!(
-            pool.lookup(&[1]),
-            Hit {
-                blocks: 1,
-                shared: 1
-            }
-        );
+        assert_eq!(pool.lookup(&[1]), Hit { blocks: 1, shared: 1 });
         pool.check([shared, 2].into_iter());
     }
 

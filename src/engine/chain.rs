@@ -19,12 +19,7 @@ impl Chain {
     /// An empty sequence in blocks of `block_size` tokens.
     #[must_use]
     pub fn new(block_size: usize) -> Self {
-        Self {
-            block_size: block_size.max(1),
-            hashes: Vec::new(),
-            state: 0,
-            tokens: 0,
-        }
+        Self { block_size: block_size.max(1), hashes: Vec::new(), state: 0, tokens: 0 }
     }
 
     /// Appends one token.

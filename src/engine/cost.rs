@@ -30,33 +30,15 @@ pub(super) struct Iteration<'a> {
 
 impl Costs {
     /// GLM-4.6-FP8 on 8×H100; plausible, not measured.
-    pub const GLM: Self = Self {
-        t0: 0.020,
-        tp: 83e-6,
-        tq: 1.4e-9,
-        td: 0.1e-3,
-        tkv: 20e-9,
-    };
+    pub const GLM: Self = Self { t0: 0.020, tp: 83e-6, tq: 1.4e-9, td: 0.1e-3, tkv: 20e-9 };
 
     /// Qwen3-32B on 2×H100; plausible, not measured.
-    pub const QWEN: Self = Self {
-        t0: 0.016,
-        tp: 110e-6,
-        tq: 3e-9,
-        td: 0.08e-3,
-        tkv: 47e-9,
-    };
+    pub const QWEN: Self = Self { t0: 0.016, tp: 110e-6, tq: 3e-9, td: 0.08e-3, tkv: 47e-9 };
 
     /// An engine that prefills `prefill_tps` tokens a second and whose every iteration takes `decode_ms` besides.
     #[must_use]
     pub fn simple(prefill_tps: f64, decode_ms: f64) -> Self {
-        Self {
-            t0: decode_ms / 1e3,
-            tp: 1.0 / prefill_tps,
-            tq: 0.0,
-            td: 0.0,
-            tkv: 0.0,
-        }
+        Self { t0: decode_ms / 1e3, tp: 1.0 / prefill_tps, tq: 0.0, td: 0.0, tkv: 0.0 }
     }
 
     /// The same engine, `factor` times as fast.
@@ -72,10 +54,7 @@ impl Costs {
     }
 
     pub(super) fn iteration(&self) -> Iteration<'_> {
-        Iteration {
-            costs: self,
-            seconds: self.t0,
-        }
+        Iteration { costs: self, seconds: self.t0 }
     }
 }
 

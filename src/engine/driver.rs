@@ -1,9 +1,7 @@
 //! Runs the model in real time, and hands each request its tokens.
 
 use super::metrics::FirstTokens;
-use super::model::{
-    Counters, Engine, EngineEvent, EventKind, Gauges, Request, RequestId, Unfit, Usage,
-};
+use super::model::{Counters, Engine, EngineEvent, EventKind, Gauges, Request, RequestId, Unfit, Usage};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,11 +99,7 @@ impl Driver {
         state.listeners.insert(id, sender);
         drop(state);
         self.0.changed.notify_one();
-        Ok(Generation {
-            id,
-            driver: self.clone(),
-            signals,
-        })
+        Ok(Generation { id, driver: self.clone(), signals })
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {

@@ -27,17 +27,12 @@ impl ApiError {
     }
 
     fn invalid(kind: &str, place: &str, text: &str, input: &str, more: &str) -> Self {
-        let detail = format!(
-            "{{'type': '{kind}', 'loc': '{place}', 'msg': '{text}', 'input': '{input}'{more}}}"
-        );
+        let detail = format!("{{'type': '{kind}', 'loc': '{place}', 'msg': '{text}', 'input': '{input}'{more}}}");
         Self::validation(&detail, Some(place.to_owned()))
     }
 
     pub(super) fn media_type() -> Self {
-        Self::validation(
-            "Unsupported Media Type: Only 'application/json' is allowed",
-            None,
-        )
+        Self::validation("Unsupported Media Type: Only 'application/json' is allowed", None)
     }
 
     pub(super) fn empty_body() -> Self {
@@ -71,12 +66,7 @@ impl ApiError {
     }
 
     pub(super) fn bad_parameter(message: String, param: &str) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            kind: "BadRequestError",
-            message,
-            param: Some(param.to_owned()),
-        }
+        Self { status: StatusCode::BAD_REQUEST, kind: "BadRequestError", message, param: Some(param.to_owned()) }
     }
 
     /// A parameter out of its range.
@@ -86,8 +76,7 @@ impl ApiError {
     }
 
     pub(super) fn stream_options() -> Self {
-        let message =
-            "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
+        let message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
         Self::bad_parameter(message.to_owned(), "stream_options")
     }
 

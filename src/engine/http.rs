@@ -55,26 +55,18 @@ pub(super) fn router(face: Arc<Face>) -> Router {
     Router::new()
         .route("/v1/chat/completions", inference(Api::Chat, || Chat))
         .route("/v1/completions", inference(Api::Completion, || Completion))
-        .route(
-            "/v1/responses",
-            inference(Api::Responses, Responses::default),
-        )
+        .route("/v1/responses", inference(Api::Responses, Responses::default))
         .route("/v1/messages", inference(Api::Messages, || Messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/generate", inference(Api::Generate, Generate::default))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/health", get(|| async { StatusCode::OK }))
-        .route(
-            "/version",
-            get(|| async { Json(json!({"version": VERSION})) }),
-        )
+        .route("/version", get(|| async { Json(json!({"version": VERSION})) }))
         .route("/v1/models", get(models))
         .route("/metrics", get(metrics_page))
         .fallback(|| async { detail(StatusCode::NOT_FOUND, "Not Found") })
-        .method_not_allowed_fallback(|| async {
-            detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
-        })
+        .method_not_allowed_fallback(|| async { detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed") })
         .layer(DefaultBodyLimit::disable())
         .with_state(face)
 }
@@ -84,46 +76,41 @@ fn detail(status: StatusCode, text: &str) -> (StatusCode, Json<Value>) {
 }
 
 fn inference<W: Wire>(api: Api, wire: fn() -> W) -> MethodRouter<Arc<Face>> {
-    post(
-        move |face: SharedFace, headers: HeaderMap, body: Bytes| async move {
-            face.received.fetch_add(1, Ordering::Relaxed);
-            match face.begin(api, &headers, &body) {
-                Err(error) if api == Api::Messages => error.into_anthropic(),
-                Err(error) => error.into_response(),
-                Ok((reply, generation, true)) => streamed(wire(), reply, generation),
-                Ok((reply, mut generation, false)) => match generation.finished().await {
-                    Some(usage) => Json(wire().whole(&reply, &usage)).into_response(),
-                    None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-                },
-            }
-        },
-    )
+    post(move |face: SharedFace, headers: HeaderMap, body: Bytes| async move {
+        face.received.fetch_add(1, Ordering::Relaxed);
+        match face.begin(api, &headers, &body) {
+            Err(error) if api == Api::Messages => error.into_anthropic(),
+            Err(error) => error.into_response(),
+            Ok((reply, generation, true)) => streamed(wire(), reply, generation),
+            Ok((reply, mut generation, false)) => match generation.finished().await {
+                Some(usage) => Json(wire().whole(&reply, &usage)).into_response(),
+                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            },
+        }
+    })
 }
 
 /// Writes events as the tokens come. When the client goes, hyper drops the body and with it the generation.
 fn streamed<W: Wire>(wire: W, reply: Reply, generation: Generation) -> Response {
-    let events = stream::unfold(
-        (wire, reply, generation, 0),
-        |(mut wire, reply, mut generation, mut at)| async move {
-            loop {
-                let mut out = String::new();
-                match generation.next().await? {
-                    Signal::Token => {
-                        if at == 0 {
-                            out += &wire.start(&reply);
-                        }
-                        out += &wire.token(&reply, at);
-                        at += 1;
+    let events = stream::unfold((wire, reply, generation, 0), |(mut wire, reply, mut generation, mut at)| async move {
+        loop {
+            let mut out = String::new();
+            match generation.next().await? {
+                Signal::Token => {
+                    if at == 0 {
+                        out += &wire.start(&reply);
                     }
-                    Signal::Done(usage) => out += &wire.end(&reply, &usage),
+                    out += &wire.token(&reply, at);
+                    at += 1;
                 }
-                if !out.is_empty() {
-                    let event = Ok::<_, Infallible>(Bytes::from(out));
-                    return Some((event, (wire, reply, generation, at)));
-                }
+                Signal::Done(usage) => out += &wire.end(&reply, &usage),
             }
-        },
-    );
+            if !out.is_empty() {
+                let event = Ok::<_, Infallible>(Bytes::from(out));
+                return Some((event, (wire, reply, generation, at)));
+            }
+        }
+    });
     let kind = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
     (kind, Body::from_stream(events)).into_response()
 }
@@ -166,17 +153,9 @@ async fn metrics_page(face: SharedFace) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind)], page)
 }
 
-async fn tokenize(
-    face: SharedFace,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+async fn tokenize(face: SharedFace, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
     let body = parse(&headers, &body)?;
-    let prompt = if body["messages"].is_null() {
-        Prompt::raw(&body, "prompt")?
-    } else {
-        Prompt::chat(&body)?
-    };
+    let prompt = if body["messages"].is_null() { Prompt::raw(&body, "prompt")? } else { Prompt::chat(&body)? };
     Ok(Json(json!({
         "count": prompt.tokens.len(),
         "max_model_len": face.max_model_len,
@@ -216,11 +195,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
         let within = error.column() - usize::from(error.column() > 0 && !error.is_eof());
         ApiError::bad_json(before + within)
     })?;
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err(ApiError::not_an_object(&value))
-    }
+    if value.is_object() { Ok(value) } else { Err(ApiError::not_an_object(&value)) }
 }
 
 fn seconds_since_1970(at: SystemTime) -> f64 {
@@ -232,12 +207,7 @@ fn seconds_since_1970(at: SystemTime) -> f64 {
 
 impl Face {
     /// Reads a request and starts it. Also says whether the answer is to be streamed.
-    fn begin(
-        &self,
-        api: Api,
-        headers: &HeaderMap,
-        body: &[u8],
-    ) -> Result<(Reply, Generation, bool), ApiError> {
+    fn begin(&self, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<(Reply, Generation, bool), ApiError> {
         let body = parse(headers, body)?;
         let prompt = api.prompt(&body)?;
         self.check_model(&body)?;
@@ -257,13 +227,10 @@ impl Face {
             finish: answer.finish(),
             stream,
         };
-        let generation = self.driver.submit(request).map_err(|error| {
-            ApiError::value(
-                &error.to_string(),
-                "input_tokens",
-                &prompt.tokens.len().to_string(),
-            )
-        })?;
+        let generation = self
+            .driver
+            .submit(request)
+            .map_err(|error| ApiError::value(&error.to_string(), "input_tokens", &prompt.tokens.len().to_string()))?;
         let reply = Reply {
             id: format!("{:016x}", mix(self.author.seed ^ mix(generation.id))),
             created: seconds_since_1970(SystemTime::now()) as u64,
@@ -345,16 +312,9 @@ fn check_parameters(api: Api, body: &Value, stream: bool) -> Result<(), ApiError
         return Err(ApiError::stream_options());
     }
     let sampling = api.sampling(body);
-    if let Some(value) = sampling["temperature"]
-        .as_f64()
-        .filter(|value| *value < 0.0)
-    {
+    if let Some(value) = sampling["temperature"].as_f64().filter(|value| *value < 0.0) {
         let problem = format!("temperature must be non-negative, got {value:?}.");
-        return Err(ApiError::value(
-            &problem,
-            "temperature",
-            &format!("{value:?}"),
-        ));
+        return Err(ApiError::value(&problem, "temperature", &format!("{value:?}")));
     }
     match sampling["n"].as_i64() {
         Some(n) if n != 1 => {
@@ -390,9 +350,7 @@ impl Api {
     /// The name of the limit on the output, and what was asked for or is the API's default.
     fn max_tokens(self, body: &Value) -> (&'static str, Option<i64>) {
         let (name, default) = match self {
-            Self::Chat if !body["max_completion_tokens"].is_null() => {
-                ("max_completion_tokens", None)
-            }
+            Self::Chat if !body["max_completion_tokens"].is_null() => ("max_completion_tokens", None),
             Self::Chat | Self::Messages => ("max_tokens", None),
             Self::Completion => ("max_tokens", Some(16)),
             Self::Responses => ("max_output_tokens", None),

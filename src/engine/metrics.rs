@@ -7,8 +7,8 @@ use std::time::Duration;
 
 /// Upper bounds of the time-to-first-token histogram, in seconds: vLLM's.
 const BOUNDS: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
 ];
 
 /// Times to first token.
@@ -41,10 +41,7 @@ impl FirstTokens {
 
 /// The whole page. `started` is in seconds since 1970.
 pub(super) fn render(snapshot: &Snapshot, shape: &Shape, model: &str, started: f64) -> String {
-    let mut page = Exposition {
-        out: String::with_capacity(8192),
-        model,
-    };
+    let mut page = Exposition { out: String::with_capacity(8192), model };
     page.head("process_start_time_seconds", "gauge");
     let _ = writeln!(page.out, "process_start_time_seconds {started:?}");
     page.engine(snapshot);
@@ -65,10 +62,7 @@ impl Exposition<'_> {
         self.many(
             "vllm:num_requests_waiting_by_reason",
             "gauge",
-            &[
-                ("reason=\"capacity\"", waiting),
-                ("reason=\"deferred\"", 0.0),
-            ],
+            &[("reason=\"capacity\"", waiting), ("reason=\"deferred\"", 0.0)],
         );
         self.one("vllm:kv_cache_usage_perc", "gauge", gauges.kv_usage);
         let totals = [
@@ -105,10 +99,7 @@ impl Exposition<'_> {
         let name = "vllm:request_success_total";
         self.head(name, "counter");
         for (reason, count) in reasons {
-            let labels = format!(
-                "engine=\"0\",finished_reason=\"{reason}\",model_name=\"{}\"",
-                self.model
-            );
+            let labels = format!("engine=\"0\",finished_reason=\"{reason}\",model_name=\"{}\"", self.model);
             self.line(name, &labels, count as f64);
         }
     }

@@ -292,13 +292,7 @@ impl Engine {
     }
 
     /// Preempts from the young end until the sequence at `at` can grow by `tokens`. False: it was itself preempted.
-    fn make_room(
-        &mut self,
-        at: usize,
-        tokens: usize,
-        now: Duration,
-        events: &mut Vec<EngineEvent>,
-    ) -> bool {
+    fn make_room(&mut self, at: usize, tokens: usize, now: Duration, events: &mut Vec<EngineEvent>) -> bool {
         let need = self.running[at].blocks_missing(tokens, self.shape.block_size);
         while self.pool.free() < need {
             let Some(mut victim) = self.running.pop() else {
@@ -306,11 +300,7 @@ impl Engine {
             };
             self.pool.release(&victim.blocks);
             victim.forget();
-            events.push(EngineEvent {
-                at: now,
-                id: victim.request.id,
-                kind: EventKind::Preempted,
-            });
+            events.push(EngineEvent { at: now, id: victim.request.id, kind: EventKind::Preempted });
             self.waiting.push_front(victim);
             self.counters.preemptions += 1;
             self.retry = true;
@@ -414,16 +404,7 @@ impl Engine {
 
 impl Sequence {
     fn new(request: Request, arrived: Duration) -> Self {
-        Self {
-            request,
-            arrived,
-            blocks: Vec::new(),
-            named: 0,
-            computed: 0,
-            generated: 0,
-            scheduled: 0,
-            cached: None,
-        }
+        Self { request, arrived, blocks: Vec::new(), named: 0, computed: 0, generated: 0, scheduled: 0, cached: None }
     }
 
     /// Tokens known so far: the prompt and what was generated.
@@ -482,11 +463,7 @@ impl Sequence {
     }
 
     fn usage(&self) -> Usage {
-        Usage {
-            prompt: self.request.prompt_tokens,
-            cached: self.cached.unwrap_or(0),
-            output: self.generated,
-        }
+        Usage { prompt: self.request.prompt_tokens, cached: self.cached.unwrap_or(0), output: self.generated }
     }
 }
 

@@ -183,7 +183,5 @@ pub(super) fn canonical(arguments: &Value) -> String {
 }
 
 fn list<'a>(body: &'a Value, field: &str) -> Result<&'a Vec<Value>, ApiError> {
-    body[field]
-        .as_array()
-        .ok_or_else(|| ApiError::missing(field, body))
+    body[field].as_array().ok_or_else(|| ApiError::missing(field, body))
 }

@@ -36,17 +36,11 @@ pub struct Server {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
-    Listen {
-        address: String,
-        error: std::io::Error,
-    },
+    Listen { address: String, error: std::io::Error },
     #[error("script {}: {error}", path.display())]
     Script { path: PathBuf, error: String },
     #[error("--{flag}: {problem}")]
-    Flag {
-        flag: &'static str,
-        problem: &'static str,
-    },
+    Flag { flag: &'static str, problem: &'static str },
     #[error(transparent)]
     Runtime(#[from] std::io::Error),
 }
@@ -66,17 +60,11 @@ impl Server {
         let author = match &config.script {
             None => Author::new(config.seed),
             Some(path) => {
-                Author::scripted(config.seed, path).map_err(|error| StartError::Script {
-                    path: path.clone(),
-                    error,
-                })?
+                Author::scripted(config.seed, path).map_err(|error| StartError::Script { path: path.clone(), error })?
             }
         };
         let address = format!("{}:{}", config.host, config.port);
-        let failed = |error| StartError::Listen {
-            address: address.clone(),
-            error,
-        };
+        let failed = |error| StartError::Listen { address: address.clone(), error };
         let listener = TcpListener::bind(&address).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
 
@@ -85,9 +73,7 @@ impl Server {
         let driver = Driver::new(engine);
         let face = Arc::new(Face {
             model: config.model.clone(),
-            max_model_len: config
-                .max_model_len
-                .map_or(capacity, |len| len.min(capacity)),
+            max_model_len: config.max_model_len.map_or(capacity, |len| len.min(capacity)),
             shape: config.shape.clone(),
             driver: driver.clone(),
             author,
@@ -102,13 +88,7 @@ impl Server {
                 () = driver.run() => {}
             }
         });
-        Ok(Self {
-            addr,
-            config,
-            face,
-            mode,
-            task,
-        })
+        Ok(Self { addr, config, face, mode, task })
     }
 
     /// `http://HOST:PORT`.
@@ -129,10 +109,7 @@ impl Server {
 
     /// Kills it and starts it anew, with an empty cache, on the same port.
     pub async fn restart(self) -> Result<Self, StartError> {
-        let config = EngineConfig {
-            port: self.addr.port(),
-            ..self.config.clone()
-        };
+        let config = EngineConfig { port: self.addr.port(), ..self.config.clone() };
         self.kill().await;
         Self::start(config).await
     }

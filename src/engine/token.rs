@@ -20,9 +20,7 @@ pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
 
 /// The id of a piece: its bytes, below a bit that tells how many they are.
 pub(super) fn token_of(piece: &str) -> TokenId {
-    piece
-        .bytes()
-        .fold(1, |id, byte| id << 8 | TokenId::from(byte))
+    piece.bytes().fold(1, |id, byte| id << 8 | TokenId::from(byte))
 }
 
 /// The text of a token; empty for special ones and for ids that are no token.
@@ -30,18 +28,14 @@ pub(super) fn piece_of(token: TokenId) -> String {
     let bytes = token.to_be_bytes();
     let start = bytes.iter().position(|&byte| byte > 0);
     match start {
-        Some(at) if token < SPECIAL && bytes[at] == 1 => {
-            String::from_utf8_lossy(&bytes[at + 1..]).into_owned()
-        }
+        Some(at) if token < SPECIAL && bytes[at] == 1 => String::from_utf8_lossy(&bytes[at + 1..]).into_owned(),
         _ => String::new(),
     }
 }
 
 /// The one token that stands for a role, a tool's name or another mark.
 pub(super) fn special(name: &str) -> TokenId {
-    let hash = name
-        .bytes()
-        .fold(0, |hash, byte| mix(hash ^ u64::from(byte)));
+    let hash = name.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)));
     SPECIAL | hash >> 32
 }
 

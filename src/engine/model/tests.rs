@@ -2,22 +2,10 @@ use super::*;
 use crate::engine::chain::{Chain, mix};
 use proptest::prelude::*;
 
-const COSTS: Costs = Costs {
-    t0: 0.010,
-    tp: 0.001,
-    tq: 1e-6,
-    td: 0.002,
-    tkv: 1e-6,
-};
+const COSTS: Costs = Costs { t0: 0.010, tp: 0.001, tq: 1e-6, td: 0.002, tkv: 1e-6 };
 
 fn shape(kv_blocks: u32) -> Shape {
-    Shape {
-        kv_blocks,
-        block_size: 4,
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        costs: COSTS,
-    }
+    Shape { kv_blocks, block_size: 4, max_num_seqs: 8, max_num_batched_tokens: 64, costs: COSTS }
 }
 
 /// A request whose text is `stream`'s first `prompt` tokens, answered with the stream's next ones.
@@ -108,9 +96,7 @@ fn the_conversation_used_least_recently_loses_its_cache_first() {
 #[test]
 fn a_prompt_longer_than_the_budget_is_prefilled_in_chunks_that_take_the_formulas_time() {
     let mut engine = Engine::new(shape(1000));
-    engine
-        .submit(Duration::ZERO, request(1, 1, 100, 3))
-        .unwrap();
+    engine.submit(Duration::ZERO, request(1, 1, 100, 3)).unwrap();
     let events = drain(&mut engine);
     let first = 0.010 + 64.0 * 0.001 + 1e-6 * 64.0 * 32.0;
     let second = 0.010 + 36.0 * 0.001 + 1e-6 * 36.0 * (64.0 + 18.0);
@@ -121,18 +107,12 @@ fn a_prompt_longer_than_the_budget_is_prefilled_in_chunks_that_take_the_formulas
             EngineEvent {
                 at: seconds(first) + seconds(second),
                 id: 1,
-                kind: EventKind::FirstToken {
-                    after: seconds(first) + seconds(second)
-                },
+                kind: EventKind::FirstToken { after: seconds(first) + seconds(second) },
             },
             EngineEvent {
                 at: seconds(first) + seconds(second) + seconds(decodes),
                 id: 1,
-                kind: EventKind::Finished(Usage {
-                    prompt: 100,
-                    cached: 0,
-                    output: 3
-                }),
+                kind: EventKind::Finished(Usage { prompt: 100, cached: 0, output: 3 }),
             },
         ]
     );
@@ -144,13 +124,9 @@ fn a_prompt_longer_than_the_budget_is_prefilled_in_chunks_that_take_the_formulas
 fn decodes_go_before_a_prefill_in_the_budget() {
     let mut engine = Engine::new(shape(1000));
     let mut events = Vec::new();
-    engine
-        .submit(Duration::ZERO, request(1, 1, 10, 20))
-        .unwrap();
+    engine.submit(Duration::ZERO, request(1, 1, 10, 20)).unwrap();
     engine.advance(engine.next_event_at().unwrap(), &mut events);
-    engine
-        .submit(Duration::from_millis(1), request(2, 2, 100, 1))
-        .unwrap();
+    engine.submit(Duration::from_millis(1), request(2, 2, 100, 1)).unwrap();
     let ends = engine.next_event_at().unwrap();
     engine.advance(ends, &mut events);
     let expected = 0.010 + 0.002 + 10e-6 + 63.0 * 0.001 + 1e-6 * 63.0 * 31.5;
@@ -160,18 +136,10 @@ fn decodes_go_before_a_prefill_in_the_budget() {
 #[test]
 fn the_youngest_is_preempted_when_blocks_run_out_and_is_finished_later() {
     let mut engine = Engine::new(shape(1 + 12));
-    engine
-        .submit(Duration::ZERO, request(1, 1, 20, 16))
-        .unwrap();
-    engine
-        .submit(Duration::ZERO, request(2, 2, 20, 16))
-        .unwrap();
+    engine.submit(Duration::ZERO, request(1, 1, 20, 16)).unwrap();
+    engine.submit(Duration::ZERO, request(2, 2, 20, 16)).unwrap();
     let events = drain(&mut engine);
-    let preempted: Vec<_> = events
-        .iter()
-        .filter(|e| e.kind == EventKind::Preempted)
-        .map(|e| e.id)
-        .collect();
+    let preempted: Vec<_> = events.iter().filter(|e| e.kind == EventKind::Preempted).map(|e| e.id).collect();
     assert_eq!(preempted, [2]);
     assert_eq!(engine.counters().preemptions, 1);
     assert_eq!(usage_of(&events, 1).output, 16);
@@ -220,14 +188,7 @@ fn an_abort_frees_the_blocks_at_once_wherever_the_request_is() {
     assert!(engine.gauges().kv_usage > 0.7);
     assert!(engine.abort(1));
     engine.check();
-    assert_eq!(
-        engine.gauges(),
-        Gauges {
-            running: 0,
-            waiting: 1,
-            kv_usage: 0.0
-        }
-    );
+    assert_eq!(engine.gauges(), Gauges { running: 0, waiting: 1, kv_usage: 0.0 });
     assert!(engine.abort(2));
     assert!(!engine.abort(2));
     assert_eq!(drain(&mut engine), []);
@@ -239,10 +200,7 @@ fn what_can_never_fit_is_refused() {
     let mut engine = Engine::new(shape(1 + 4));
     assert_eq!(engine.capacity(), 16);
     let too_large = request(1, 1, 10, 8);
-    assert_eq!(
-        engine.submit(Duration::ZERO, too_large),
-        Err(Unfit::TooLarge)
-    );
+    assert_eq!(engine.submit(Duration::ZERO, too_large), Err(Unfit::TooLarge));
     let empty = request(2, 1, 10, 0);
     assert_eq!(engine.submit(Duration::ZERO, empty), Err(Unfit::Empty));
     assert_eq!(run_one(&mut engine, request(3, 1, 10, 7)).output, 7);
@@ -256,16 +214,9 @@ fn at_unlimited_capacity_every_full_block_seen_before_is_a_hit() {
         for program in 0..5 {
             let prompt = 50 + 37 * turn as usize;
             let before = prompt - 37 + 10;
-            expected += if turn == 0 {
-                0
-            } else {
-                ((before - 1) / 4 * 4) as u64
-            };
+            expected += if turn == 0 { 0 } else { ((before - 1) / 4 * 4) as u64 };
             queried += prompt as u64;
-            run_one(
-                &mut engine,
-                request(turn * 5 + program, program, prompt, 10),
-            );
+            run_one(&mut engine, request(turn * 5 + program, program, prompt, 10));
         }
     }
     assert_eq!(engine.counters().prefix_queries, queried);
@@ -365,10 +316,6 @@ fn speed_of_an_hour_of_one_engine_with_forty_programs() {
             }
         }
     }
-    println!(
-        "{steps} steps, {} iterations, {:?}",
-        engine.counters().iterations,
-        started.elapsed()
-    );
+    println!("{steps} steps, {} iterations, {:?}", engine.counters().iterations, started.elapsed());
     assert!(steps > 0);
 }

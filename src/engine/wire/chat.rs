@@ -128,11 +128,7 @@ fn message(reply: &Reply) -> Value {
         .iter()
         .filter_map(|part| match part {
             Part::Text(_) => None,
-            Part::Call {
-                id,
-                name,
-                arguments,
-            } => Some(json!({
+            Part::Call { id, name, arguments } => Some(json!({
                 "id": id,
                 "type": "function",
                 "function": {"name": name, "arguments": arguments},

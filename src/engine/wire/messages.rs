@@ -86,11 +86,7 @@ fn stop(index: usize) -> String {
 fn block(part: &Part) -> Value {
     match part {
         Part::Text(text) => json!({"type": "text", "text": text}),
-        Part::Call {
-            id,
-            name,
-            arguments,
-        } => {
+        Part::Call { id, name, arguments } => {
             let input: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
             json!({"type": "tool_use", "id": id, "name": name, "input": input})
         }

@@ -56,15 +56,9 @@ impl Wire for Responses {
             out += &self.open(reply, token.part);
         }
         let (kind, mut body) = match &reply.answer.parts[token.part] {
-            Part::Text(_) => (
-                "response.output_text.delta",
-                json!({"content_index": 0, "delta": token.text}),
-            ),
+            Part::Text(_) => ("response.output_text.delta", json!({"content_index": 0, "delta": token.text})),
             Part::Call { .. } if token.text.is_empty() => return out,
-            Part::Call { .. } => (
-                "response.function_call_arguments.delta",
-                json!({"delta": token.text}),
-            ),
+            Part::Call { .. } => ("response.function_call_arguments.delta", json!({"delta": token.text})),
         };
         body["item_id"] = item_id(reply, token.part).into();
         if kind == "response.output_text.delta" {
@@ -126,12 +120,9 @@ impl Responses {
                     "output_index": part,
                     "part": text_part(text),
                 });
-                self.emit("response.output_text.done", text_done)
-                    + &self.emit("response.content_part.done", part_done)
+                self.emit("response.output_text.done", text_done) + &self.emit("response.content_part.done", part_done)
             }
-            Part::Call {
-                name, arguments, ..
-            } => self.emit(
+            Part::Call { name, arguments, .. } => self.emit(
                 "response.function_call_arguments.done",
                 json!({"arguments": arguments, "item_id": id, "name": name, "output_index": part}),
             ),
@@ -166,11 +157,7 @@ fn item(reply: &Reply, part: usize, whole: bool) -> Value {
             "type": "message",
             "phase": null,
         }),
-        Part::Call {
-            id,
-            name,
-            arguments,
-        } => json!({
+        Part::Call { id, name, arguments } => json!({
             "arguments": if whole { arguments.as_str() } else { "" },
             "call_id": id,
             "name": name,
