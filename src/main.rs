@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
+use thundergate::server;
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -42,5 +43,5 @@ fn serve(flags: &Flags) -> Done {
     for (flag, reason) in notes {
         log::warn!("{flag} {reason}");
     }
-    Err("this build has no server".into())
+    Ok(server::run(config)?)
 }
