@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
-use thundergate::{demo, engine};
+use thundergate::{demo, engine, server};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -45,5 +45,5 @@ fn serve(flags: &Flags) -> Done {
     for (flag, reason) in notes {
         log::warn!("{flag} {reason}");
     }
-    Ok(thundergate::server::run(config)?)
+    Ok(server::run(config)?)
 }

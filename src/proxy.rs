@@ -7,6 +7,7 @@ mod ctx;
 mod failure;
 mod limit;
 pub mod observe;
+pub mod pulse;
 mod record;
 mod reply;
 mod route;

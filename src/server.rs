@@ -1,6 +1,7 @@
 //! Builds everything from a configuration, listens, serves, drains.
 
 mod door;
+mod line;
 mod listen;
 
 pub use listen::ListenError;
@@ -109,7 +110,8 @@ impl Server {
         let limit = config.limits.connections;
         let door = |side, limit| {
             let proxy = Proxy::new(Arc::clone(&app), side)?;
-            Ok::<_, StartError>(Door::new(proxy, &conf, Arc::clone(&connections), limit))
+            let head = config.timeouts.request_header;
+            Ok::<_, StartError>(Door::new(proxy, &conf, Arc::clone(&connections), limit, head))
         };
         let mut main = Service::new("proxy".to_owned(), door(Side::Main, limit)?);
         for listener in &config.listeners {

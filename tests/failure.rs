@@ -316,12 +316,14 @@ async fn a_program_released_while_its_step_is_held_never_reaches_a_backend() {
     proxy.settled().await;
 }
 
+const NEVER: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_millis(200);
+
 #[tokio::test]
 async fn a_backend_that_says_nothing_in_time_costs_a_502() {
     let mut backend = Backend::start().await;
     let mut config = config(&[&backend]);
-    config.timeouts.first_byte = Duration::from_millis(200);
-    config.timeouts.stream_idle = Duration::from_millis(200);
+    (config.timeouts.first_byte, config.timeouts.stream_idle) = (SOON, NEVER);
     let proxy = Proxy::with(config).await;
     let mut client = proxy.client().await;
     client.post(CHAT, "", STEP).await;
@@ -329,7 +331,25 @@ async fn a_backend_that_says_nothing_in_time_costs_a_502() {
     let response = client.response().await;
     assert_eq!((response.status(), error_code(&response)), (502, "upstream_failed".to_owned()));
     exchange.abandoned().await;
+    proxy.settled().await;
 
+    // What was slow in the queue is not slow on the backend.
+    proxy.app.gate.freeze(true);
+    let mut client = proxy.client().await;
+    client.post(CHAT, "", STEP).await;
+    proxy.wait_for("a held step", || proxy.app.gate.held_steps() == 1).await;
+    tokio::time::sleep(2 * SOON).await;
+    proxy.app.gate.freeze(false);
+    backend.next().await.json(200, WHOLE).await;
+    assert_eq!(client.response().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_stream_that_stalls_ends_with_an_error_event() {
+    let mut backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    (config.timeouts.first_byte, config.timeouts.stream_idle) = (NEVER, SOON);
+    let proxy = Proxy::with(config).await;
     let mut client = proxy.client().await;
     let (answer, mut message, _) = streaming(&mut backend, &mut client).await;
     let event = client.piece(&mut message, 0).await.expect("an event");
@@ -338,6 +358,75 @@ async fn a_backend_that_says_nothing_in_time_costs_a_502() {
     assert!(!message.complete);
     answer.abandoned().await;
     proxy.settled().await;
+    assert!(idle(&proxy));
+}
+
+#[tokio::test]
+async fn over_http2_a_silent_backend_is_given_the_longer_of_both_times() {
+    let mut backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    (config.timeouts.first_byte, config.timeouts.stream_idle) = (SOON, SOON);
+    let proxy = Proxy::with(config).await;
+    let mut h2 = H2::connect(proxy.address).await;
+    let request = h2_step(&mut h2, STEP).await;
+    let exchange = backend.next().await;
+    let response = request.response().await;
+    assert_eq!(response.status(), 502);
+    assert_eq!(response.headers()["x-thundergate-error"], "upstream_failed");
+    exchange.abandoned().await;
+    proxy.settled().await;
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_in_is_refused() {
+    let backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    config.timeouts.request_header = SOON;
+    let proxy = Proxy::with(config).await;
+    for (requests, head) in [(0, &b"GE"[..]), (0, b"POST /v1/chat/completions HTTP/1.1\r\nx: "), (1, b"GE")] {
+        let mut client = proxy.client().await;
+        for _ in 0..requests {
+            client.get("/livez").await;
+            assert_eq!(client.response().await.status(), 200);
+            // The time for a head begins with the head.
+            tokio::time::sleep(2 * SOON).await;
+        }
+        client.send(head).await;
+        let (mut reader, mut writer) = client.split();
+        let trickle = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            let mut pace = tokio::time::interval(SOON / 10);
+            while writer.write_all(b"x").await.is_ok() {
+                pace.tick().await;
+            }
+        });
+        let mut response = support::within("a refusal", reader.head()).await.expect("no reset").expect("a head");
+        reader.body(&mut response).await.expect("no reset");
+        assert_eq!((response.status(), error_code(&response)), (408, "request_timeout".to_owned()));
+        trickle.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_asked_is_closed_without_a_word() {
+    let backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    config.timeouts.request_header = SOON;
+    let proxy = Proxy::with(config).await;
+    assert!(proxy.client().await.closed().await);
+}
+
+#[tokio::test]
+async fn a_request_shorter_than_the_http2_preface_is_answered() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client.send(b"GET / HTTP/1.0\r\n\r\n").await;
+    assert_eq!(client.response().await.status(), 404);
+    let mut client = proxy.client().await;
+    client.send(b"P").await;
+    client.send(b"OST / HTTP/1.0\r\n\r\n").await;
+    assert_eq!(client.response().await.status(), 404);
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ impl Proxy {
             return Ok(());
         }
         ctx.answer.status = head.status.as_u16();
+        ctx.expect_within(self.app.config.timeouts.stream_idle);
         head.insert_header(REQUEST_ID, ctx.id.clone())?;
         head.insert_header(HELD, ctx.held.as_millis().to_string())?;
         if let Some(backend) = &ctx.backend {
@@ -46,6 +47,7 @@ impl Proxy {
 
     /// One piece of the answer, `end` with the last.
     pub(super) fn response_piece(&self, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
+        ctx.expect_within(self.app.config.timeouts.stream_idle);
         if let Some(mut observer) = ctx.answer.observer.take() {
             let seen = body.take().map(|piece| observer.feed(piece));
             *body = match end {

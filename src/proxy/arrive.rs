@@ -175,7 +175,7 @@ impl Proxy {
         let metrics = &self.app.telemetry.metrics;
         match found {
             Some((program, source)) => {
-                metrics.identity_source(source.to_owned());
+                metrics.identity_source(source);
                 Ok(Some(program))
             }
             None => {

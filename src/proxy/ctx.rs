@@ -2,6 +2,7 @@
 
 use super::auth::Key;
 use super::observe::Observer;
+use super::pulse::{Busy, Pulse};
 use crate::app::OpenGuard;
 use crate::error::Refusal;
 use crate::fleet::Backend;
@@ -42,6 +43,8 @@ pub struct Ctx {
     /// The client left before its answer was whole.
     pub departed: bool,
     pub guards: Option<Guards>,
+    /// What the client's connection waits for.
+    pub pulse: Option<Busy>,
 }
 
 /// What has been seen of the backend's answer.
@@ -90,6 +93,14 @@ impl Ctx {
             refusal: None,
             departed: false,
             guards: None,
+            pulse: Pulse::begin(),
+        }
+    }
+
+    /// The backend is to say something within `limit`.
+    pub fn expect_within(&self, limit: Duration) {
+        if let Some(pulse) = &self.pulse {
+            pulse.expect_within(limit);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::ctx::{Answer, Ctx};
+use super::pulse::Busy;
 use super::reply;
 use crate::body::replay::Stop;
 use crate::error::Refusal;
@@ -51,16 +52,18 @@ impl Proxy {
     /// The exchange broke. Sent again only if the backend cannot have had the whole request: it costs GPU time.
     pub(super) fn broken(&self, session: &Session, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
         e.set_retry(false);
-        let Some(backend) = ctx.backend.as_ref().filter(|_| e.esource() == &ErrorSource::Upstream) else {
+        let silent = ctx.pulse.as_ref().is_some_and(Busy::is_overdue);
+        let Some(backend) = ctx.backend.as_ref().filter(|_| silent || e.esource() == &ErrorSource::Upstream) else {
             return e;
         };
         let answered = session.response_written().is_some();
+        let silent = silent || e.etype() == &ErrorType::ReadTimedout;
         let unsent = !answered && matches!(e.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
-        let kind = match (answered, e.etype()) {
-            (false, ErrorType::ReadTimedout) => UpstreamError::FirstByteTimeout,
-            (false, _) => UpstreamError::NoResponse,
-            (true, ErrorType::ReadTimedout) => UpstreamError::Stalled,
-            (true, _) => UpstreamError::Broken,
+        let kind = match (answered, silent) {
+            (false, true) => UpstreamError::FirstByteTimeout,
+            (false, false) => UpstreamError::NoResponse,
+            (true, true) => UpstreamError::Stalled,
+            (true, false) => UpstreamError::Broken,
         };
         self.app.telemetry.metrics.upstream_error(&backend.url, kind);
         if unsent && ctx.body.is_some() && self.unreached(ctx).is_ok() {
@@ -68,6 +71,7 @@ impl Proxy {
             return e;
         }
         ctx.refusal = Some(Refusal::UpstreamFailed(reason(kind).to_owned()));
+        ctx.settle(Outcome::Failed);
         e
     }
 
@@ -82,9 +86,6 @@ impl Proxy {
             None if e.esource() == &ErrorSource::Upstream => Refusal::UpstreamFailed(e.etype().as_str().to_owned()),
             None => Refusal::Internal,
         };
-        if e.esource() == &ErrorSource::Upstream {
-            ctx.settle(Outcome::Failed);
-        }
         // Pingora drops the connection after an error, whatever is said here.
         session.set_keepalive(None);
         let told = match answered {

@@ -56,6 +56,9 @@ impl Proxy {
     /// `NoBackend` when all tries are used up.
     pub(super) fn unreached(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
         ctx.unreached += 1;
+        if let Some(pulse) = &ctx.pulse {
+            pulse.rest();
+        }
         if let Some(step) = &mut ctx.step {
             step.undelivered();
         }
@@ -72,7 +75,7 @@ impl Proxy {
         let options = &mut peer.options;
         options.connection_timeout = Some(timeouts.connect);
         options.total_connection_timeout = Some(timeouts.connect);
-        // Pingora has one timeout for all reads: the longer of the two keeps both promises to the client.
+        // Pingora has one timeout for all reads. The pulse of the client's connection is exact; HTTP/2 has only this.
         options.read_timeout = Some(timeouts.first_byte.max(timeouts.stream_idle));
         options.write_timeout = Some(timeouts.stream_idle);
         options.idle_timeout = Some(KEPT_IDLE);
@@ -83,6 +86,7 @@ impl Proxy {
     /// Makes the client's head into the one that goes to the backend.
     pub(super) fn request_head(&self, request: &mut RequestHeader, ctx: &mut Ctx) -> pingora::Result<()> {
         ctx.answer.sent = Some(Instant::now());
+        ctx.expect_within(self.app.config.timeouts.first_byte);
         let Some(backend) = &ctx.backend else {
             return Ok(());
         };

@@ -1,7 +1,9 @@
-//! Where connections come in: counted, and limited.
+//! Where connections come in: counted, limited, and timed.
 
+use super::line::Line;
 use crate::app::Open;
 use crate::proxy::Proxy;
+use crate::proxy::pulse::{CONNECTION, Pulse};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -28,12 +30,15 @@ pub struct Door {
     proxy: Arc<HttpProxy<Proxy>>,
     connections: Arc<Open>,
     limit: usize,
+    /// `timeouts.request_header`
+    head: Duration,
 }
 
 // === impl Door ===
 
 impl Door {
-    pub fn new(proxy: Proxy, conf: &Arc<ServerConf>, connections: Arc<Open>, limit: usize) -> Self {
+    /// `head` is the time for a request's head.
+    pub fn new(proxy: Proxy, conf: &Arc<ServerConf>, connections: Arc<Open>, limit: usize, head: Duration) -> Self {
         let mut proxy = HttpProxy::new(proxy, Arc::clone(conf));
         proxy.handle_init_modules();
         let mut options = HttpServerOptions::default();
@@ -42,7 +47,7 @@ impl Door {
         options.h2_idle_timeout = Some(IDLE);
         proxy.server_options = Some(options);
         proxy.h2_options = Some(h2_options());
-        Self { proxy: Arc::new(proxy), connections, limit }
+        Self { proxy: Arc::new(proxy), connections, limit, head }
     }
 }
 
@@ -54,7 +59,9 @@ impl ServerApp for Door {
             log::warn!("a connection is refused: limits.connections ({}) are open", self.limit);
             return None;
         }
-        self.proxy.process_new(connection, shutdown).await
+        let pulse = Arc::new(Pulse::new());
+        let line = Line::new(connection, Arc::clone(&pulse), self.head);
+        CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), shutdown)).await
     }
 
     async fn cleanup(&self) {
