@@ -69,11 +69,13 @@ pub fn run(args: &Args) -> Result<(), DemoError> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
         // Dropping the phase kills its processes.
         tokio::select! {
             done = both(args) => done,
             _ = interrupt.recv() => Err(DemoError::Interrupted),
             _ = terminate.recv() => Err(DemoError::Interrupted),
+            _ = hangup.recv() => Err(DemoError::Interrupted),
         }
     })
 }
@@ -115,12 +117,12 @@ async fn one(args: &Args, phase: Phase, screen: &mut Screen) -> Result<Outcome, 
         }
         screen.show(phase, began.elapsed(), &watcher, &record);
     }
-    let counted_for = record.counted_for();
-    agents.shutdown().await;
     let steps = record.steps();
     if steps.is_empty() {
         return Err(DemoError::NoSteps { router: phase.router, error: record.last_error() });
     }
-    screen.clear();
-    Ok(Outcome::new(phase, steps, counted_for, &watcher, &record))
+    let outcome = Outcome::new(phase, steps, &watcher, &record);
+    agents.shutdown().await;
+    screen.end_phase();
+    Ok(outcome)
 }

@@ -5,6 +5,7 @@ use crate::engine::chain::mix;
 use parking_lot::Mutex;
 use reqwest::Client;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -31,6 +32,10 @@ pub(super) struct Record(Mutex<Counts>);
 struct Counts {
     since: Option<Instant>,
     steps: Vec<Duration>,
+    /// Agents that were answered at all.
+    served: BTreeSet<u64>,
+    /// Since when an agent has waited for its answer.
+    open: BTreeMap<u64, Instant>,
     programs: u64,
     errors: u64,
     last_error: String,
@@ -61,7 +66,9 @@ struct Program {
 impl Record {
     /// Begins to count anew.
     pub(super) fn restart(&self) {
-        *self.0.lock() = Counts { since: Some(Instant::now()), ..Counts::default() };
+        let mut counts = self.0.lock();
+        let open = std::mem::take(&mut counts.open);
+        *counts = Counts { since: Some(Instant::now()), open, ..Counts::default() };
     }
 
     /// How long each answered step took, from request to last byte.
@@ -69,15 +76,23 @@ impl Record {
         self.0.lock().steps.clone()
     }
 
-    pub(super) fn counted_for(&self) -> Duration {
-        self.0.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
     /// Steps answered per minute since the count began.
     pub(super) fn steps_per_minute(&self) -> f64 {
         let counts = self.0.lock();
         let minutes = counts.since.map_or(f64::INFINITY, |since| since.elapsed().as_secs_f64() / 60.0);
         counts.steps.len() as f64 / minutes.max(1e-3)
+    }
+
+    /// Agents that had at least one step answered.
+    pub(super) fn served(&self) -> usize {
+        self.0.lock().served.len()
+    }
+
+    /// The longest that a step took, or has taken so far without an answer.
+    pub(super) fn longest(&self) -> Duration {
+        let counts = self.0.lock();
+        let open = counts.open.values().map(Instant::elapsed);
+        counts.steps.iter().copied().chain(open).max().unwrap_or_default()
     }
 
     /// Programs that came to their end.
@@ -108,10 +123,10 @@ impl Agent {
         for count in 0_u64.. {
             let mut program = self.begin(count, std::mem::take(&mut grown));
             while program.tokens < program.last {
-                match self.step(&mut program).await {
-                    Ok(took) => self.record.0.lock().steps.push(took),
-                    Err(error) => self.failed(error).await,
-                }
+                let began = Instant::now();
+                self.record.0.lock().open.insert(self.number, began);
+                let answered = self.step(&mut program).await;
+                self.settle(answered, began);
                 let pause = self.random.tool_time();
                 sleep(pause).await;
             }
@@ -132,7 +147,7 @@ impl Agent {
     }
 
     /// One step, and the observation of the tool call that follows.
-    async fn step(&mut self, program: &mut Program) -> Result<Duration, String> {
+    async fn step(&mut self, program: &mut Program) -> Result<(), String> {
         let output = self.random.within(OUTPUT);
         let body = json!({
             "model": "sim",
@@ -142,7 +157,6 @@ impl Agent {
             "ignore_eos": true,
             "stream": true,
         });
-        let began = Instant::now();
         let url = format!("{}/v1/chat/completions", self.proxy);
         let answer = self.http.post(url).json(&body).send().await.map_err(|error| error.to_string())?;
         let status = answer.status();
@@ -151,26 +165,40 @@ impl Agent {
             return Err(format!("{status}: {text}"));
         }
         let reply = spoken(&text).ok_or("the stream broke off")?;
-        let took = began.elapsed();
         let observed = self.random.within(OBSERVATION);
         program.messages.push(json!({"role": "assistant", "content": reply}));
         program.messages.push(json!({"role": "tool", "content": self.random.text(observed)}));
         program.tokens += output + observed;
-        Ok(took)
+        Ok(())
     }
 
     async fn release(&self, program: &Program) {
         let url = format!("{}/programs/release", self.proxy);
         let released = self.http.post(url).json(&json!({"program_id": program.id})).send().await;
         if let Err(error) = released {
-            self.failed(error.to_string()).await;
+            self.record.0.lock().failed(error.to_string());
         }
     }
 
-    async fn failed(&self, error: String) {
+    fn settle(&self, answered: Result<(), String>, began: Instant) {
         let mut counts = self.record.0.lock();
-        counts.errors += 1;
-        counts.last_error = error;
+        counts.open.remove(&self.number);
+        match answered {
+            Ok(()) => {
+                counts.steps.push(began.elapsed());
+                counts.served.insert(self.number);
+            }
+            Err(error) => counts.failed(error),
+        }
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn failed(&mut self, error: String) {
+        self.errors += 1;
+        self.last_error = error;
     }
 }
 

@@ -3,11 +3,11 @@
 use super::DemoError;
 use parking_lot::Mutex;
 use std::io;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{ChildStderr, ChildStdout};
 use tokio::time::{Instant, sleep};
 
 /// Engines in the fleet.
@@ -39,7 +39,7 @@ pub(super) struct Proxy {
     process: Process,
 }
 
-/// A child, killed when dropped.
+/// A child; killed, and gone, when dropped.
 struct Process {
     child: Child,
     /// The end of what it wrote to stderr.
@@ -106,12 +106,14 @@ impl Proxy {
 
 impl Process {
     fn spawn(what: &'static str, command: &mut Command) -> Result<Self, DemoError> {
-        let mut child = command.spawn().map_err(|error| DemoError::Start { what, error })?;
+        let failed = |error| DemoError::Start { what, error };
+        let child = command.spawn().map_err(failed)?;
         let complaint = Arc::new(Mutex::new(String::new()));
-        if let Some(stderr) = child.stderr.take() {
+        let mut process = Self { child, complaint: Arc::clone(&complaint) };
+        if let Some(stderr) = process.child.stderr.take() {
+            let stderr = ChildStderr::from_std(stderr).map_err(failed)?;
             // Read to its end, so that the child never waits for a reader.
             let mut lines = BufReader::new(stderr).lines();
-            let complaint = Arc::clone(&complaint);
             tokio::spawn(async move {
                 while let Ok(Some(line)) = lines.next_line().await {
                     let mut complaint = complaint.lock();
@@ -123,7 +125,7 @@ impl Process {
                 }
             });
         }
-        Ok(Self { child, complaint })
+        Ok(process)
     }
 
     /// The address that an engine prints when it listens.
@@ -132,6 +134,7 @@ impl Process {
         let Some(stdout) = self.child.stdout.take() else {
             return Err(not_ready(self.complaint()));
         };
+        let stdout = ChildStdout::from_std(stdout).map_err(|error| not_ready(error.to_string()))?;
         let mut line = String::new();
         let mut reader = BufReader::new(stdout);
         match tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await {
@@ -153,12 +156,20 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error means that it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A command that runs this program.
 fn itself(what: &'static str) -> Result<Command, DemoError> {
     let program = std::env::current_exe().map_err(|error| DemoError::Start { what, error })?;
     let mut command = Command::new(program);
     // What the user set for the program he started is not meant for its children.
-    command.env_remove("RUST_LOG").stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).stderr(Stdio::piped());
     Ok(command)
 }
 

@@ -32,6 +32,8 @@ pub(super) struct Outcome {
     hit_rate: f64,
     median: Duration,
     p95: Duration,
+    longest: Duration,
+    served: usize,
     preemptions: f64,
     errors: u64,
 }
@@ -69,14 +71,18 @@ impl Screen {
         }
     }
 
-    /// Takes the picture away and begins the next phase's lines at once.
-    pub(super) fn clear(&mut self) {
+    /// Ends a phase: the next one begins where its picture stood, or with a line of its own.
+    pub(super) fn end_phase(&mut self) {
+        self.clear();
+        self.next_line = Duration::ZERO;
+    }
+
+    fn clear(&mut self) {
         if self.live && self.drawn > 0 {
             // Up to the picture's first line, and erase from there.
             print_raw(&format!("\x1b[{}A\x1b[J", self.drawn));
         }
         self.drawn = 0;
-        self.next_line = if self.live { Duration::ZERO } else { self.next_line };
     }
 
     fn head(&self, phase: Phase, at: Duration) -> String {
@@ -138,8 +144,10 @@ impl Screen {
         };
         row("steps per minute", &|o| format!("{:.0}", o.steps_per_minute));
         row("prompt tokens found in cache", &|o| percent(o.hit_rate));
-        row("step, median", &|o| format!("{:.2} s", o.median.as_secs_f64()));
-        row("step, 95th percentile", &|o| format!("{:.2} s", o.p95.as_secs_f64()));
+        row("answered step, median", &|o| format!("{:.2} s", o.median.as_secs_f64()));
+        row("answered step, 95th percentile", &|o| format!("{:.2} s", o.p95.as_secs_f64()));
+        row("longest, unanswered ones too", &|o| format!("{:.2} s", o.longest.as_secs_f64()));
+        row("agents answered", &|o| format!("{} of {}", o.served, self.agents));
         row("programs finished", &|o| o.programs.to_string());
         row("preemptions", &|o| o.preemptions.to_string());
         row("failed steps", &|o| o.errors.to_string());
@@ -158,23 +166,19 @@ impl Screen {
 // === impl Outcome ===
 
 impl Outcome {
-    /// `steps` must not be empty; they were answered within `time`.
-    pub(super) fn new(
-        phase: Phase,
-        mut steps: Vec<Duration>,
-        time: Duration,
-        watcher: &Watcher,
-        record: &Record,
-    ) -> Self {
+    /// `steps` must not be empty.
+    pub(super) fn new(phase: Phase, mut steps: Vec<Duration>, watcher: &Watcher, record: &Record) -> Self {
         steps.sort_unstable();
         let at = |share: f64| steps[((steps.len() - 1) as f64 * share).round() as usize];
         Self {
             phase,
-            steps_per_minute: steps.len() as f64 / time.as_secs_f64() * 60.0,
+            steps_per_minute: record.steps_per_minute(),
             programs: record.programs(),
             hit_rate: watcher.hit_rate(),
             median: at(0.5),
             p95: at(0.95),
+            longest: record.longest(),
+            served: record.served(),
             preemptions: watcher.preemptions(),
             errors: record.errors(),
         }
@@ -183,7 +187,7 @@ impl Outcome {
 
 fn plain_table(titles: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(titles);
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(titles);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
