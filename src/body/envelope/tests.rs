@@ -342,3 +342,14 @@ fn a_billing_header_that_changes_with_each_request_does_not_change_the_class() {
     };
     assert_eq!(scan(&body("1f")).class(), scan(&body("2e")).class());
 }
+
+#[test]
+fn usage_is_not_asked_for_an_answer_of_several_choices() {
+    for one in [r#""n":1"#, r#""n": null"#, r#""prompt":[1,2]"#, r#""prompt":["a"]"#] {
+        assert!(forwarded(&format!(r#"{{"stream":true,{one}}}"#), AskUsage::Vllm).1, "{one}");
+    }
+    for several in [r#""n":2"#, r#""prompt": ["a","b"]"#, r#""prompt":[[1],[2]]"#] {
+        let body = format!(r#"{{"stream":true,{several}}}"#);
+        assert_eq!(forwarded(&body, AskUsage::Vllm), (body, false));
+    }
+}

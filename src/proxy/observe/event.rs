@@ -32,6 +32,9 @@ enum Choices {
 
 static CHOICES: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"choices\""));
 static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"usage\""));
+static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
+static FINGERPRINT: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"\"system_fingerprint\""));
 static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
 
 // === impl Seen ===
@@ -95,6 +98,18 @@ pub(super) fn may_only_report_usage(start: &[u8]) -> bool {
         Some(data) => data.trim_ascii_start().first().is_none_or(|&byte| byte == b'{'),
     };
     object && choices_in(start) != Choices::Some
+}
+
+/// Whether an event, or its start, ends a choice and says nothing of the system that made it.
+pub(super) fn ends_choice(event: &[u8]) -> bool {
+    values(event, &FINISH_REASON).any(|value| value.starts_with(b"\"")) && FINGERPRINT.find(event).is_none()
+}
+
+/// The value of `system_fingerprint` in an event, a JSON string with its quotes.
+pub(super) fn fingerprint(event: &[u8]) -> Option<&[u8]> {
+    let value = values(event, &FINGERPRINT).next()?;
+    let end = (1..value.len()).find(|&at| value[at] == b'"' && value[at - 1] != b'\\')?;
+    value.starts_with(b"\"").then(|| &value[..=end])
 }
 
 fn choices_in(data: &[u8]) -> Choices {

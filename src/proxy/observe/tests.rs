@@ -31,7 +31,10 @@ fn pass(observer: &mut Observer, text: &str, size: usize) -> Vec<u8> {
 fn vllms_stream_loses_nothing_but_the_usage_event() {
     let is_usage = |event: &&str| event.contains("\"choices\":[]");
     assert_eq!(STREAM.split_inclusive("\n\n").filter(is_usage).count(), 1);
+    // Without being asked, vLLM writes its fingerprint at the end of the event that ends the choice.
     let without: String = STREAM.split_inclusive("\n\n").filter(|event| !is_usage(event)).collect();
+    let fingerprint = ",\"system_fingerprint\":\"vllm-0.32.0-f3ed83a6\"}\n\ndata: [DONE]";
+    let without = without.replace("}\n\ndata: [DONE]", fingerprint);
     for size in [1, 7, 64, 1000, STREAM.len()] {
         let mut observer = Observer::sse(true);
         assert_eq!(pass(&mut observer, STREAM, size), without.as_bytes());
@@ -268,4 +271,27 @@ fn tokens_are_read_from_every_spelling() {
         pass(&mut observer, &format!("{{\"a\":1,\"usage\":{object},\"b\":{{}}}}"), 4);
         assert_eq!(observer.usage(), expected, "{object}");
     }
+}
+
+#[test]
+fn the_end_of_a_choice_waits_for_the_fingerprint_and_for_nothing_else() {
+    let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\n";
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1},\"system_fingerprint\":\"a\\\"b\"}\r\n\r\n";
+    let whole = end.replace("]}", "],\"system_fingerprint\":\"a\\\"b\"}");
+    for size in 1..(end.len() + usage.len() + 16) {
+        let mut observer = Observer::sse(true);
+        let stream = [end, usage, "data: [DONE]\r\n\r\n"].concat();
+        let out = pass(&mut observer, &stream, size);
+        assert_eq!(String::from_utf8(out).unwrap(), [&whole, "data: [DONE]\r\n\r\n"].concat(), "pieces of {size}");
+    }
+    let mut observer = Observer::sse(true);
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(feed(&mut observer, ": comment\n"), [end, ": comment\n"].concat());
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(feed(&mut observer, "data: [DO"), [end, "data: [DO"].concat());
+    let mut observer = Observer::sse(true);
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(observer.finish(), end, "the stream broke off");
+    let own = end.replace("]}", "],\"system_fingerprint\":\"own\"}");
+    assert_eq!(feed(&mut observer, &own), own, "nothing is missing there");
 }
