@@ -1,3 +1,4 @@
 //! Request bodies: what they say, and what of them goes upstream.
 
 pub mod envelope;
+pub mod replay;

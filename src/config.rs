@@ -14,7 +14,6 @@ mod unsupported;
 pub mod validate;
 mod yaml;
 
-pub use defaults::IDENTITY_SOURCES;
 pub use expand::Surroundings;
 pub use flags::Flags;
 pub use mistake::{Failure, Mark, Mistake, Mistakes};

@@ -4,10 +4,12 @@
 //! matter, [`identity`] names its program, [`gate`] asks the [`scheduler`] when and where it may run,
 //! and [`proxy`] streams the backend's answer back. [`fleet`] keeps what is known of each backend.
 
+pub mod app;
 pub mod body;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod fleet;
@@ -15,5 +17,6 @@ pub mod gate;
 pub mod identity;
 pub mod proxy;
 pub mod scheduler;
+pub mod server;
 pub mod telemetry;
 pub mod units;

@@ -1,3 +1,170 @@
-//! (to be built)
+//! The request path: Pingora's hooks, each a line or two that names what happens.
 
+mod answer;
+mod arrive;
+mod auth;
+mod ctx;
+mod failure;
+mod limit;
 pub mod observe;
+pub mod pulse;
+mod record;
+mod reply;
+mod route;
+mod upstream;
+
+pub use upstream::KEEPALIVE;
+
+use crate::app::App;
+use crate::body::replay::{self, Stop};
+use crate::control::Listener;
+use crate::identity::{SourceError, Sources};
+use arrive::Next;
+use auth::Keys;
+use bytes::Bytes;
+use ctx::Ctx;
+use limit::Limits;
+use pingora::Error;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One listener's proxy; that of the admin listener answers the control API only.
+pub struct Proxy {
+    app: Arc<App>,
+    listener: Listener,
+    sources: Sources,
+    keys: Keys,
+    limits: Limits,
+    /// The tenant of those who need no key.
+    nobody: Arc<str>,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// # Errors
+    /// A name in `identity.sources` cannot be used.
+    pub fn new(app: Arc<App>, listener: Listener) -> Result<Self, SourceError> {
+        let config = &app.config;
+        Ok(Self {
+            listener,
+            sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,
+            keys: Keys::new(&config.auth),
+            limits: Limits::new(config.limits.per_key.clone()),
+            nobody: Arc::from(""),
+            app,
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::new()
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
+        // No compression, the only default module: answers pass byte for byte.
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+        match self.arrive(session, ctx).await {
+            Ok(Next::Upstream) => Ok(false),
+            Ok(Next::Answered) => Ok(true),
+            Err(Stop::Gone(e)) => Err(e),
+            Err(Stop::Refused(refusal)) => {
+                // Answered here, and not as an error, the connection goes on.
+                reply::refuse(session, &ctx.id, &refusal).await.map_err(|e| e.into_down())?;
+                ctx.refusal = Some(refusal);
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+        let peer = self.peer(session, ctx).await;
+        peer.map_err(|stop| Self::stopped(ctx, stop))
+    }
+
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, e: Box<Error>) -> Box<Error> {
+        self.connect_failed(ctx, e)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        self.request_head(request, ctx)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        if let Some(full) = &ctx.body {
+            replay::replay(body, end_of_stream, full);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        self.response_head(head, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Option<Duration>> {
+        self.response_piece(body, end_of_stream, ctx);
+        Ok(None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        _client_reused: bool,
+    ) -> Box<Error> {
+        let e = e.more_context(format!("Peer: {peer}"));
+        self.broken(session, ctx, e)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        self.fail(session, e, ctx).await
+    }
+
+    fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, e: &Error) -> bool {
+        let ours = !matches!(e.esource(), pingora::ErrorSource::Upstream | pingora::ErrorSource::Internal);
+        ctx.departed || (ctx.refusal.is_some() && ours)
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
+        // The fleet says once that a backend is out of reach.
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        self.record(session, e, ctx);
+    }
+}

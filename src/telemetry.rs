@@ -5,14 +5,17 @@ mod exposition;
 mod labels;
 mod metrics;
 mod mirror;
+mod model;
 mod profile;
+mod register;
 mod writer;
 
 pub use access::AccessRecord;
 pub use exposition::Exposition;
 pub use labels::{HoldClass, MoveReason, Released, UpstreamError};
-pub use metrics::{InFlight, Metrics, ModelMetrics};
+pub use metrics::{InFlight, Metrics, NO_IDENTITY};
 pub use mirror::{BackendMirror, Mirror};
+pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
 
 use crate::config::Config;
@@ -36,7 +39,7 @@ impl Telemetry {
     /// `profile.dir` cannot be created, or a thread cannot be started.
     pub fn new(config: &Config) -> io::Result<Self> {
         let models = config.models.iter().map(|pool| pool.name.clone());
-        let metrics = Metrics::new(&models.collect::<Vec<_>>());
+        let metrics = Metrics::new(&models.collect::<Vec<_>>(), &config.identity.sources);
         let access = config.logging.access.as_ref().map(|access| {
             let dropped = metrics.access_lines_dropped.clone();
             Writer::spawn("access-log", access.path.clone(), access.format, dropped)
@@ -83,7 +86,7 @@ impl Telemetry {
 impl Default for Telemetry {
     /// Counts for one unnamed pool; writes nothing.
     fn default() -> Self {
-        Self { metrics: Metrics::new(&[String::new()]), access: None, profiles: None }
+        Self { metrics: Metrics::new(&[String::new()], &[]), access: None, profiles: None }
     }
 }
 

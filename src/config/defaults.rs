@@ -1,10 +1,11 @@
 //! The one place for defaults, and the small constructors around them.
 
 use super::tree::{
-    Access, AccessFormat, Auth, Backend, Config, Health, Identity, Limits, Listener, Logging,
-    Metrics, OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
+    Access, AccessFormat, Auth, Backend, Config, Health, Identity, Limits, Listener, Logging, Metrics, OnTimeout,
+    PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
 };
 use super::{Anonymous, humane};
+use crate::identity::DEFAULT_SOURCES;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,34 +18,11 @@ const fn minutes(count: u64) -> Duration {
     seconds(60 * count)
 }
 
-/// Where a program's id is looked for, in this order. `body:` is a path in the JSON body.
-pub const IDENTITY_SOURCES: &[&str] = &[
-    "body:program_id",
-    "body:extra_body.program_id",
-    "header:x-program-id",
-    "body:vllm_xargs.agentic_context.program_id",
-    "header:x-dynamo-session-id",
-    "header:x-claude-code-agent-id",
-    "header:x-claude-code-session-id",
-    "header:x-session-id",
-    "header:x-session-affinity",
-    "header:session-id",
-    "header:session_id",
-    "header:x-litellm-session-id",
-    "header:x-smg-routing-key",
-    "body:prompt_cache_key",
-    "body:metadata.session_id",
-    "body:metadata.user_id",
-];
-
 impl Default for Config {
     /// What an empty YAML file gives: ThunderAgent's address, and no backends yet.
     fn default() -> Self {
         Self {
-            listeners: vec![Listener::plain(SocketAddr::from((
-                Ipv4Addr::UNSPECIFIED,
-                8300,
-            )))],
+            listeners: vec![Listener::plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8300)))],
             admin: None,
             models: Vec::new(),
             scheduler: Scheduler::default(),
@@ -75,12 +53,7 @@ impl Backend {
     /// # Errors
     /// What is wrong with the URL, as "expected …".
     pub fn at(url: &str) -> Result<Self, String> {
-        Ok(Self {
-            url: humane::parse_url(url)?,
-            api_key: None,
-            weight: 1,
-            capacity_tokens: None,
-        })
+        Ok(Self { url: humane::parse_url(url)?, api_key: None, weight: 1, capacity_tokens: None })
     }
 }
 
@@ -88,10 +61,7 @@ impl Pool {
     /// The unnamed pool, which serves any model.
     #[must_use]
     pub fn unnamed(backends: Vec<Backend>) -> Self {
-        Self {
-            backends,
-            ..Self::default()
-        }
+        Self { backends, ..Self::default() }
     }
 }
 
@@ -126,31 +96,19 @@ impl Default for Scheduler {
 
 impl Default for Programs {
     fn default() -> Self {
-        Self {
-            idle_ttl: minutes(30),
-            max: 200_000,
-            anonymous: Anonymous::Passthrough,
-        }
+        Self { idle_ttl: minutes(30), max: 200_000, anonymous: Anonymous::Passthrough }
     }
 }
 
 impl Default for Identity {
     fn default() -> Self {
-        Self {
-            sources: IDENTITY_SOURCES.iter().map(ToString::to_string).collect(),
-            max_bytes: 256,
-        }
+        Self { sources: DEFAULT_SOURCES.iter().map(ToString::to_string).collect(), max_bytes: 256 }
     }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            body: 64 << 20,
-            json_depth: 128,
-            connections: 20_000,
-            per_key: PerKey::default(),
-        }
+        Self { body: 64 << 20, json_depth: 128, connections: 20_000, per_key: PerKey::default() }
     }
 }
 
@@ -168,43 +126,30 @@ impl Default for Timeouts {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self {
-            connect_attempts: 2,
-        }
+        Self { connect_attempts: 2 }
     }
 }
 
 impl Default for Logging {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            access: None,
-        }
+        Self { level: "info".to_owned(), access: None }
     }
 }
 
 impl Default for Access {
     fn default() -> Self {
-        Self {
-            format: AccessFormat::Json,
-            path: PathBuf::from("stdout"),
-        }
+        Self { format: AccessFormat::Json, path: PathBuf::from("stdout") }
     }
 }
 
 impl Default for Profile {
     fn default() -> Self {
-        Self {
-            dir: PathBuf::from("/tmp/thunderagent_profiles"),
-        }
+        Self { dir: PathBuf::from("/tmp/thunderagent_profiles") }
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self {
-            enabled: false,
-            interval: seconds(5),
-        }
+        Self { enabled: false, interval: seconds(5) }
     }
 }

@@ -47,10 +47,7 @@ impl Draft {
             Some(config) if self.mistakes.is_empty() => Ok((config, self.notes)),
             _ => {
                 self.mistakes.sort_by_key(|mistake| mistake.at);
-                Err(Mistakes {
-                    file: self.file,
-                    list: self.mistakes,
-                })
+                Err(Mistakes { file: self.file, list: self.mistakes })
             }
         }
     }
@@ -58,11 +55,8 @@ impl Draft {
     /// Adds a mistake of validation with its place in the file, unless it follows from one that is told already.
     fn place(&mut self, mut mistake: Mistake) {
         mistake.path = self.shown(&mistake.path);
-        if let Some(root) = self
-            .tree
-            .as_ref()
-            .filter(|_| !mistake.path.starts_with("--"))
-        {
+        mistake.first = mistake.first.map(|first| self.shown(&first));
+        if let Some(root) = self.tree.as_ref().filter(|_| !mistake.path.starts_with("--")) {
             let (trail, whole) = root.find(&mistake.path);
             let Some(node) = root.at(&trail) else { return };
             if whole && node.spoilt() {
@@ -84,10 +78,6 @@ impl Draft {
                 false => format!("{to}{rest}"),
             })
         };
-        self.shown
-            .iter()
-            .rev()
-            .find_map(fits)
-            .unwrap_or_else(|| path.to_owned())
+        self.shown.iter().rev().find_map(fits).unwrap_or_else(|| path.to_owned())
     }
 }

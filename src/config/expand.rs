@@ -78,9 +78,7 @@ impl Surroundings<'_> {
                 continue;
             }
             out.push_str(before);
-            let end = from
-                .find('}')
-                .ok_or("`${` without `}` (write `$${` for a plain `${`)")?;
+            let end = from.find('}').ok_or("`${` without `}` (write `$${` for a plain `${`)")?;
             out.push_str(&self.value(&from[2..end])?);
             rest = &from[end + 1..];
         }
@@ -91,9 +89,7 @@ impl Surroundings<'_> {
     /// What stands for `${inner}`.
     fn value(&self, inner: &str) -> Result<String, String> {
         if let Some(path) = inner.strip_prefix("file:") {
-            return self
-                .file(path)
-                .map_err(|error| format!("`${{{inner}}}`: {error}"));
+            return self.file(path).map_err(|error| format!("`${{{inner}}}`: {error}"));
         }
         let (name, default) = match inner.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
@@ -117,9 +113,7 @@ impl Surroundings<'_> {
         let mut text = String::new();
         file.take(MAX_FILE + 1).read_to_string(&mut text)?;
         if text.len() as u64 > MAX_FILE {
-            return Err(std::io::Error::other(format!(
-                "larger than {MAX_FILE} bytes"
-            )));
+            return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
         }
         let end = text.trim_end_matches(['\r', '\n']).len();
         text.truncate(end);

@@ -124,11 +124,7 @@ impl Flags {
         if let Some(host) = &self.host {
             match resolve(host) {
                 Some(ip) => address.set_ip(ip),
-                None => wrong(
-                    draft,
-                    "--host",
-                    format!("`{host}` is not an address of this machine"),
-                ),
+                None => wrong(draft, "--host", format!("`{host}` is not an address of this machine")),
             }
             draft.shows("listeners[0].address", "--host");
         }
@@ -174,8 +170,7 @@ impl Flags {
         if self.scheduler_interval.is_some() {
             draft.notes.insert(
                 "--scheduler-interval".into(),
-                "has no meaning here: the scheduler decides at every event, not at intervals"
-                    .into(),
+                "has no meaning here: the scheduler decides at every event, not at intervals".into(),
             );
         }
     }
@@ -193,10 +188,7 @@ impl Flags {
         match (&self.profile_dir, &mut config.profile) {
             (Some(dir), Some(profile)) => profile.dir.clone_from(dir),
             (Some(_), None) => {
-                draft.notes.insert(
-                    "--profile-dir".into(),
-                    "has no meaning without --profile".into(),
-                );
+                draft.notes.insert("--profile-dir".into(), "has no meaning without --profile".into());
             }
             (None, _) => {}
         }

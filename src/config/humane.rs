@@ -14,13 +14,7 @@ use url::Url;
 const LONGEST: Duration = Duration::from_secs(1000 * 365 * 86_400);
 
 /// Seconds in each unit.
-const DURATION_UNITS: &[(&str, f64)] = &[
-    ("ms", 0.001),
-    ("s", 1.0),
-    ("m", 60.0),
-    ("h", 3_600.0),
-    ("d", 86_400.0),
-];
+const DURATION_UNITS: &[(&str, f64)] = &[("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_600.0), ("d", 86_400.0)];
 
 /// Bytes in each unit.
 const SIZE_UNITS: &[(&str, f64)] = &[
@@ -59,9 +53,7 @@ pub fn parse_size(text: &str) -> Result<usize, String> {
 
 /// A number and one of `units`; digits and at most one point, no sign, no exponent.
 fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;
     Some(number.parse::<f64>().ok()? * factor)
@@ -102,27 +94,18 @@ pub fn parse_log_level(text: &str) -> Result<String, String> {
             target => format!("{target}={level}"),
         })
     };
-    text.split(',')
-        .map(directive)
-        .collect::<Option<Vec<_>>>()
-        .map(|parts| parts.join(","))
-        .ok_or_else(|| {
-            "expected off, error, warn, info, debug, trace, or a filter such as info,pingora_core=warn"
-                .into()
-        })
+    text.split(',').map(directive).collect::<Option<Vec<_>>>().map(|parts| parts.join(",")).ok_or_else(|| {
+        "expected off, error, warn, info, debug, trace, or a filter such as info,pingora_core=warn".into()
+    })
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "expected an IP address and port such as 0.0.0.0:8300".into())
+    text.parse().map_err(|_| "expected an IP address and port such as 0.0.0.0:8300".into())
 }
 
 // === the same for serde ===
 
-fn read<'de, D: Deserializer<'de>, T>(
-    source: D,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<T, D::Error> {
+fn read<'de, D: Deserializer<'de>, T>(source: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
     let text = String::deserialize(source)?;
     parse(&text).map_err(de::Error::custom)
 }
@@ -131,9 +114,7 @@ pub(super) fn address<'de, D: Deserializer<'de>>(source: D) -> Result<SocketAddr
     read(source, parse_address)
 }
 
-pub(super) fn some_address<'de, D: Deserializer<'de>>(
-    source: D,
-) -> Result<Option<SocketAddr>, D::Error> {
+pub(super) fn some_address<'de, D: Deserializer<'de>>(source: D) -> Result<Option<SocketAddr>, D::Error> {
     address(source).map(Some)
 }
 
@@ -185,9 +166,7 @@ pub(super) mod size {
 #[derive(JsonSchema)]
 #[schemars(inline)]
 #[expect(dead_code, reason = "only its schema is used")]
-pub(super) struct DurationText(
-    #[schemars(regex(pattern = r"^[0-9.]+ ?(ms|s|m|h|d)$|\$\{"))] String,
-);
+pub(super) struct DurationText(#[schemars(regex(pattern = r"^[0-9.]+ ?(ms|s|m|h|d)$|\$\{"))] String);
 
 /// A size in the schema.
 #[derive(JsonSchema)]
@@ -211,9 +190,7 @@ mod tests {
         assert_eq!(read("0.1s"), Some(Duration::from_millis(100)));
         assert_eq!(read("5m"), Some(Duration::from_secs(300)));
         assert_eq!(read("1 h"), Some(Duration::from_secs(3600)));
-        for wrong in [
-            "", "30", "0s", "-1s", "1e3s", "s", "1.2.3s", "5 weeks", "nans", "infs", "9999999d",
-        ] {
+        for wrong in ["", "30", "0s", "-1s", "1e3s", "s", "1.2.3s", "5 weeks", "nans", "infs", "9999999d"] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
     }
@@ -234,14 +211,7 @@ mod tests {
     fn an_url_needs_a_scheme_and_no_credentials() {
         assert!(parse_url("http://gpu1:8000").is_ok());
         assert!(parse_url("https://gpu/prefix/").is_ok());
-        for wrong in [
-            "gpu1:8000",
-            "localhost:8000",
-            "ftp://gpu",
-            "http://",
-            "http://u:p@gpu",
-            "http://gpu?x",
-        ] {
+        for wrong in ["gpu1:8000", "localhost:8000", "ftp://gpu", "http://", "http://u:p@gpu", "http://gpu?x"] {
             assert!(parse_url(wrong).is_err(), "{wrong}");
         }
     }
@@ -250,10 +220,7 @@ mod tests {
     fn pythons_names_of_log_levels_are_understood() {
         assert_eq!(parse_log_level("INFO").as_deref(), Ok("info"));
         assert_eq!(parse_log_level("warning").as_deref(), Ok("warn"));
-        assert_eq!(
-            parse_log_level("info, pingora_core=WARNING").as_deref(),
-            Ok("info,pingora_core=warn")
-        );
+        assert_eq!(parse_log_level("info, pingora_core=WARNING").as_deref(), Ok("info,pingora_core=warn"));
         assert!(parse_log_level("loud").is_err());
         assert!(parse_log_level("").is_err());
     }

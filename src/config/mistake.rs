@@ -18,6 +18,8 @@ pub struct Mistake {
     /// `None`: it does not come from the file.
     pub at: Option<Mark>,
     pub message: String,
+    /// Path of the other thing that it clashes with.
+    pub first: Option<String>,
 }
 
 /// Every mistake of one configuration, one per line when printed.
@@ -32,10 +34,7 @@ pub struct Mistakes {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error("{}: {source}", .file.display())]
-    Unreadable {
-        file: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { file: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Invalid(#[from] Mistakes),
 }
@@ -44,17 +43,23 @@ pub enum Failure {
 
 impl Mistake {
     pub(super) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            at: None,
-            message: message.into(),
-        }
+        Self { path: path.into(), at: None, message: message.into(), first: None }
     }
 
     pub(super) fn at(mark: Mark, path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            at: Some(mark),
-            ..Self::new(path, message)
+        Self { at: Some(mark), ..Self::new(path, message) }
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)?;
+        match &self.first {
+            Some(first) => write!(f, " (see {first})"),
+            None => Ok(()),
         }
     }
 }
@@ -70,10 +75,7 @@ impl fmt::Display for Mistakes {
             if let (Some(file), Some(Mark { line, column })) = (&self.file, mistake.at) {
                 write!(f, "{}:{line}:{column}: ", file.display())?;
             }
-            if !mistake.path.is_empty() {
-                write!(f, "{}: ", mistake.path)?;
-            }
-            f.write_str(&mistake.message)?;
+            write!(f, "{mistake}")?;
         }
         Ok(())
     }

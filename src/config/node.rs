@@ -59,16 +59,47 @@ pub fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Result<Node, Mistake> {
     let mut options = Options::default();
     options.set_emit_comments(false);
     let mut builder = Builder::default();
-    for event in Parser::new_from_str_with_options(text, options) {
+    for event in Parser::new_from_str_with_options(&shelter(text), options) {
         let (event, span) = event.map_err(|error| syntax(&error))?;
         builder.take(event, span)?;
     }
     mistakes.append(&mut builder.mistakes);
-    Ok(builder.root.unwrap_or(Node {
-        mark: Mark { line: 1, column: 1 },
-        value: Value::Null,
-        dead: false,
-    }))
+    Ok(builder.root.unwrap_or(Node { mark: Mark { line: 1, column: 1 }, value: Value::Null, dead: false }))
+}
+
+/// What YAML takes for punctuation within `[…]` and `{…}`, even in the middle of a word.
+const PUNCTUATION: [char; 5] = ['{', '}', '[', ']', ','];
+/// Where punctuation is put while YAML reads: a private-use area of Unicode.
+const SHELTER: u32 = 0xE000;
+
+/// Lets `{token: ${TOKEN}}` be written without quotes: hides the punctuation of each `${…}` from the parser, one
+/// character for one, so that places stay true.
+fn shelter(text: &str) -> String {
+    let hide = |c: char| match PUNCTUATION.contains(&c) {
+        true => char::from_u32(SHELTER + c as u32).unwrap_or(c),
+        false => c,
+    };
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let (before, from) = rest.split_at(start);
+        let line = from.find('\n').unwrap_or(from.len());
+        // Without an end, the message about it comes later.
+        let end = from[..line].find('}').map_or(2, |end| end + 1);
+        out.push_str(before);
+        out.extend(from[..end].chars().map(hide));
+        rest = &from[end..];
+    }
+    out + rest
+}
+
+/// Undoes `shelter` in a scalar.
+fn unshelter(text: &str) -> String {
+    let show = |c: char| {
+        let hidden = |p: &&char| SHELTER + **p as u32 == c as u32;
+        PUNCTUATION.iter().find(hidden).copied().unwrap_or(c)
+    };
+    text.chars().map(show).collect()
 }
 
 fn syntax(error: &ScanError) -> Mistake {
@@ -76,10 +107,7 @@ fn syntax(error: &ScanError) -> Mistake {
 }
 
 fn mark(marker: &granit_parser::Marker) -> Mark {
-    Mark {
-        line: marker.line().max(1),
-        column: marker.col() + 1,
-    }
+    Mark { line: marker.line().max(1), column: marker.col() + 1 }
 }
 
 // === impl Node ===
@@ -116,19 +144,15 @@ impl Node {
 
     /// The node at the end of `trail`, child indices from here.
     pub fn at(&self, trail: &[usize]) -> Option<&Node> {
-        trail
-            .iter()
-            .try_fold(self, |node, index| node.child(*index))
+        trail.iter().try_fold(self, |node, index| node.child(*index))
     }
 
     pub fn at_mut(&mut self, trail: &[usize]) -> Option<&mut Node> {
-        trail
-            .iter()
-            .try_fold(self, |node, index| match &mut node.value {
-                Value::List(items) => items.get_mut(*index),
-                Value::Map(entries) => entries.get_mut(*index).map(|entry| &mut entry.node),
-                _ => None,
-            })
+        trail.iter().try_fold(self, |node, index| match &mut node.value {
+            Value::List(items) => items.get_mut(*index),
+            Value::Map(entries) => entries.get_mut(*index).map(|entry| &mut entry.node),
+            _ => None,
+        })
     }
 
     /// The trail as people write it: `models[0].backends[1].url`.
@@ -187,16 +211,25 @@ impl Node {
             }
     }
 
+    /// Levels of lists and mappings.
+    fn height(&self) -> usize {
+        match &self.value {
+            Value::Null | Value::Scalar(_) => 0,
+            Value::List(items) => 1 + items.iter().map(Node::height).max().unwrap_or(0),
+            Value::Map(entries) => {
+                let heights = entries.iter().map(|entry| entry.node.height());
+                1 + heights.max().unwrap_or(0)
+            }
+        }
+    }
+
     fn cost(&self) -> usize {
         NODE_COST
             + match &self.value {
                 Value::Null => 0,
                 Value::Scalar(scalar) => scalar.text.len(),
                 Value::List(items) => items.iter().map(Node::cost).sum(),
-                Value::Map(entries) => entries
-                    .iter()
-                    .map(|entry| entry.key.len() + entry.node.cost())
-                    .sum(),
+                Value::Map(entries) => entries.iter().map(|entry| entry.key.len() + entry.node.cost()).sum(),
             }
     }
 }
@@ -241,11 +274,7 @@ impl Builder {
                 let plain = style == ScalarStyle::Plain;
                 let value = match &*text {
                     "" | "~" | "null" | "Null" | "NULL" if plain => Value::Null,
-                    text => Value::Scalar(Scalar {
-                        text: text.to_owned(),
-                        plain,
-                        source: None,
-                    }),
+                    text => Value::Scalar(Scalar { text: unshelter(text), plain, source: None }),
                 };
                 self.close(mark, anchor, value)?;
             }
@@ -263,6 +292,7 @@ impl Builder {
                     return Err(Mistake::at(mark, "", "an alias within its own anchor"));
                 };
                 self.spend(node.cost(), mark)?;
+                self.fits(node.height(), mark)?;
                 self.place(node, mark)?;
             }
             _ => {}
@@ -272,27 +302,14 @@ impl Builder {
 
     fn open(&mut self, mark: Mark, anchor: usize, value: Value) -> Result<(), Mistake> {
         self.spend(NODE_COST, mark)?;
-        if self.open.len() == MAX_DEPTH {
-            let message = format!("nested deeper than {MAX_DEPTH} levels");
-            return Err(Mistake::at(mark, "", message));
-        }
-        self.open.push(Open {
-            mark,
-            anchor,
-            value,
-            key: None,
-            seen: HashMap::new(),
-        });
+        self.fits(1, mark)?;
+        self.open.push(Open { mark, anchor, value, key: None, seen: HashMap::new() });
         Ok(())
     }
 
     /// A node is complete.
     fn close(&mut self, mark: Mark, anchor: usize, value: Value) -> Result<(), Mistake> {
-        let node = Node {
-            mark,
-            value,
-            dead: false,
-        };
+        let node = Node { mark, value, dead: false };
         if anchor != 0 {
             self.spend(node.cost(), mark)?;
             self.anchors.insert(anchor, node.clone());
@@ -309,12 +326,13 @@ impl Builder {
         match (&mut open.value, open.key.take()) {
             (Value::Map(entries), Some((key, key_mark, again))) => {
                 let dead = again || node.dead;
-                let node = Node { dead, ..node };
-                entries.push(Entry {
-                    key,
-                    key_mark,
-                    node,
-                });
+                // Nothing has no place of its own.
+                let mark = match node.value {
+                    Value::Null => key_mark,
+                    _ => node.mark,
+                };
+                let node = Node { dead, mark, ..node };
+                entries.push(Entry { key, key_mark, node });
             }
             (Value::Map(_), None) => {
                 let Value::Scalar(Scalar { text: key, .. }) = node.value else {
@@ -346,14 +364,19 @@ impl Builder {
         path.trim_start_matches('.').to_owned()
     }
 
+    /// Room for a node with this many levels.
+    fn fits(&self, levels: usize, mark: Mark) -> Result<(), Mistake> {
+        if self.open.len() + levels > MAX_DEPTH {
+            let message = format!("nested deeper than {MAX_DEPTH} levels");
+            return Err(Mistake::at(mark, "", message));
+        }
+        Ok(())
+    }
+
     fn spend(&mut self, cost: usize, mark: Mark) -> Result<(), Mistake> {
         self.cost += cost;
         if self.cost > MAX_COST {
-            return Err(Mistake::at(
-                mark,
-                "",
-                "too large once its aliases are expanded",
-            ));
+            return Err(Mistake::at(mark, "", "too large once its aliases are expanded"));
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use super::mistake::Mistake;
 use super::node::{Entry, Node, Scalar, Value};
 use super::unsupported;
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess,
-    SeqAccess, Unexpected, Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess,
+    Unexpected, Visitor,
 };
 use serde::forward_to_deserialize_any;
 use std::fmt;
@@ -19,7 +19,7 @@ const MAX_MISTAKES: usize = 100;
 /// Reads `root` and adds every mistake to `mistakes`. What had a mistake is left out of the result;
 /// `None`: the whole could not be read.
 pub fn read_all<T: DeserializeOwned>(root: &mut Node, mistakes: &mut Vec<Mistake>) -> Option<T> {
-    loop {
+    for _ in 0..MAX_MISTAKES {
         let fault = match T::deserialize(Reader::root(root)) {
             Ok(value) => return Some(value),
             Err(fault) => fault,
@@ -27,10 +27,11 @@ pub fn read_all<T: DeserializeOwned>(root: &mut Node, mistakes: &mut Vec<Mistake
         let trail = fault.trail.clone().unwrap_or_default();
         let at_root = trail.is_empty();
         mistakes.extend(fault.settle(root, &trail));
-        if at_root || mistakes.len() >= MAX_MISTAKES {
-            return None;
+        if at_root {
+            break;
         }
     }
+    None
 }
 
 // === impl Fault ===
@@ -70,11 +71,7 @@ impl Fault {
             Kind::UnknownKey(known) => return unknown_key(root, trail, path, known),
             // Told already: it was given, and put aside.
             Kind::MissingKey(key) if node.has(key) => None,
-            Kind::MissingKey(key) => Some(Mistake::at(
-                node.mark,
-                path,
-                format!("the key `{key}` is missing"),
-            )),
+            Kind::MissingKey(key) => Some(Mistake::at(node.mark, path, format!("the key `{key}` is missing"))),
             Kind::UnknownValue(known) => {
                 let mut message = format!("expected {}, found {}", list(known), node.describe());
                 if let Value::Scalar(Scalar { text, .. }) = &node.value {
@@ -94,12 +91,7 @@ impl Fault {
 
 /// An unknown key near to a known one is read as that, so that mistakes below it are found too and
 /// none is reported for want of it; any other is put aside.
-fn unknown_key(
-    root: &mut Node,
-    trail: &[usize],
-    path: String,
-    known: &'static [&'static str],
-) -> Option<Mistake> {
+fn unknown_key(root: &mut Node, trail: &[usize], path: String, known: &'static [&'static str]) -> Option<Mistake> {
     let (last, parent) = trail.split_last()?;
     let Value::Map(entries) = &mut root.at_mut(parent)?.value else {
         return None;
@@ -109,10 +101,7 @@ fn unknown_key(
     let (message, near) = match unsupported::key(&path) {
         Some(row) => (unsupported::message(row), None),
         None => match nearest(key, known) {
-            Some(near) => (
-                format!("unknown key; did you mean `{near}`?"),
-                Some(near).filter(|near| !given(near)),
-            ),
+            Some(near) => (format!("unknown key; did you mean `{near}`?"), Some(near).filter(|near| !given(near))),
             None => (format!("unknown key; known here: {}", list(known)), None),
         },
     };
@@ -223,9 +212,7 @@ impl<'t> Reader<'t> {
         const EXPECTED: &str = "a whole number";
         let text = self.plain(EXPECTED)?;
         let number = text.parse::<u64>().map_err(|_| self.wrong(EXPECTED))?;
-        visitor
-            .visit_u64(number)
-            .map_err(|_: Fault| self.wrong("a smaller number"))
+        visitor.visit_u64(number).map_err(|_: Fault| self.wrong("a smaller number"))
     }
 
     fn items<'de, V: Visitor<'de>>(self, visitor: V, items: &[Node]) -> Result<V::Value, Fault> {
@@ -235,11 +222,7 @@ impl<'t> Reader<'t> {
     }
 
     fn keys<'de, V: Visitor<'de>>(self, visitor: V, entries: &[Entry]) -> Result<V::Value, Fault> {
-        let keys = Keys {
-            entries: entries.iter().enumerate(),
-            trail: &self.trail,
-            value: None,
-        };
+        let keys = Keys { entries: entries.iter().enumerate(), trail: &self.trail, value: None };
         visitor.visit_map(keys)
     }
 }
@@ -308,11 +291,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Fault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Fault> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -349,9 +328,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     ) -> Result<V::Value, Fault> {
         let unknown = || Fault::new(Kind::UnknownValue(variants));
         match &self.node.value {
-            Value::Scalar(scalar) => visitor
-                .visit_enum(scalar.text.as_str().into_deserializer())
-                .map_err(|_: Fault| unknown()),
+            Value::Scalar(scalar) => {
+                visitor.visit_enum(scalar.text.as_str().into_deserializer()).map_err(|_: Fault| unknown())
+            }
             _ => Err(unknown()),
         }
     }
@@ -370,17 +349,12 @@ struct Items<'t> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Fault;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
         let Some((index, node)) = self.items.find(|(_, node)| !node.dead) else {
             return Ok(None);
         };
         let trail = Trail::Child(self.trail, index);
-        seed.deserialize(Reader { node, trail })
-            .map(Some)
-            .map_err(|fault| fault.at(trail))
+        seed.deserialize(Reader { node, trail }).map(Some).map_err(|fault| fault.at(trail))
     }
 }
 
@@ -393,10 +367,7 @@ struct Keys<'t> {
 impl<'de> MapAccess<'de> for Keys<'_> {
     type Error = Fault;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
         let Some((index, entry)) = self.entries.find(|(_, entry)| !entry.node.dead) else {
             return Ok(None);
         };
@@ -411,7 +382,6 @@ impl<'de> MapAccess<'de> for Keys<'_> {
             return Err(de::Error::custom("a value without a key"));
         };
         let trail = Trail::Child(self.trail, index);
-        seed.deserialize(Reader { node, trail })
-            .map_err(|fault| fault.at(trail))
+        seed.deserialize(Reader { node, trail }).map_err(|fault| fault.at(trail))
     }
 }

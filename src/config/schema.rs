@@ -39,10 +39,7 @@ impl Transform for Expandable {
             target.insert(key.clone(), value.clone());
         }
         let expression = json_schema!({"type": "string", "pattern": r"\$\{"});
-        outer.insert(
-            "anyOf".into(),
-            Value::Array(vec![rest.to_value(), expression.to_value()]),
-        );
+        outer.insert("anyOf".into(), Value::Array(vec![rest.to_value(), expression.to_value()]));
         *schema = outer;
     }
 }

@@ -21,10 +21,9 @@ const VALUES: &[(&str, &str)] = &[
 /// The row of a key that this version does not know, such as `models[1].discovery`.
 pub fn key(path: &str) -> Option<&'static str> {
     let path = without_indices(path);
-    KEYS.iter().copied().find(|row| {
-        row.strip_prefix(path.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
+    KEYS.iter()
+        .copied()
+        .find(|row| row.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 /// Whether this version does not support `value` at `path`.

@@ -3,7 +3,9 @@
 use super::mistake::Mistake;
 use super::tree::{Admin, Anonymous, Config, Engine, Pool, Secret};
 use super::unsupported;
+use crate::identity::Sources;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -34,23 +36,34 @@ impl Check {
         }
     }
 
+    /// `value` must not be given twice.
+    fn once<T: Hash + Eq>(&mut self, taken: &mut Once<T>, value: T, path: &str, message: String) {
+        match taken.entry(value) {
+            Entry::Vacant(free) => {
+                free.insert(path.to_owned());
+            }
+            Entry::Occupied(first) => {
+                self.0.push(Mistake { first: Some(first.get().clone()), ..Mistake::new(path, message) })
+            }
+        }
+    }
+
     fn within<N: PartialOrd + std::fmt::Display>(&mut self, value: N, low: N, high: N, path: &str) {
         let message = format!("expected {low} to {high}, found {value}");
         self.that(low <= value && value <= high, path, message);
     }
 
     fn listeners(&mut self, config: &Config) {
-        let mut taken: Vec<SocketAddr> = Vec::new();
+        self.that(!config.listeners.is_empty(), "listeners", "at least one is needed");
+        let mut taken: Vec<(SocketAddr, String)> = Vec::new();
         let mut free = |check: &mut Self, address: SocketAddr, path: String| {
-            let other = taken.iter().find(|other| collide(**other, address));
-            if let Some(other) = other {
-                check.that(
-                    false,
-                    path,
-                    format!("{address} is taken by {other} already"),
-                );
+            if let Some((_, first)) = taken.iter().find(|(other, _)| collide(*other, address)) {
+                check.0.push(Mistake {
+                    first: Some(first.clone()),
+                    ..Mistake::new(&path, format!("{address} is taken already"))
+                });
             }
-            taken.push(address);
+            taken.push((address, path));
         };
         for (index, listener) in config.listeners.iter().enumerate() {
             let path = format!("listeners[{index}]");
@@ -84,13 +97,9 @@ impl Check {
     }
 
     fn pools(&mut self, pools: &[Pool], without_backends: bool) {
-        self.that(
-            !pools.is_empty() || without_backends,
-            "models",
-            "no backends: give `backends` or `models`",
-        );
-        let mut names = Once::default();
-        let mut urls = Once::default();
+        self.that(!pools.is_empty() || without_backends, "models", "no backends: give `backends` or `models`");
+        let mut names = Once::new();
+        let mut urls = Once::new();
         for (index, pool) in pools.iter().enumerate() {
             let path = format!("models[{index}]");
             self.names(pool, &path, &mut names);
@@ -107,39 +116,27 @@ impl Check {
                 format!("{path}.health.path"),
                 "expected a path that starts with `/`",
             );
-            for (count, key) in [
-                (health.unhealthy_after, "unhealthy_after"),
-                (health.healthy_after, "healthy_after"),
-            ] {
+            for (count, key) in [(health.unhealthy_after, "unhealthy_after"), (health.healthy_after, "healthy_after")] {
                 self.that(count > 0, format!("{path}.health.{key}"), "must be above 0");
             }
         }
     }
 
     fn names(&mut self, pool: &Pool, path: &str, taken: &mut Once<String>) {
-        let first = taken.taken(pool.name.clone(), format!("{path}.name"));
-        match (first, pool.name.as_str()) {
-            (None, _) => {}
-            (Some(first), "") => self.that(
-                false,
-                format!("{path}.name"),
-                format!("only one pool may be without a name, and {first} is"),
-            ),
-            (Some(first), name) => self.that(
-                false,
-                format!("{path}.name"),
-                format!("the name `{name}` is taken by {first} already"),
-            ),
-        }
+        let message = match pool.name.as_str() {
+            "" => "only one pool may be without a name".to_owned(),
+            name => format!("the name `{name}` is taken already"),
+        };
+        self.once(taken, pool.name.clone(), &format!("{path}.name"), message);
         for (index, alias) in pool.aliases.iter().enumerate() {
             let path = format!("{path}.aliases[{index}]");
             if alias.is_empty() {
-                self.that(false, path, "an alias must not be empty");
+                self.that(false, path, "must not be empty");
             } else if pool.name.is_empty() {
                 self.that(false, path, "a pool without a name cannot have aliases");
-            } else if let Some(first) = taken.taken(alias.clone(), path.clone()) {
-                let message = format!("the name `{alias}` is taken by {first} already");
-                self.that(false, path, message);
+            } else {
+                let message = format!("the name `{alias}` is taken already");
+                self.once(taken, alias.clone(), &path, message);
             }
         }
     }
@@ -153,18 +150,11 @@ impl Check {
         for (index, backend) in pool.backends.iter().enumerate() {
             let path = format!("{path}.backends[{index}]");
             let url = backend.url.as_str().trim_end_matches('/');
-            if let Some(first) = taken.taken(url.to_owned(), path.clone()) {
-                let message = format!(
-                    "{url} is a backend already ({first}); a server that goes by several names is one pool with `aliases`"
-                );
-                self.that(false, path.clone(), message);
-            }
+            let message =
+                format!("{url} is a backend already; for one server with several names, give one pool `aliases`");
+            self.once(taken, url.to_owned(), &path, message);
             self.within(backend.weight, 1, 1000, &format!("{path}.weight"));
-            self.that(
-                backend.capacity_tokens != Some(0),
-                format!("{path}.capacity_tokens"),
-                "must be above 0",
-            );
+            self.that(backend.capacity_tokens != Some(0), format!("{path}.capacity_tokens"), "must be above 0");
             self.secret(backend.api_key.as_ref(), format!("{path}.api_key"));
         }
     }
@@ -173,18 +163,16 @@ impl Check {
         let scheduler = &config.scheduler;
         self.within(scheduler.headroom, 0.0, 0.5, "scheduler.headroom");
         self.within(scheduler.acting_weight, 0.0, 1.0, "scheduler.acting_weight");
-        for (factor, key) in [
-            (scheduler.evict_cost_factor, "cost_factor"),
-            (scheduler.evict_idle_factor, "idle_factor"),
-        ] {
+        for (factor, key) in
+            [(scheduler.evict_cost_factor, "cost_factor"), (scheduler.evict_idle_factor, "idle_factor")]
+        {
             let path = format!("scheduler.evict.{key}");
             self.that(factor >= 0.0, path, "must not be negative");
         }
         self.that(config.programs.max > 0, "programs.max", "must be above 0");
         let anonymous = config.programs.anonymous;
         self.that(
-            anonymous != Anonymous::Fingerprint
-                || !unsupported::value("programs.anonymous", "fingerprint"),
+            anonymous != Anonymous::Fingerprint || !unsupported::value("programs.anonymous", "fingerprint"),
             "programs.anonymous",
             unsupported::message("fingerprint"),
         );
@@ -192,38 +180,30 @@ impl Check {
 
     fn identity(&mut self, config: &Config) {
         let identity = &config.identity;
-        self.that(
-            identity.max_bytes > 0,
-            "identity.max_bytes",
-            "must be above 0",
-        );
-        let mut seen = Once::default();
+        self.that(identity.max_bytes > 0, "identity.max_bytes", "must be above 0");
+        let mut seen = Once::new();
         for (index, source) in identity.sources.iter().enumerate() {
             let path = format!("identity.sources[{index}]");
-            if let Err(message) = identity_source(source) {
-                self.that(false, path, message);
-            } else if seen.taken(source.clone(), path.clone()).is_some() {
-                self.that(false, path, format!("`{source}` was given already"));
+            if let Err(error) = Sources::parse(&[source], identity.max_bytes) {
+                self.that(false, path, error.to_string());
+            } else {
+                let message = format!("`{source}` was given already");
+                self.once(&mut seen, source.clone(), &path, message);
             }
         }
     }
 
     fn keys(&mut self, config: &Config) {
-        let (mut names, mut values) = (Once::default(), Once::default());
+        let (mut names, mut values) = (Once::new(), Once::new());
         for (index, key) in config.auth.keys.iter().enumerate() {
             let path = format!("auth.keys[{index}]");
             let name_path = format!("{path}.name");
-            if key.name.is_empty() {
-                self.that(false, name_path, "must not be empty");
-            } else if let Some(first) = names.taken(key.name.clone(), name_path.clone()) {
-                let message = format!("the name `{}` is taken by {first} already", key.name);
-                self.that(false, name_path, message);
-            }
+            self.that(!key.name.is_empty(), &name_path, "must not be empty");
+            let message = format!("the name `{}` is taken already", key.name);
+            self.once(&mut names, key.name.clone(), &name_path, message);
             let key_path = format!("{path}.key");
-            if let Some(first) = values.taken(key.key.0.clone(), key_path.clone()) {
-                let message = format!("the same key as {first}");
-                self.that(false, key_path.clone(), message);
-            }
+            let message = "the key was given already".to_owned();
+            self.once(&mut values, key.key.0.clone(), &key_path, message);
             self.secret(Some(&key.key), key_path);
         }
     }
@@ -241,10 +221,7 @@ impl Check {
 
     fn limits(&mut self, config: &Config) {
         let limits = &config.limits;
-        for (count, key) in [
-            (limits.json_depth, "json_depth"),
-            (limits.connections, "connections"),
-        ] {
+        for (count, key) in [(limits.json_depth, "json_depth"), (limits.connections, "connections")] {
             self.that(count > 0, format!("limits.{key}"), "must be above 0");
         }
         let per_key = &limits.per_key;
@@ -261,12 +238,7 @@ impl Check {
                 "there are no keys to limit: set `auth.keys`",
             );
         }
-        self.within(
-            config.retry.connect_attempts,
-            0,
-            15,
-            "retry.connect_attempts",
-        );
+        self.within(config.retry.connect_attempts, 0, 15, "retry.connect_attempts");
     }
 }
 
@@ -277,45 +249,5 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.port() != 0 && overlap
 }
 
-/// `header:NAME` or `body:PATH`.
-fn identity_source(source: &str) -> Result<(), String> {
-    let (kind, rest) = source.split_once(':').unwrap_or_default();
-    let name = |part: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        !part.is_empty() && part.bytes().all(plain)
-    };
-    let good = match kind {
-        "header" => name(rest),
-        "body" => rest.split('.').all(name),
-        _ => false,
-    };
-    match good {
-        true => Ok(()),
-        false => {
-            Err("expected `header:NAME` or `body:PATH` such as body:metadata.session_id".into())
-        }
-    }
-}
-
 /// Where each value was given first.
-struct Once<T>(HashMap<T, String>);
-
-impl<T> Default for Once<T> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<T: Hash + Eq> Once<T> {
-    /// Where `value` was given before; notes it otherwise.
-    fn taken(&mut self, value: T, path: String) -> Option<&str> {
-        use std::collections::hash_map::Entry;
-        match self.0.entry(value) {
-            Entry::Occupied(first) => Some(first.into_mut()),
-            Entry::Vacant(free) => {
-                free.insert(path);
-                None
-            }
-        }
-    }
-}
+type Once<T> = HashMap<T, String>;

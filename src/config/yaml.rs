@@ -6,8 +6,8 @@ use super::humane;
 use super::mistake::Failure;
 use super::node::{self, MAX_DOCUMENT};
 use super::tree::{
-    Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool,
-    Profile, Programs, Retry, Scheduler, Timeouts, UrlOrBackend,
+    Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool, Profile, Programs,
+    Retry, Scheduler, Timeouts, UrlOrBackend,
 };
 use super::{Mark, Mistake, read};
 use schemars::JsonSchema;
@@ -115,18 +115,12 @@ struct Evict {
 /// # Errors
 /// The file cannot be read.
 pub(super) fn open(file: &Path) -> Result<Draft, Failure> {
-    let unreadable = |source| Failure::Unreadable {
-        file: file.to_owned(),
-        source,
-    };
+    let unreadable = |source| Failure::Unreadable { file: file.to_owned(), source };
     let mut bytes = Vec::new();
     std::fs::File::open(file)
         .and_then(|opened| opened.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes))
         .map_err(unreadable)?;
-    let sources = Surroundings {
-        env: &|name| std::env::var(name).ok(),
-        dir: file.parent().unwrap_or(Path::new("")),
-    };
+    let sources = Surroundings { env: &|name| std::env::var(name).ok(), dir: file.parent().unwrap_or(Path::new("")) };
     let mut draft = match String::from_utf8(bytes) {
         Ok(text) => parse(&text, &sources),
         Err(error) => not_utf8(error.as_bytes(), error.utf8_error().valid_up_to()),
@@ -161,9 +155,7 @@ fn not_utf8(bytes: &[u8], wrong: usize) -> Draft {
     let column = String::from_utf8_lossy(&before[start.map_or(0, |at| at + 1)..]);
     let column = column.chars().count() + 1;
     let mut draft = Draft::default();
-    draft
-        .mistakes
-        .push(Mistake::at(Mark { line, column }, "", "not UTF-8"));
+    draft.mistakes.push(Mistake::at(Mark { line, column }, "", "not UTF-8"));
     draft.unusable()
 }
 
@@ -187,23 +179,26 @@ impl File {
             metrics: self.metrics,
             ..Config::default()
         };
-        if self.listen.is_some() || !self.listeners.is_empty() {
+        let given = |key| draft.tree.as_ref().is_some_and(|root| root.has(key));
+        if given("listen") || given("listeners") {
             config.listeners = self.listeners;
+        }
+        if !given("listeners") {
+            draft.shows("listeners", "listen");
+            draft.shows("listeners[0].address", "listen");
         }
         if let Some(address) = self.listen {
             config.listeners.insert(0, Listener::plain(address));
             draft.shows("listeners[0].address", "listen");
             for index in 1..config.listeners.len() {
                 let (here, there) = (index, index - 1);
-                draft.shows(
-                    &format!("listeners[{here}]"),
-                    &format!("listeners[{there}]"),
-                );
+                draft.shows(&format!("listeners[{here}]"), &format!("listeners[{there}]"));
             }
         }
         if let Some(backends) = self.backends {
-            let here = format!("models[{}].backends", config.models.len());
-            draft.shows(&here, "backends");
+            let here = format!("models[{}]", config.models.len());
+            draft.shows(&format!("{here}.backends"), "backends");
+            draft.shows(&format!("{here}.name"), "backends");
             config.models.push(Pool::unnamed(backends));
         }
         for key in &mut config.auth.keys {
@@ -240,21 +235,14 @@ impl Default for SchedulerKeys {
 impl Default for Hold {
     fn default() -> Self {
         let defaults = Scheduler::default();
-        Self {
-            max: defaults.hold_max,
-            on_timeout: defaults.hold_on_timeout,
-            queue: defaults.hold_queue,
-        }
+        Self { max: defaults.hold_max, on_timeout: defaults.hold_on_timeout, queue: defaults.hold_queue }
     }
 }
 
 impl Default for Evict {
     fn default() -> Self {
         let defaults = Scheduler::default();
-        Self {
-            cost_factor: defaults.evict_cost_factor,
-            idle_factor: defaults.evict_idle_factor,
-        }
+        Self { cost_factor: defaults.evict_cost_factor, idle_factor: defaults.evict_idle_factor }
     }
 }
 

@@ -181,4 +181,4 @@ fn opt_millis<S: Serializer>(duration: &Option<Duration>, s: S) -> Result<S::Ok,
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

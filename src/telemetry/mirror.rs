@@ -38,6 +38,9 @@ pub struct BackendMirror {
 /// `backend`, `model`, and `state` where there is one.
 type Labels<const N: usize> = [(&'static str, String); N];
 
+/// A gauge of every backend: its name, its help, and where its value is.
+type Column<T> = (&'static str, &'static str, fn(&BackendMirror) -> Option<T>);
+
 // === impl Mirror ===
 
 impl Mirror {
@@ -60,7 +63,7 @@ impl Mirror {
     }
 
     fn backend_gauges(&self, r: &mut Registry) {
-        let tokens: [(&str, &str, fn(&BackendMirror) -> Option<u64>); 3] = [
+        let tokens: [Column<u64>; 3] = [
             ("capacity_tokens", "Size of the KV cache", |b| b.capacity),
             ("effective_capacity_tokens", "Capacity that the scheduler fills: after headroom, and as learned", |b| {
                 b.effective_capacity
@@ -77,7 +80,7 @@ impl Mirror {
                 }
             }
         }
-        let reals: [(&str, &str, fn(&BackendMirror) -> Option<f64>); 3] = [
+        let reals: [Column<f64>; 3] = [
             ("backend_kv_usage_ratio", "Share of the KV cache that running requests use, as reported", |b| b.kv_usage),
             (
                 "backend_prefix_hit_ratio",

@@ -1,13 +1,14 @@
 //! Lines that a thread of their own writes to a file or to stdout. Whoever sends one never waits:
 //! when the disk is slow or full, lines are dropped and counted.
 
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,16 +33,25 @@ pub(super) trait Format: Send + 'static {
 /// The sending side.
 pub(super) struct Writer<T> {
     sender: SyncSender<Message<T>>,
-    reopen: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     dropped: Counter,
+}
+
+/// What both sides see.
+#[derive(Default)]
+struct Shared {
+    /// The path is to be opened anew.
+    reopen: AtomicBool,
+    /// Items that were put into the queue, and those of them that were written or dropped.
+    sent: AtomicU64,
+    done: Mutex<u64>,
+    advanced: Condvar,
 }
 
 enum Message<T> {
     Item(T),
-    /// Look at the `reopen` flag.
+    /// Look at what is shared.
     Wake,
-    /// Answer when everything before this is written.
-    Flush(SyncSender<()>),
 }
 
 struct Worker<F: Format> {
@@ -49,7 +59,7 @@ struct Worker<F: Format> {
     path: PathBuf,
     target: Option<Target>,
     retry_at: Option<Instant>,
-    reopen: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     buffer: Vec<u8>,
     lines: u64,
     dropped: Counter,
@@ -74,31 +84,32 @@ impl<T: Send + 'static> Writer<T> {
         F: Format<Item = T>,
     {
         let (sender, receiver) = sync_channel(QUEUE);
-        let reopen = Arc::new(AtomicBool::new(false));
+        let shared = Arc::<Shared>::default();
         let worker = Worker {
             format,
             path,
             target: None,
             retry_at: None,
-            reopen: Arc::clone(&reopen),
+            shared: Arc::clone(&shared),
             buffer: Vec::new(),
             lines: 0,
             dropped: dropped.clone(),
         };
         thread::Builder::new().name(name.to_owned()).spawn(move || worker.run(&receiver))?;
-        Ok(Self { sender, reopen, dropped })
+        Ok(Self { sender, shared, dropped })
     }
 
     /// Never waits.
     pub(super) fn send(&self, item: T) {
-        if self.sender.try_send(Message::Item(item)).is_err() {
-            self.dropped.inc();
+        match self.sender.try_send(Message::Item(item)) {
+            Ok(()) => _ = self.shared.sent.fetch_add(1, Ordering::Release),
+            Err(_) => _ = self.dropped.inc(),
         }
     }
 
     /// Opens the path anew before the next line, as after a log rotation.
     pub(super) fn reopen(&self) {
-        self.reopen.store(true, Ordering::Release);
+        self.shared.reopen.store(true, Ordering::Release);
         // A full queue wakes the thread all the same.
         let _ = self.sender.try_send(Message::Wake);
     }
@@ -106,19 +117,14 @@ impl<T: Send + 'static> Writer<T> {
     /// Waits until everything sent so far is written or dropped; `false` when that takes longer than `limit`.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let (done, written) = sync_channel(1);
-        let mut message = Message::Flush(done);
-        while let Err(refused) = self.sender.try_send(message) {
-            let TrySendError::Full(back) = refused else {
-                return false;
-            };
-            if Instant::now() >= deadline {
-                return false;
+        let sent = self.shared.sent.load(Ordering::Acquire);
+        let mut done = self.shared.done.lock();
+        while *done < sent {
+            if self.shared.advanced.wait_until(&mut done, deadline).timed_out() {
+                return *done >= sent;
             }
-            message = back;
-            thread::sleep(Duration::from_millis(1));
         }
-        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
+        true
     }
 }
 
@@ -126,36 +132,27 @@ impl<T: Send + 'static> Writer<T> {
 
 impl<F: Format> Worker<F> {
     fn run(mut self, receiver: &Receiver<Message<F::Item>>) {
-        let mut flushed = Vec::new();
         while let Ok(message) = receiver.recv() {
-            self.take(message, &mut flushed);
+            self.take(message);
             while self.buffer.len() < BATCH
                 && let Ok(message) = receiver.try_recv()
             {
-                self.take(message, &mut flushed);
+                self.take(message);
             }
             self.write_out();
-            for done in flushed.drain(..) {
-                // Whoever waited may have given up.
-                let _ = done.try_send(());
-            }
         }
     }
 
-    fn take(&mut self, message: Message<F::Item>, flushed: &mut Vec<SyncSender<()>>) {
-        match message {
-            Message::Item(item) => {
-                self.format.render(item, &mut self.buffer);
-                self.lines += 1;
-            }
-            Message::Wake => {}
-            Message::Flush(done) => flushed.push(done),
+    fn take(&mut self, message: Message<F::Item>) {
+        if let Message::Item(item) = message {
+            self.format.render(item, &mut self.buffer);
+            self.lines += 1;
         }
     }
 
     /// Writes the buffer, or drops it and counts its lines: what a full disk refuses is not kept.
     fn write_out(&mut self) {
-        if self.reopen.swap(false, Ordering::Acquire) {
+        if self.shared.reopen.swap(false, Ordering::Acquire) {
             (self.target, self.retry_at) = (None, None);
         }
         if self.buffer.is_empty() {
@@ -175,7 +172,8 @@ impl<F: Format> Worker<F> {
             self.retry_at = None;
         }
         self.buffer.clear();
-        self.lines = 0;
+        *self.shared.done.lock() += std::mem::take(&mut self.lines);
+        self.shared.advanced.notify_all();
     }
 
     fn try_write(&mut self) -> io::Result<()> {

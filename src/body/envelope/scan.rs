@@ -4,6 +4,7 @@
 //! `NaN`, `Infinity` and `-Infinity`, plus escapes of lone surrogates. Raw control characters in strings,
 //! leading zeros, comments and trailing commas are refused there and here.
 
+use super::fault::{Complaint, Fault};
 use super::text;
 use std::borrow::Cow;
 
@@ -12,31 +13,6 @@ use std::borrow::Cow;
 pub(super) struct Span {
     pub start: usize,
     pub end: usize,
-}
-
-/// What is wrong with a body, and at which byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub what: Complaint,
-    pub at: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Complaint {
-    Empty,
-    ByteOrderMark,
-    NotUtf8,
-    NotAnObject,
-    TrailingBytes,
-    TooDeep,
-    CutShort,
-    NoValue,
-    NoKey,
-    NoColon,
-    NoCommaOrEnd,
-    BadNumber,
-    BadEscape,
-    ControlCharacter,
 }
 
 /// A member's key: where its opening quote is, and its text with escapes resolved.
@@ -67,12 +43,7 @@ struct Nesting {
 
 impl<'a> Scanner<'a> {
     pub fn new(text: &'a str, limit: usize) -> Self {
-        Self {
-            text,
-            at: 0,
-            nesting: Nesting::default(),
-            limit,
-        }
+        Self { text, at: 0, nesting: Nesting::default(), limit }
     }
 
     pub fn peek(&self) -> Option<u8> {
@@ -149,10 +120,7 @@ impl<'a> Scanner<'a> {
 
     /// Walks the members of the object that starts here. `each` is called in front of every value and must
     /// go past it.
-    pub fn members(
-        &mut self,
-        mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub fn members(&mut self, mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>) -> Result<(), Fault> {
         self.enter(true)?;
         if self.peek() == Some(b'}') {
             self.leave();
@@ -168,10 +136,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Walks the elements of the array that starts here, in the way of [`Self::members`].
-    pub fn elements(
-        &mut self,
-        mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub fn elements(&mut self, mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
         self.enter(false)?;
         if self.peek() == Some(b']') {
             self.leave();
@@ -222,11 +187,7 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let (end, escaped) = self.skip_key()?;
         let raw = &self.text[start + 1..end - 1];
-        let text = if escaped {
-            text::decode(raw)
-        } else {
-            Cow::Borrowed(raw)
-        };
+        let text = if escaped { text::decode(raw) } else { Cow::Borrowed(raw) };
         Ok(Key { start, text })
     }
 
@@ -258,11 +219,7 @@ impl<'a> Scanner<'a> {
                     self.at = at + 1;
                     return Ok(escaped);
                 }
-                [
-                    b'\\',
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't',
-                    ..,
-                ] => at += 2,
+                [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => at += 2,
                 [b'\\', b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(u8::is_ascii_hexdigit) => {
                     at += 6;
                 }
@@ -356,10 +313,7 @@ fn plain(bytes: &[u8]) -> usize {
         let quote = word ^ (ONES * b'"' as u64);
         let backslash = word ^ (ONES * b'\\' as u64);
         let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let hits = (control
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (backslash.wrapping_sub(ONES) & !backslash))
-            & TOPS;
+        let hits = (control | (quote.wrapping_sub(ONES) & !quote) | (backslash.wrapping_sub(ONES) & !backslash)) & TOPS;
         if hits != 0 {
             return at + (hits.trailing_zeros() / 8) as usize;
         }
@@ -403,63 +357,5 @@ impl Span {
 
     pub fn is_empty(self) -> bool {
         self.start == self.end
-    }
-}
-
-// === impl Fault ===
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (what, remedy) = self.what.words();
-        write!(f, "{what} at byte {}; {remedy}", self.at)
-    }
-}
-
-impl Complaint {
-    /// What is wrong, and what to do about it.
-    fn words(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Empty => ("nothing there", "send one JSON object"),
-            Self::ByteOrderMark => ("a byte order mark", "send UTF-8 without one"),
-            Self::NotUtf8 => ("not UTF-8", "encode the body as UTF-8"),
-            Self::NotAnObject => ("not a JSON object", "send one object: {\"model\": …}"),
-            Self::TrailingBytes => ("something after the JSON object", "send one object only"),
-            Self::TooDeep => (
-                "nested deeper than limits.json_depth",
-                "flatten it, or raise the limit",
-            ),
-            Self::CutShort => (
-                "the JSON ends too early",
-                "send it whole, with the right Content-Length",
-            ),
-            Self::NoValue => (
-                "expected a JSON value",
-                "values are \"…\", numbers, {…}, […], true, false, null",
-            ),
-            Self::NoKey => (
-                "expected a key in double quotes",
-                "remove a trailing comma or comment, quote the key",
-            ),
-            Self::NoColon => (
-                "expected `:` after a key",
-                "write members as \"key\": value",
-            ),
-            Self::NoCommaOrEnd => (
-                "expected `,` or the end of the object or array",
-                "check commas and brackets",
-            ),
-            Self::BadNumber => (
-                "expected a digit",
-                "write numbers as 1, -1, 0.5 or 1e9, without leading zeros",
-            ),
-            Self::BadEscape => (
-                "unknown escape in a string",
-                "write a backslash as \\\\, others as \\n or \\u000a",
-            ),
-            Self::ControlCharacter => (
-                "raw control character in a string",
-                "write a line break as \\n, others as \\u0000",
-            ),
-        }
     }
 }

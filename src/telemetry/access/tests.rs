@@ -1,1 +1,77 @@
+use super::*;
+use crate::units::Tokens;
+use serde_json::Value;
 
+/// A streamed step that was held.
+pub(in crate::telemetry) fn record() -> AccessRecord {
+    AccessRecord {
+        time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_770_532_800_123),
+        request_id: "r-1".into(),
+        client: Some(([127, 0, 0, 1], 5555).into()),
+        method: http::Method::POST,
+        path: "/v1/chat/completions".into(),
+        status: 200,
+        model: Some("glm".into()),
+        program: Some("agent-1".into()),
+        backend: Some("http://gpu1:8000".into()),
+        held: Duration::from_millis(1500),
+        ttft: Some(Duration::from_millis(1700)),
+        duration: Duration::from_micros(4_200_900),
+        usage: Some(Usage { prompt: Tokens(120), completion: Tokens(30), cached: Some(Tokens(96)) }),
+        bytes_in: 2000,
+        bytes_out: 900,
+        error: None,
+    }
+}
+
+fn render(format: AccessFormat, record: AccessRecord) -> String {
+    let mut out = Vec::new();
+    format.render(Box::new(record), &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_json_line_has_every_field() {
+    let line = render(AccessFormat::Json, record());
+    let value: Value = serde_json::from_str(&line).unwrap();
+    let expected = serde_json::json!({
+        "time": "2026-02-08T06:40:00.123Z", "request_id": "r-1", "client": "127.0.0.1:5555",
+        "method": "POST", "path": "/v1/chat/completions", "status": 200, "model": "glm",
+        "program": "agent-1", "backend": "http://gpu1:8000", "held_ms": 1500, "ttft_ms": 1700,
+        "duration_ms": 4200, "prompt_tokens": 120, "cached_tokens": 96, "completion_tokens": 30,
+        "bytes_in": 2000, "bytes_out": 900, "error": null,
+    });
+    assert_eq!(value, expected);
+}
+
+#[test]
+fn a_text_line_leaves_out_what_is_not_known() {
+    let mut record = record();
+    (record.usage, record.ttft, record.model) = (None, None, None);
+    record.error = Some("no_backend");
+    assert_eq!(
+        render(AccessFormat::Text, record),
+        "2026-02-08T06:40:00.123Z 127.0.0.1:5555 POST \"/v1/chat/completions\" 200 request_id=\"r-1\" \
+         program=\"agent-1\" backend=\"http://gpu1:8000\" error=\"no_backend\" held_ms=1500 duration_ms=4200 \
+         bytes_in=2000 bytes_out=900\n"
+    );
+}
+
+#[test]
+fn a_hostile_program_id_stays_on_its_line_and_moves_no_cursor() {
+    let hostile = "a\"\n{\"status\":500}\r\u{1b}[2J\u{9b}2J\u{7f}\u{2028}\u{202e}\\";
+    for format in [AccessFormat::Json, AccessFormat::Text] {
+        let mut record = record();
+        record.program = Some(hostile.into());
+        record.request_id = hostile.into();
+        let line = render(format, record);
+        let body = line.strip_suffix('\n').unwrap();
+        assert!(!body.chars().any(char::is_control), "{format:?}: {body:?}");
+        assert!(!body.contains(['\u{2028}', '\u{202e}']), "{format:?}");
+        if format == AccessFormat::Json {
+            let value: Value = serde_json::from_str(body).unwrap();
+            assert_eq!(value["program"], hostile, "escaped, not changed");
+            assert_eq!(value["status"], 200);
+        }
+    }
+}

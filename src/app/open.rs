@@ -1,0 +1,52 @@
+//! Counts the requests that a drain waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::Notify;
+
+/// Counts requests from arrival to the last byte of the answer.
+#[derive(Default)]
+pub struct Open {
+    count: AtomicUsize,
+    idle: Notify,
+}
+
+/// One of them; counted until it is dropped.
+pub struct OpenGuard(Arc<Open>);
+
+// === impl Open ===
+
+impl Open {
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> OpenGuard {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        OpenGuard(Arc::clone(self))
+    }
+
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Waits until none is open.
+    pub async fn idle(&self) {
+        loop {
+            // Registered before the count is read, so that no last one is missed.
+            let idle = self.idle.notified();
+            if self.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+// === impl OpenGuard ===
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Backends at run time: list, add, drain and remove; and the names that slime and sglang-router have for it.
+
+use super::overview::{Overview, capacity, model_name, prefix_hit_ratio};
+use super::{ControlRequest, ControlResponse};
+use crate::app::App;
+use crate::config::{self, Config, Secret};
+use crate::fleet::{BackendStatus, Fleet};
+use crate::gate::{LoadView, PoolId};
+use crate::scheduler::BackendId;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use url::{Url, form_urlencoded};
+
+/// One entry of `GET /backends`.
+#[derive(Serialize)]
+pub(super) struct Entry<'a> {
+    id: u32,
+    url: &'a str,
+    model: &'a str,
+    healthy: bool,
+    draining: bool,
+    down_because: Option<&'a str>,
+    weight: u32,
+    steps_in_flight: usize,
+    programs_running: usize,
+    programs_idle: usize,
+    charged_running_tokens: u64,
+    charged_idle_tokens: u64,
+    /// As configured, or as the backend reports it.
+    capacity_tokens: Option<u64>,
+    /// After headroom, and as learned.
+    effective_capacity_tokens: Option<u64>,
+    kv_usage_ratio: Option<f64>,
+    prefix_hit_ratio: Option<f64>,
+    requests_running: Option<f64>,
+    requests_waiting: Option<f64>,
+    scrape_age_seconds: Option<f64>,
+}
+
+/// The body of `POST /backends`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewBackend {
+    url: String,
+    model: Option<String>,
+    weight: Option<u32>,
+    api_key: Option<String>,
+    capacity_tokens: Option<u64>,
+}
+
+pub(super) fn list(app: &App) -> ControlResponse {
+    let overview = Overview::of_backends(app);
+    ControlResponse::json(&json!({"backends": entries(&overview, &app.config)}))
+}
+
+pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Entry<'a>> {
+    let entry = |status: &'a BackendStatus| {
+        let load = overview.loads.get(&status.backend.id);
+        Entry::new(status, load, model_name(config, status.backend.pool))
+    };
+    overview.statuses.iter().map(entry).collect()
+}
+
+/// `POST /backends`.
+pub(super) fn add(app: &App, body: &[u8]) -> ControlResponse {
+    let added = serde_json::from_slice::<NewBackend>(body).map_err(|error| error.to_string()).and_then(|new| {
+        let url = new.url.clone();
+        Ok((add_backend(app, new)?, url))
+    });
+    match added {
+        Ok((id, url)) => {
+            let body = json!({"id": id.0, "url": url.trim_end_matches('/')});
+            ControlResponse::json_with(StatusCode::CREATED, &body)
+        }
+        Err(detail) => ControlResponse::bad_request(detail),
+    }
+}
+
+/// `DELETE /backends/{id}`; the id may be the URL. Steps in flight there finish first.
+pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
+    let statuses = app.fleet.statuses();
+    let named = statuses.iter().filter(|status| id.parse() == Ok(status.backend.id.0) || is_at(status, id));
+    let removed: Vec<_> = named
+        .filter(|status| app.fleet.remove(status.backend.id))
+        .map(|status| json!({"id": status.backend.id.0, "url": status.backend.url}))
+        .collect();
+    if removed.is_empty() {
+        let detail = format!("Backend not found: {id}");
+        return ControlResponse::detail(StatusCode::NOT_FOUND, detail);
+    }
+    ControlResponse::json_with(StatusCode::ACCEPTED, &json!({"draining": removed}))
+}
+
+/// `POST /add_worker?url=…`. Adding one that is there is no error, as in slime.
+pub(super) fn add_worker(app: &App, request: &ControlRequest) -> ControlResponse {
+    let Some(url) = query_value(request, "url") else {
+        return worker_url_required();
+    };
+    let known = app.fleet.statuses();
+    if !known.iter().any(|status| is_at(status, &url) && !status.draining) {
+        let new = NewBackend {
+            url,
+            model: query_value(request, "model"),
+            weight: None,
+            api_key: None,
+            capacity_tokens: None,
+        };
+        if let Err(detail) = add_backend(app, new) {
+            return ControlResponse::bad_request(detail);
+        }
+    }
+    workers_changed(app)
+}
+
+/// `POST /remove_worker?url=…`.
+pub(super) fn remove_worker(app: &App, request: &ControlRequest) -> ControlResponse {
+    let Some(url) = query_value(request, "url") else {
+        return worker_url_required();
+    };
+    let removed = remove(app, &url);
+    if removed.status.is_success() { workers_changed(app) } else { removed }
+}
+
+/// `GET /list_workers`.
+pub(super) fn list_workers(app: &App) -> ControlResponse {
+    ControlResponse::json(&json!({"urls": worker_urls(&app.fleet)}))
+}
+
+fn workers_changed(app: &App) -> ControlResponse {
+    let loads = app.gate.loads();
+    let in_flight = |id: BackendId| {
+        let load = loads.iter().find(|(_, load)| load.backend == id);
+        load.map_or(0, |(_, load)| load.in_flight)
+    };
+    let workers: BTreeMap<String, usize> = app
+        .fleet
+        .statuses()
+        .iter()
+        .filter(|status| !status.draining)
+        .map(|status| (status.backend.url.clone(), in_flight(status.backend.id)))
+        .collect();
+    ControlResponse::json(&json!({"status": "success", "worker_urls": workers}))
+}
+
+fn worker_urls(fleet: &Fleet) -> Vec<String> {
+    let statuses = fleet.statuses();
+    let active = statuses.iter().filter(|status| !status.draining);
+    active.map(|status| status.backend.url.clone()).collect()
+}
+
+fn worker_url_required() -> ControlResponse {
+    ControlResponse::bad_request("url is required: ?url=http://host:port")
+}
+
+fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
+    let pool = pool_for(app, new.model.as_deref())?;
+    let backend = config::Backend {
+        url: Url::parse(&new.url).map_err(|error| format!("url: {error}"))?,
+        api_key: new.api_key.map(Secret),
+        weight: new.weight.unwrap_or(1),
+        capacity_tokens: new.capacity_tokens,
+    };
+    // The bounds that the YAML has.
+    if !(1..=1000).contains(&backend.weight) {
+        return Err("weight: from 1 to 1000".to_owned());
+    }
+    if backend.capacity_tokens == Some(0) {
+        return Err("capacity_tokens: more than 0".to_owned());
+    }
+    app.fleet.add(pool, backend)
+}
+
+/// The one that serves `model`; without one the only or the unnamed pool.
+fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
+    app.fleet.pool_for(model).ok_or_else(|| match model {
+        Some(model) => format!("no pool serves the model `{model}`"),
+        None => "model is required: there are several pools".to_owned(),
+    })
+}
+
+fn is_at(status: &BackendStatus, url: &str) -> bool {
+    let known = &status.backend.url;
+    let same = |url: &str| url.trim_end_matches('/') == known;
+    same(url) || Url::parse(url).is_ok_and(|url| same(url.as_str()))
+}
+
+fn query_value(request: &ControlRequest, name: &str) -> Option<String> {
+    form_urlencoded::parse(request.query.as_deref()?.as_bytes())
+        .find(|(key, value)| key == name && !value.is_empty())
+        .map(|(_, value)| value.into_owned())
+}
+
+// === impl Entry ===
+
+impl<'a> Entry<'a> {
+    fn new(status: &'a BackendStatus, load: Option<&LoadView>, model: &'a str) -> Self {
+        let gauges = status.gauges.as_ref();
+        Self {
+            id: status.backend.id.0,
+            url: &status.backend.url,
+            model,
+            healthy: status.healthy,
+            draining: status.draining,
+            down_because: status.down_reason.as_deref(),
+            weight: status.backend.weight,
+            steps_in_flight: load.map_or(0, |load| load.in_flight),
+            programs_running: load.map_or(0, |load| load.leased_running),
+            programs_idle: load.map_or(0, |load| load.leased_idle),
+            charged_running_tokens: load.map_or(0, |load| load.charged_running.0),
+            charged_idle_tokens: load.map_or(0, |load| load.charged_idle.0),
+            capacity_tokens: capacity(status),
+            effective_capacity_tokens: load.and_then(|load| load.effective_capacity).map(|n| n.0),
+            kv_usage_ratio: gauges.map(|gauges| gauges.kv_usage),
+            prefix_hit_ratio: prefix_hit_ratio(status),
+            requests_running: gauges.map(|gauges| gauges.running),
+            requests_waiting: gauges.map(|gauges| gauges.waiting),
+            scrape_age_seconds: status.scrape_age.map(|age| age.as_secs_f64()),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which paths are ours, and where they answer. Asked before a body is read.
+
+use super::Listener;
+use crate::config::Config;
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+/// What a path stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Programs,
+    Release,
+    Program,
+    Health,
+    Profiles,
+    Profile,
+    Metrics,
+    Livez,
+    Readyz,
+    Models,
+    Backends,
+    Backend,
+    AddWorker,
+    RemoveWorker,
+    ListWorkers,
+    WeightSyncBegin,
+    WeightSyncEnd,
+    Events,
+    Console,
+}
+
+/// A path of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlRoute {
+    pub endpoint: Endpoint,
+    /// The last part of `/programs/{id}`, `/profiles/{id}`, `/backends/{id}`, percent-decoded.
+    pub id: Option<String>,
+    /// `false`: the answer is 405.
+    pub method_allowed: bool,
+    pub(super) allow: &'static str,
+}
+
+/// Whole paths, with the methods they take.
+const EXACT: [(&str, &str, Endpoint); 19] = [
+    ("/programs", "GET, HEAD", Endpoint::Programs),
+    ("/programs/release", "POST", Endpoint::Release),
+    ("/v1/programs/release", "POST", Endpoint::Release),
+    ("/health", "GET, HEAD", Endpoint::Health),
+    ("/profiles", "GET, HEAD", Endpoint::Profiles),
+    ("/metrics", "GET, HEAD", Endpoint::Metrics),
+    ("/livez", "GET, HEAD", Endpoint::Livez),
+    ("/readyz", "GET, HEAD", Endpoint::Readyz),
+    ("/v1/models", "GET, HEAD", Endpoint::Models),
+    ("/backends", "GET, HEAD, POST", Endpoint::Backends),
+    ("/add_worker", "POST", Endpoint::AddWorker),
+    ("/remove_worker", "POST", Endpoint::RemoveWorker),
+    ("/list_workers", "GET, HEAD", Endpoint::ListWorkers),
+    ("/weight_sync/begin", "POST", Endpoint::WeightSyncBegin),
+    ("/weight_sync/end", "POST", Endpoint::WeightSyncEnd),
+    ("/events", "GET, HEAD", Endpoint::Events),
+    ("/console", "GET, HEAD", Endpoint::Console),
+    // As browsers and people type them.
+    ("/console/", "GET, HEAD", Endpoint::Console),
+    ("/v1/models/", "GET, HEAD", Endpoint::Models),
+];
+
+/// Paths that end in an id; the id may hold slashes, encoded or not.
+const WITH_ID: [(&str, &str, Endpoint); 3] = [
+    ("/programs/", "GET, HEAD, DELETE", Endpoint::Program),
+    ("/profiles/", "GET, HEAD", Endpoint::Profile),
+    ("/backends/", "DELETE", Endpoint::Backend),
+];
+
+/// The control endpoint that `path` (without its query) names; `None`: not ours.
+#[must_use]
+pub fn route(method: &Method, path: &str) -> Option<ControlRoute> {
+    let found = |allow: &'static str, endpoint, id| ControlRoute {
+        endpoint,
+        id,
+        method_allowed: allow.split(", ").any(|allowed| allowed == method.as_str()),
+        allow,
+    };
+    if let Some(&(_, allow, endpoint)) = EXACT.iter().find(|(exact, ..)| *exact == path) {
+        return Some(found(allow, endpoint, None));
+    }
+    WITH_ID.iter().find_map(|&(prefix, allow, endpoint)| {
+        let id = path.strip_prefix(prefix).filter(|id| !id.is_empty())?;
+        let id = percent_decode_str(id).decode_utf8().ok()?;
+        Some(found(allow, endpoint, Some(id.into_owned())))
+    })
+}
+
+// === impl ControlRoute ===
+
+impl ControlRoute {
+    /// `false`: on this listener the path is not found.
+    #[must_use]
+    pub fn answers_on(&self, listener: Listener, config: &Config) -> bool {
+        let public = matches!(
+            self.endpoint,
+            Endpoint::Release | Endpoint::Health | Endpoint::Livez | Endpoint::Readyz | Endpoint::Models
+        );
+        match listener {
+            Listener::Admin => true,
+            Listener::Main if public => true,
+            Listener::Main if config.admin.is_some() => false,
+            // A tenant's key is not the operator's: with it one could add a backend and read others' prompts.
+            Listener::Main => config.auth.keys.is_empty() || !self.for_operators(),
+        }
+    }
+
+    /// On the main listener, with `auth.keys` set, asks for an API key. Probes have none.
+    #[must_use]
+    pub fn needs_key(&self) -> bool {
+        !matches!(self.endpoint, Endpoint::Health | Endpoint::Livez | Endpoint::Readyz)
+    }
+
+    /// The body matters (at most [`super::BODY_LIMIT`] bytes); otherwise it need not be read.
+    #[must_use]
+    pub fn reads_body(&self) -> bool {
+        self.method_allowed
+            && matches!(self.endpoint, Endpoint::Release | Endpoint::Backends | Endpoint::WeightSyncBegin)
+    }
+
+    /// Acts on, or shows, all tenants.
+    fn for_operators(&self) -> bool {
+        match self.endpoint {
+            Endpoint::Programs
+            | Endpoint::Release
+            | Endpoint::Program
+            | Endpoint::Health
+            | Endpoint::Profiles
+            | Endpoint::Profile
+            | Endpoint::Metrics
+            | Endpoint::Livez
+            | Endpoint::Readyz
+            | Endpoint::Models => false,
+            Endpoint::Backends
+            | Endpoint::Backend
+            | Endpoint::AddWorker
+            | Endpoint::RemoveWorker
+            | Endpoint::ListWorkers
+            | Endpoint::WeightSyncBegin
+            | Endpoint::WeightSyncEnd
+            | Endpoint::Events
+            | Endpoint::Console => true,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Weight sync: holds all dispatch while a trainer sends new weights to the backends.
+
+use super::{ControlRequest, ControlResponse};
+use crate::app::App;
+use crate::gate::Gate;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use url::form_urlencoded;
+
+/// A trainer that died must not stop the fleet for ever.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// The switch. Cheap to clone.
+#[derive(Clone)]
+pub struct WeightSync {
+    gate: Gate,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    active: bool,
+    /// Counts the begins and ends, so that a timer knows whether its begin is still the last one.
+    generation: u64,
+}
+
+#[derive(Default, Deserialize)]
+struct Begin {
+    /// Seconds.
+    timeout: Option<f64>,
+}
+
+// === impl WeightSync ===
+
+impl WeightSync {
+    pub(crate) fn new(gate: Gate) -> Self {
+        Self { gate, state: Arc::default() }
+    }
+
+    #[must_use]
+    pub fn active(&self) -> bool {
+        self.state.lock().active
+    }
+
+    /// Stops dispatch, for `timeout` at most. Called again, it starts the time anew. Needs a tokio runtime.
+    fn begin(&self, timeout: Duration) {
+        let generation = self.set(true);
+        let sync = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(timeout).await;
+            sync.expire(generation, timeout);
+        });
+    }
+
+    fn end(&self) {
+        self.set(false);
+    }
+
+    fn set(&self, active: bool) -> u64 {
+        // The gate is told under the lock, so that it hears begins and ends in order.
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.active = active;
+        self.gate.freeze(active);
+        state.generation
+    }
+
+    fn expire(&self, generation: u64, timeout: Duration) {
+        let mut state = self.state.lock();
+        if state.active && state.generation == generation {
+            log::warn!("weight sync did not end within {timeout:?}: dispatch goes on");
+            state.active = false;
+            self.gate.freeze(false);
+        }
+    }
+}
+
+/// `POST /weight_sync/begin`, with `timeout` (seconds) in the query or in a JSON body.
+pub(super) fn begin(app: &App, request: &ControlRequest) -> ControlResponse {
+    match timeout(request) {
+        Ok(timeout) => {
+            app.weight_sync.begin(timeout);
+            ControlResponse::json(&json!({"status": "ok", "weight_sync_active": true}))
+        }
+        Err(detail) => ControlResponse::bad_request(detail),
+    }
+}
+
+/// `POST /weight_sync/end`.
+pub(super) fn end(app: &App) -> ControlResponse {
+    app.weight_sync.end();
+    ControlResponse::json(&json!({"status": "ok", "weight_sync_active": false}))
+}
+
+fn timeout(request: &ControlRequest) -> Result<Duration, String> {
+    let query = request.query.as_deref().unwrap_or_default();
+    let mut query = form_urlencoded::parse(query.as_bytes());
+    let seconds = if let Some((_, value)) = query.find(|(key, _)| key == "timeout") {
+        Some(value.parse().map_err(|_| "timeout: not a number")?)
+    } else if request.body.is_empty() {
+        None
+    } else {
+        let begin: Begin = serde_json::from_slice(&request.body).map_err(|e| e.to_string())?;
+        begin.timeout
+    };
+    let Some(seconds) = seconds else {
+        return Ok(DEFAULT_TIMEOUT);
+    };
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|timeout| !timeout.is_zero() && *timeout <= MAX_TIMEOUT)
+        .ok_or_else(|| "timeout: more than 0 and at most 86400 seconds".to_owned())
+}

@@ -1,0 +1,219 @@
+//! From the request's head to a place on a backend: who asks, for what, for which program, and when it may go.
+
+use super::Proxy;
+use super::ctx::{Ctx, Guards, new_id};
+use super::reply;
+use super::route::{Inference, Route, normal};
+use crate::body::envelope::{Edits, Envelope, Forwarded};
+use crate::body::replay::{self, Bounds, Stop};
+use crate::config::Anonymous;
+use crate::control::{self, ControlRequest, ControlRoute};
+use crate::error::Refusal;
+use crate::gate::{Admission, PoolId, Step, StepInfo};
+use crate::identity::final_step;
+use bytes::Bytes;
+use http::{Method, header};
+use pingora_proxy::Session;
+use std::sync::Arc;
+
+/// What is left to do after a request has been looked at.
+pub enum Next {
+    Upstream,
+    Answered,
+}
+
+impl Proxy {
+    pub(super) async fn arrive(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
+        self.prepare_connection(session);
+        let request = session.req_header();
+        ctx.id = request.headers.get(&reply::REQUEST_ID).cloned().unwrap_or_else(new_id);
+        let unknown = || Refusal::NotFound(request.uri.path().to_owned());
+        let path = normal(request.uri.path()).ok_or_else(unknown)?;
+        let route = match Route::of(&request.method, &path) {
+            Route::Unknown => return Err(unknown().into()),
+            Route::Control(route) => {
+                let path = path.into_owned();
+                return self.control(session, ctx, route, path).await;
+            }
+            _ if self.listener == control::Listener::Admin => return Err(unknown().into()),
+            route => route,
+        };
+        ctx.target = match request.uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.into_owned(),
+        };
+        if let Route::Inference(_) = route
+            && request.method != Method::POST
+        {
+            return Err(Refusal::MethodNotAllowed.into());
+        }
+        ctx.key = self.keys.check(&request.headers)?.cloned();
+        let concurrent = ctx.key.as_ref().map(|key| self.limits.enter(key)).transpose()?;
+        ctx.guards =
+            Some(Guards { open: self.app.open.enter(), in_flight: self.app.telemetry.metrics.in_flight(), concurrent });
+        let (pool, info) = match route {
+            Route::Inference(inference) => self.inference(session, ctx, inference).await?,
+            _ => (self.passed(session, ctx).await?, StepInfo::default()),
+        };
+        ctx.pool = Some(pool);
+        ctx.step = Some(self.app.gate.enter(pool, info));
+        ctx.admission = Some(admitted(session, ctx).await?);
+        Ok(Next::Upstream)
+    }
+
+    fn prepare_connection(&self, session: &mut Session) {
+        let timeouts = &self.app.config.timeouts;
+        let downstream = &mut session.downstream_session;
+        downstream.set_pipelining_enabled(true);
+        downstream.set_read_timeout(Some(timeouts.request_header));
+        // A client that does not read holds a place on a backend.
+        downstream.set_write_timeout(Some(timeouts.stream_idle));
+        if self.app.draining() {
+            downstream.set_keepalive(None);
+        }
+    }
+
+    async fn control(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        route: ControlRoute,
+        path: String,
+    ) -> Result<Next, Stop> {
+        let request = session.req_header();
+        let on_main = self.listener == control::Listener::Main;
+        if on_main && route.needs_key() {
+            ctx.key = self.keys.check(&request.headers)?.cloned();
+        }
+        let mut request = ControlRequest {
+            method: request.method.clone(),
+            path,
+            query: request.uri.query().map(str::to_owned),
+            headers: request.headers.clone(),
+            body: Bytes::new(),
+            listener: self.listener,
+            tenant: ctx.key.as_ref().map(|key| Arc::clone(&key.tenant)),
+        };
+        if route.reads_body() {
+            request.body = replay::read(session, Bounds { size: control::BODY_LIMIT, ..self.bounds() }).await?;
+        }
+        let response = control::handle(&self.app, request).await;
+        ctx.answer.status = response.status.as_u16();
+        reply::control(session, &ctx.id, response).await.map_err(|e| Stop::Gone(e.into_down()))?;
+        Ok(Next::Answered)
+    }
+
+    /// Reads a step, and finds out all that the gate wants to know of it.
+    async fn inference(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        inference: Inference,
+    ) -> Result<(PoolId, StepInfo), Stop> {
+        ctx.inference = true;
+        let body = replay::read(session, self.bounds()).await?;
+        let envelope = Envelope::scan(body, self.app.config.limits.json_depth)?;
+        let model = envelope.model();
+        let pool = self.pool_of(model.as_deref())?;
+        let headers = &session.req_header().headers;
+        ctx.program = self.program_of(ctx, headers, &envelope)?;
+        let class = envelope.class();
+        let preferred = match ctx.program {
+            Some(_) => None,
+            None => self.app.fleet.preferred(pool, &class.to_be_bytes()),
+        };
+        let info = StepInfo {
+            program: ctx.program.clone(),
+            class,
+            prompt_bytes: envelope.prompt_bytes(),
+            max_output: envelope.max_output(),
+            preferred,
+            last: final_step(headers),
+        };
+        let edits = Edits {
+            model: model.as_deref().and_then(|model| self.app.fleet.canonical(pool, model)),
+            usage: inference.ask_usage(self.app.config.models[pool.0].engine),
+        };
+        let Forwarded { body, usage_added } = envelope.forward(&edits);
+        ctx.body = Some(body);
+        ctx.strip_usage = usage_added;
+        Ok((pool, info))
+    }
+
+    /// The pool of a request that is passed through. Its body is read only where the model has to be known, or where
+    /// it could not be framed: HTTP/2 without a length, which Pingora ends twice upstream.
+    async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
+        let fleet = &self.app.fleet;
+        let unframed = session.is_http2() && session.get_header(header::CONTENT_LENGTH).is_none();
+        let choice = self.app.config.models.len() > 1;
+        if session.is_body_empty() || !(unframed || choice) {
+            return Ok(fleet.pool_for(None).unwrap_or(PoolId(0)));
+        }
+        let body = replay::read(session, self.bounds()).await?;
+        let mut pool = fleet.pool_for(None).unwrap_or(PoolId(0));
+        // What is no JSON, such as a form with an audio file, goes to the first pool.
+        if choice && let Ok(envelope) = Envelope::scan(body.clone(), self.app.config.limits.json_depth) {
+            pool = self.pool_of(envelope.model().as_deref())?;
+        }
+        ctx.body = Some(body);
+        Ok(pool)
+    }
+
+    fn pool_of(&self, model: Option<&str>) -> Result<PoolId, Refusal> {
+        let unknown = || Refusal::UnknownModel(model.unwrap_or_default().to_owned());
+        self.app.fleet.pool_for(model).ok_or_else(unknown)
+    }
+
+    fn program_of(
+        &self,
+        ctx: &Ctx,
+        headers: &http::HeaderMap,
+        envelope: &Envelope,
+    ) -> Result<Option<crate::scheduler::ProgramKey>, Refusal> {
+        let tenant = ctx.key.as_ref().map_or(&self.nobody, |key| &key.tenant);
+        let found = self.sources.find(headers, envelope, tenant)?;
+        let metrics = &self.app.telemetry.metrics;
+        match found {
+            Some((program, source)) => {
+                metrics.identity_source(source);
+                Ok(Some(program))
+            }
+            None => {
+                metrics.identity_source("none");
+                let folded = self.app.config.programs.anonymous == Anonymous::Default;
+                Ok(folded.then(|| self.sources.key(tenant, "default")))
+            }
+        }
+    }
+
+    fn bounds(&self) -> Bounds {
+        let config = &self.app.config;
+        Bounds { size: config.limits.body, pause: config.timeouts.request_header }
+    }
+}
+
+/// Waits for the gate, or for the client to leave.
+pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission, Stop> {
+    let Some(step) = &mut ctx.step else {
+        return Err(Refusal::Internal.into());
+    };
+    let admission = wait(session, step).await?;
+    ctx.held = admission.held;
+    Ok(admission)
+}
+
+async fn wait(session: &mut Session, step: &mut Step) -> Result<Admission, Stop> {
+    if !session.is_body_done() {
+        // The body streams through: to look whether the client is there would take a byte of it.
+        return Ok(step.admitted().await?);
+    }
+    loop {
+        tokio::select! {
+            biased;
+            admission = step.admitted() => return Ok(admission?),
+            gone = session.downstream_session.read_body_or_idle(true) => {
+                gone.map_err(|e| Stop::Gone(e.into_down()))?;
+            }
+        }
+    }
+}

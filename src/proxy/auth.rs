@@ -1,0 +1,110 @@
+//! API keys: who a client is.
+
+use crate::config::Auth;
+use crate::error::Refusal;
+use http::{HeaderMap, header};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+/// All keys. Without any, everybody may.
+pub struct Keys(Vec<Arc<Key>>);
+
+/// One key of `auth.keys`.
+pub struct Key {
+    pub name: String,
+    pub tenant: Arc<str>,
+    secret: String,
+}
+
+// === impl Keys ===
+
+impl Keys {
+    #[must_use]
+    pub fn new(auth: &Auth) -> Self {
+        let key = |key: &crate::config::ApiKey| {
+            let tenant = if key.tenant.is_empty() { &key.name } else { &key.tenant };
+            Arc::new(Key { name: key.name.clone(), tenant: tenant.as_str().into(), secret: key.key.0.clone() })
+        };
+        Self(auth.keys.iter().map(key).collect())
+    }
+
+    /// Clients need a key.
+    #[must_use]
+    pub fn required(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Whose key the request has, in `Authorization: Bearer` or `x-api-key`; `None` when none is needed.
+    ///
+    /// # Errors
+    /// `Unauthorized`.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Option<&Arc<Key>>, Refusal> {
+        if !self.required() {
+            return Ok(None);
+        }
+        let shown = [bearer(headers), headers.get("x-api-key").map(|key| key.as_bytes())];
+        let key = shown.into_iter().flatten().find_map(|shown| self.find(shown));
+        key.map(Some).ok_or(Refusal::Unauthorized)
+    }
+
+    /// Takes as long whichever key it is, and however much of it is right.
+    fn find(&self, shown: &[u8]) -> Option<&Arc<Key>> {
+        let mut found = None;
+        for key in &self.0 {
+            if bool::from(key.secret.as_bytes().ct_eq(shown)) {
+                found = Some(key);
+            }
+        }
+        found
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ApiKey, Secret};
+    use http::HeaderValue;
+
+    fn keys() -> Keys {
+        let key = |name: &str, tenant: &str| ApiKey {
+            name: name.into(),
+            key: Secret(format!("secret-{name}")),
+            tenant: tenant.into(),
+        };
+        Keys::new(&Auth { keys: vec![key("one", "a"), key("two", "")] })
+    }
+
+    fn tenant(name: &'static str, value: &'static str) -> Option<String> {
+        let headers = HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_static(value))]);
+        let keys = keys();
+        let key = keys.check(&headers).ok()?;
+        key.map(|key| key.tenant.to_string())
+    }
+
+    #[test]
+    fn a_key_is_taken_from_either_header_and_names_its_tenant() {
+        assert_eq!(tenant("authorization", "Bearer secret-one").as_deref(), Some("a"));
+        assert_eq!(tenant("authorization", "bearer  secret-two").as_deref(), Some("two"));
+        assert_eq!(tenant("x-api-key", "secret-one").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn anything_but_a_whole_key_is_refused() {
+        for value in ["Bearer secret-on", "Bearer secret-one2", "Basic secret-one", "secret-one", "Bearer", ""] {
+            assert_eq!(tenant("authorization", value), None, "{value}");
+        }
+        assert_eq!(keys().check(&HeaderMap::new()).err(), Some(Refusal::Unauthorized));
+    }
+
+    #[test]
+    fn without_keys_everybody_may() {
+        let keys = Keys::new(&Auth::default());
+        assert!(keys.check(&HeaderMap::new()).is_ok_and(|key| key.is_none()));
+    }
+}

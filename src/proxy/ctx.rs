@@ -1,0 +1,147 @@
+//! What is kept of one request. All that has to be given back is a guard in here.
+
+use super::auth::Key;
+use super::observe::Observer;
+use super::pulse::{Busy, Pulse};
+use crate::app::OpenGuard;
+use crate::error::Refusal;
+use crate::fleet::Backend;
+use crate::gate::{Admission, PoolId, Step};
+use crate::scheduler::{Outcome, ProgramKey, Usage};
+use crate::telemetry::InFlight;
+use bytes::Bytes;
+use http::HeaderValue;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub struct Ctx {
+    pub arrived: Instant,
+    /// `x-request-id`: the client's, or made here.
+    pub id: HeaderValue,
+    /// Path and query as they go upstream, before the backend's prefix.
+    pub target: String,
+    pub key: Option<Arc<Key>>,
+    pub pool: Option<PoolId>,
+    pub program: Option<ProgramKey>,
+    pub step: Option<Step>,
+    /// A place was given and not used yet.
+    pub admission: Option<Admission>,
+    pub held: Duration,
+    pub backend: Option<Arc<Backend>>,
+    /// Backends that could not be reached.
+    pub unreached: usize,
+    /// What goes upstream in place of the body that was read; `None`: the body streams through.
+    pub body: Option<Bytes>,
+    /// An inference endpoint: the answer is observed.
+    pub inference: bool,
+    /// The usage event was asked for by us alone.
+    pub strip_usage: bool,
+    pub answer: Answer,
+    /// The error of our own that the client got, or is to get.
+    pub refusal: Option<Refusal>,
+    /// The client left before its answer was whole.
+    pub departed: bool,
+    pub guards: Option<Guards>,
+    /// What the client's connection waits for.
+    pub pulse: Option<Busy>,
+}
+
+/// What has been seen of the backend's answer.
+#[derive(Default)]
+pub struct Answer {
+    pub observer: Option<Observer>,
+    pub status: u16,
+    pub events: bool,
+    /// When the request went to the backend, when output began, when the last piece came.
+    pub sent: Option<Instant>,
+    pub first: Option<Instant>,
+    pub last: Option<Instant>,
+    pub usage: Option<Usage>,
+    /// The last bytes that went to the client, to know whether an event is open.
+    pub tail: [u8; 2],
+}
+
+/// Held while a request is on its way to a backend, waiting included.
+pub struct Guards {
+    pub open: OpenGuard,
+    pub in_flight: InFlight,
+    pub concurrent: Option<pingora_limits::inflight::Guard>,
+}
+
+// === impl Ctx ===
+
+impl Ctx {
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            arrived: Instant::now(),
+            id: HeaderValue::from_static(""),
+            target: String::new(),
+            key: None,
+            pool: None,
+            program: None,
+            step: None,
+            admission: None,
+            held: Duration::ZERO,
+            backend: None,
+            unreached: 0,
+            body: None,
+            inference: false,
+            strip_usage: false,
+            answer: Answer::default(),
+            refusal: None,
+            departed: false,
+            guards: None,
+            pulse: Pulse::begin(),
+        }
+    }
+
+    /// The backend is to say something within `limit`.
+    pub fn expect_within(&self, limit: Duration) {
+        if let Some(pulse) = &self.pulse {
+            pulse.expect_within(limit);
+        }
+    }
+
+    /// The step is over; a later call changes nothing.
+    pub fn settle(&mut self, outcome: Outcome) {
+        if let Some(mut step) = self.step.take() {
+            step.finish(outcome);
+        }
+    }
+
+    /// The backend's answer came whole.
+    pub fn settle_by_status(&mut self) {
+        let outcome = match self.answer.status {
+            200..=299 => Outcome::Completed(self.answer.usage),
+            500.. => Outcome::Failed,
+            _ => Outcome::Rejected,
+        };
+        self.settle(outcome);
+    }
+}
+
+/// A new request id: 128 bits that no other request will have.
+#[must_use]
+pub fn new_id() -> HeaderValue {
+    // The keys of a `RandomState` are random for each thread and differ for each instance.
+    let half = |half: u8| RandomState::new().hash_one(half);
+    let id = format!("{:016x}{:016x}", half(0), half(1));
+    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn request_ids_differ_between_requests_and_threads() {
+        let many = || (0..1000).map(|_| new_id()).collect::<Vec<_>>();
+        let elsewhere = std::thread::spawn(many).join().expect("a thread");
+        let ids: HashSet<_> = many().into_iter().chain(elsewhere).collect();
+        assert_eq!(ids.len(), 2000);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
+}

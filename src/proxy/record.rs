@@ -1,0 +1,88 @@
+//! The end of a request: what is counted and written down.
+
+use super::Proxy;
+use super::ctx::Ctx;
+use super::failure::CLIENT_GONE;
+use crate::scheduler::Outcome;
+use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
+use pingora::Error;
+use pingora_proxy::Session;
+use std::time::{Instant, SystemTime};
+
+impl Proxy {
+    pub(super) fn record(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
+        if e.is_none() && ctx.answer.status != 0 {
+            // An answer without a body has no last piece.
+            ctx.settle_by_status();
+        } else {
+            ctx.settle(Outcome::Abandoned);
+        }
+        let ended = Instant::now();
+        let written = session.response_written().map(|head| head.status.as_u16());
+        let status = written.unwrap_or(CLIENT_GONE);
+        let telemetry = &self.app.telemetry;
+        let metrics = telemetry.metrics.model(ctx.pool);
+        if ctx.departed {
+            telemetry.metrics.client_disconnected();
+        }
+        if ctx.target.is_empty() {
+            // The control API is no traffic.
+            return;
+        }
+        metrics.request_finished(status, ended - ctx.arrived);
+        if let Some(usage) = ctx.answer.usage {
+            metrics.usage(usage);
+            if let Some(key) = &ctx.key {
+                self.limits.used(key, usage);
+            }
+        }
+        if let (500.., None, Some(backend)) = (status, &ctx.refusal, &ctx.backend) {
+            telemetry.metrics.upstream_error(&backend.url, UpstreamError::Status5xx);
+        }
+        self.profile(ended, ctx);
+        telemetry.access(|| access(session, status, ended, ctx));
+    }
+
+    fn profile(&self, ended: Instant, ctx: &Ctx) {
+        let (Some(profiles), Some(program)) = (self.app.telemetry.profiles(), &ctx.program) else {
+            return;
+        };
+        let (Some(sent), Some(first)) = (ctx.answer.sent, ctx.answer.first) else {
+            return;
+        };
+        let last = ctx.answer.last.unwrap_or(ended);
+        let times = StepTimes {
+            arrived: ctx.arrived,
+            pause: ctx.held,
+            prefill: first - sent,
+            decode: last - first,
+            ended,
+            usage: ctx.answer.usage,
+        };
+        profiles.step_finished(program, &times);
+    }
+}
+
+fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx) -> AccessRecord {
+    let request = session.req_header();
+    let duration = ended - ctx.arrived;
+    let client = session.client_addr().and_then(|address| address.as_inet()).copied();
+    AccessRecord {
+        time: SystemTime::now() - duration,
+        request_id: String::from_utf8_lossy(ctx.id.as_bytes()).into_owned(),
+        client,
+        method: request.method.clone(),
+        path: ctx.target.split('?').next().unwrap_or_default().to_owned(),
+        status,
+        model: None,
+        program: ctx.program.as_ref().map(|program| program.id.clone()),
+        backend: ctx.backend.as_ref().map(|backend| backend.url.clone()),
+        held: ctx.held,
+        ttft: ctx.answer.first.map(|first| first - ctx.arrived),
+        duration,
+        usage: ctx.answer.usage,
+        bytes_in: session.body_bytes_read() as u64,
+        bytes_out: session.body_bytes_sent() as u64,
+        error: ctx.refusal.as_ref().map(crate::error::Refusal::code),
+    }
+}

@@ -1,0 +1,105 @@
+//! Answers of our own: refusals and the control API.
+
+use crate::control::{ControlBody, ControlResponse};
+use crate::error::Refusal;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{HeaderName, HeaderValue, Method, header};
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+use std::time::Duration;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const ERROR: HeaderName = HeaderName::from_static("x-thundergate-error");
+
+/// A body up to this size that nobody wants is read and thrown away, so that its connection can go on.
+const WORTH_READING: u64 = 64 * 1024;
+
+/// A client that is still sending gets this long to see that it was refused; closing at once would reset the
+/// connection, and with it the answer.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Sends `refusal` in OpenAI's shape.
+///
+/// # Errors
+/// The client is gone.
+pub async fn refuse(session: &mut Session, id: &HeaderValue, refusal: &Refusal) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(refusal.status(), Some(8))?;
+    head.insert_header(header::CONTENT_TYPE, "application/json")?;
+    head.insert_header(ERROR, refusal.code())?;
+    head.insert_header(REQUEST_ID, id.clone())?;
+    if let Some(wait) = refusal.retry_after() {
+        head.insert_header(header::RETRY_AFTER, wait.as_secs_f64().ceil().max(1.0).to_string())?;
+    }
+    match refusal {
+        Refusal::Unauthorized => head.insert_header(header::WWW_AUTHENTICATE, "Bearer")?,
+        // Those that take more answer for themselves.
+        Refusal::MethodNotAllowed => head.insert_header(header::ALLOW, "POST")?,
+        _ => {}
+    }
+    whole(session, head, refusal.body()).await
+}
+
+/// Sends what the control API answered.
+///
+/// # Errors
+/// The client is gone.
+pub async fn control(session: &mut Session, id: &HeaderValue, response: ControlResponse) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 4))?;
+    for (name, value) in response.headers {
+        head.insert_header(name, value)?;
+    }
+    head.insert_header(REQUEST_ID, id.clone())?;
+    match response.body {
+        ControlBody::Full(body) => whole(session, head, body).await,
+        ControlBody::Stream(mut parts) => {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            session.write_response_header(Box::new(head), false).await?;
+            loop {
+                tokio::select! {
+                    part = parts.next() => match part {
+                        Some(part) => session.write_response_body(Some(part), false).await?,
+                        None => return session.write_response_body(None, true).await,
+                    },
+                    gone = session.downstream_session.read_body_or_idle(true) => {
+                        gone.map_err(|e| e.into_down())?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn whole(session: &mut Session, mut head: ResponseHeader, body: Bytes) -> pingora::Result<()> {
+    discard(session).await;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    let empty = body.is_empty() || session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(head), empty).await?;
+    if !empty {
+        session.write_response_body(Some(body), true).await?;
+    }
+    linger(session).await;
+    Ok(())
+}
+
+/// Reads the rest of a small request body.
+async fn discard(session: &mut Session) {
+    let length =
+        session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let waits = session.get_header(header::EXPECT).is_some();
+    if !waits && length.is_some_and(|length| length <= WORTH_READING) {
+        let drained = session.downstream_session.drain_request_body();
+        // Too slow is not fatal: the connection ends with the answer then.
+        let _ = tokio::time::timeout(LINGER, drained).await;
+    }
+}
+
+/// Lets a client that is still sending find the answer.
+async fn linger(session: &mut Session) {
+    if session.is_http2() || session.is_body_done() {
+        return;
+    }
+    session.downstream_session.shutdown().await;
+    let rest = async { while let Ok(Some(_)) = session.downstream_session.read_request_body().await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}

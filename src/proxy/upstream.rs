@@ -1,0 +1,112 @@
+//! The request on its way to a backend.
+
+use super::Proxy;
+use super::arrive::admitted;
+use super::ctx::Ctx;
+use super::reply::REQUEST_ID;
+use crate::body::replay::{self, Stop};
+use crate::error::Refusal;
+use crate::fleet::Backend;
+use crate::scheduler::Outcome;
+use http::header;
+use pingora::http::RequestHeader;
+use pingora::protocols::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_proxy::Session;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// How long an idle connection to a backend is kept: uvicorn closes its side after 5 seconds.
+const KEPT_IDLE: Duration = Duration::from_secs(4);
+
+/// Finds a backend whose machine has vanished while it computes, in about two minutes.
+pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(15),
+    count: 4,
+    #[cfg(target_os = "linux")]
+    user_timeout: Duration::ZERO,
+};
+
+/// What a client is told to wait when no backend could be reached.
+const NO_BACKEND_RETRY: Duration = Duration::from_secs(5);
+
+impl Proxy {
+    /// The backend that the gate chose; asks again for each one that turns out to be out of reach.
+    pub(super) async fn peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Stop> {
+        loop {
+            let admission = match ctx.admission.take() {
+                Some(admission) => admission,
+                None => admitted(session, ctx).await?,
+            };
+            let backend = self.app.fleet.get(admission.backend);
+            let address = self.app.fleet.address(admission.backend);
+            ctx.backend = backend.clone();
+            if let (Some(backend), Some(address)) = (backend, address) {
+                return Ok(Box::new(self.peer_at(&backend, address)));
+            }
+            self.app.fleet.connect_failed(admission.backend);
+            self.unreached(ctx)?;
+        }
+    }
+
+    /// Nothing was sent: the step wants another backend, if it may still have one.
+    ///
+    /// # Errors
+    /// `NoBackend` when all tries are used up.
+    pub(super) fn unreached(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
+        ctx.unreached += 1;
+        if let Some(pulse) = &ctx.pulse {
+            pulse.rest();
+        }
+        if let Some(step) = &mut ctx.step {
+            step.undelivered();
+        }
+        if ctx.unreached > self.app.config.retry.connect_attempts {
+            ctx.settle(Outcome::Abandoned);
+            return Err(Refusal::NoBackend { waited: ctx.arrived.elapsed(), retry_after: NO_BACKEND_RETRY });
+        }
+        Ok(())
+    }
+
+    fn peer_at(&self, backend: &Backend, address: SocketAddr) -> HttpPeer {
+        let timeouts = &self.app.config.timeouts;
+        let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = Some(timeouts.connect);
+        options.total_connection_timeout = Some(timeouts.connect);
+        // Pingora has one timeout for all reads. The pulse of the client's connection is exact; HTTP/2 has only this.
+        options.read_timeout = Some(timeouts.first_byte.max(timeouts.stream_idle));
+        options.write_timeout = Some(timeouts.stream_idle);
+        options.idle_timeout = Some(KEPT_IDLE);
+        options.tcp_keepalive = Some(KEEPALIVE);
+        peer
+    }
+
+    /// Makes the client's head into the one that goes to the backend.
+    pub(super) fn request_head(&self, request: &mut RequestHeader, ctx: &mut Ctx) -> pingora::Result<()> {
+        ctx.answer.sent = Some(Instant::now());
+        ctx.expect_within(self.app.config.timeouts.first_byte);
+        let Some(backend) = &ctx.backend else {
+            return Ok(());
+        };
+        if request.raw_path() != ctx.target.as_bytes() || !backend.prefix.is_empty() {
+            let target = format!("{}{}", backend.prefix, ctx.target);
+            request.set_raw_path(target.as_bytes())?;
+        }
+        request.insert_header(header::HOST, &backend.authority)?;
+        request.insert_header(REQUEST_ID, ctx.id.clone())?;
+        if backend.api_key.is_some() || self.keys.required() {
+            // The client's key is for us.
+            request.remove_header(&header::AUTHORIZATION);
+            request.remove_header("x-api-key");
+        }
+        if let Some(key) = &backend.api_key {
+            request.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.0))?;
+        }
+        match &ctx.body {
+            Some(body) => replay::prepare_upstream_headers(request, body.len()),
+            None => Ok(()),
+        }
+    }
+}

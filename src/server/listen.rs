@@ -1,0 +1,95 @@
+//! Listening sockets, taken before anything runs, so that a mistake is told and not a panic.
+
+use crate::config::Tls;
+use crate::proxy::KEEPALIVE;
+use parking_lot::Mutex;
+use pingora_core::listeners::TcpSocketOptions;
+use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::server::{Fds, ListenFds};
+use pingora_core::services::listening::Service;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// All sockets, to be handed to Pingora as if they came from a process before this one.
+#[derive(Default)]
+pub struct Listeners {
+    sockets: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error("cannot listen on {address}: {cause}")]
+    Bind { address: SocketAddr, cause: io::Error },
+    #[error("TLS of {address}: {cause}")]
+    Tls { address: SocketAddr, cause: String },
+}
+
+// === impl Listeners ===
+
+impl Listeners {
+    /// Listens on `address` for `service`.
+    ///
+    /// # Errors
+    /// The address is taken or not ours, or the certificate or key cannot be used.
+    pub fn add<A>(
+        &mut self,
+        service: &mut Service<A>,
+        address: SocketAddr,
+        tls: Option<&Tls>,
+    ) -> Result<(), ListenError> {
+        let bound = || {
+            let socket = TcpListener::bind(address)?;
+            socket.set_nonblocking(true)?;
+            let address = socket.local_addr()?;
+            Ok((socket, address))
+        };
+        let (socket, address) = bound().map_err(|cause| ListenError::Bind { address, cause })?;
+        let mut options = TcpSocketOptions::default();
+        // Or a client that vanished stays in the queue for ever.
+        options.tcp_keepalive = Some(KEEPALIVE);
+        let name = address.to_string();
+        match tls {
+            None => service.add_tcp_with_settings(&name, options),
+            Some(tls) => {
+                let settings = settings(tls).map_err(|cause| ListenError::Tls { address, cause })?;
+                service.add_tls_with_settings(&name, Some(options), settings);
+            }
+        }
+        self.sockets.push(socket);
+        self.addresses.push(address);
+        Ok(())
+    }
+
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Gives the sockets away, each by its address.
+    pub fn into_fds(self) -> ListenFds {
+        let mut fds = Fds::new();
+        for (address, socket) in self.addresses.iter().zip(self.sockets) {
+            fds.add(address.to_string(), socket.into_raw_fd());
+        }
+        Arc::new(Mutex::new(fds))
+    }
+}
+
+fn settings(tls: &Tls) -> Result<TlsSettings, String> {
+    let (cert, key) = (text(&tls.cert)?, text(&tls.key)?);
+    let build = || {
+        let mut settings = TlsSettings::intermediate(cert, key)?;
+        settings.set_certificate_chain_file(cert)?;
+        settings.set_private_key_file(key)?;
+        settings.enable_h2();
+        Ok(settings)
+    };
+    build().map_err(|e: Box<pingora::Error>| e.to_string())
+}
+
+fn text(path: &Path) -> Result<&str, String> {
+    path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))
+}

@@ -1,0 +1,263 @@
+//! A backend that does what the test says, step by step. Each request that reaches it is an `Exchange` in the
+//! test's hand; health, metrics and models are answered by themselves.
+
+use super::{wire, within};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use wire::{Message, Reader};
+
+pub struct Backend {
+    pub address: SocketAddr,
+    pub state: Arc<State>,
+    exchanges: mpsc::UnboundedReceiver<Exchange>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What holds for all connections of a backend.
+pub struct State {
+    pub healthy: AtomicBool,
+    /// KV blocks of 16 tokens, as its `/metrics` says.
+    pub blocks: AtomicUsize,
+    connections: AtomicUsize,
+    out: mpsc::UnboundedSender<Exchange>,
+}
+
+/// A request that came whole and waits for its answer.
+pub struct Exchange {
+    pub request: Message,
+    /// Which connection it came on, counted from one.
+    pub connection: usize,
+    io: Io,
+}
+
+/// An answer whose head was sent, in chunks.
+pub struct Answer {
+    io: Io,
+}
+
+struct Io {
+    number: usize,
+    reader: Reader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    state: Arc<State>,
+}
+
+// === impl Backend ===
+
+impl Backend {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (out, exchanges) = mpsc::unbounded_channel();
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(true),
+            blocks: AtomicUsize::new(10_000),
+            connections: AtomicUsize::new(0),
+            out,
+        });
+        let shared = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                Io::accept(stream, &shared).serve();
+            }
+        });
+        Self { address, state, exchanges, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next request that is not about health, metrics or models.
+    pub async fn next(&mut self) -> Exchange {
+        let next = within("a request to the backend", self.exchanges.recv()).await;
+        next.expect("the backend runs")
+    }
+
+    /// No request waits for an answer here.
+    pub fn is_quiet(&mut self) -> bool {
+        self.exchanges.is_empty()
+    }
+
+    /// Refuses connections from now on; those that stand stay.
+    pub fn stop_listening(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    pub async fn json(self, status: u16, body: &str) {
+        self.whole(status, "application/json", body.as_bytes()).await;
+    }
+
+    /// A whole answer with its length; the connection stays.
+    pub async fn whole(mut self, status: u16, kind: &str, body: &[u8]) {
+        self.io.whole(status, kind, body).await;
+        self.io.serve();
+    }
+
+    /// Starts an answer in chunks.
+    pub async fn chunks(mut self, status: u16, kind: &str) -> Answer {
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n");
+        self.io.write(head.as_bytes()).await;
+        Answer { io: self.io }
+    }
+
+    /// Starts an answer of server-sent events.
+    pub async fn events(self) -> Answer {
+        self.chunks(200, "text/event-stream; charset=utf-8").await
+    }
+
+    /// Bytes as they are.
+    pub async fn raw(&mut self, bytes: &[u8]) {
+        self.io.write(bytes).await;
+    }
+
+    /// Closes the connection without an answer.
+    pub fn die(self) {}
+
+    /// Waits until the proxy has closed the connection.
+    pub async fn abandoned(mut self) {
+        self.io.closed().await;
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub async fn send(&mut self, data: &[u8]) {
+        let mut chunk = format!("{:x}\r\n", data.len()).into_bytes();
+        chunk.extend_from_slice(data);
+        chunk.extend_from_slice(b"\r\n");
+        self.io.write(&chunk).await;
+    }
+
+    /// One server-sent event.
+    pub async fn event(&mut self, data: &str) {
+        self.send(format!("data: {data}\n\n").as_bytes()).await;
+    }
+
+    /// The end of the answer; the connection stays.
+    pub async fn finish(mut self) {
+        self.io.write(b"0\r\n\r\n").await;
+        self.io.serve();
+    }
+
+    /// Breaks off: a clean close in the middle of the answer.
+    pub fn die(self) {}
+
+    /// Breaks off with a reset.
+    pub fn reset(self) {
+        let stream = self.io.reader.into_inner();
+        let stream = stream.reunite(self.io.writer).expect("two halves of one");
+        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).expect("a socket option");
+    }
+
+    /// Waits until the proxy has closed the connection.
+    pub async fn abandoned(mut self) {
+        self.io.closed().await;
+    }
+}
+
+// === impl Io ===
+
+impl Io {
+    fn accept(stream: TcpStream, state: &Arc<State>) -> Self {
+        stream.set_nodelay(true).expect("a socket option");
+        let (reader, writer) = stream.into_split();
+        Self {
+            number: state.connections.fetch_add(1, Ordering::Relaxed) + 1,
+            reader: Reader::new(reader),
+            writer,
+            state: Arc::clone(state),
+        }
+    }
+
+    /// Reads requests until one is for the test.
+    fn serve(mut self) {
+        tokio::spawn(async move {
+            while let Ok(Some(mut request)) = self.reader.head().await {
+                if request.header("expect").is_some() {
+                    self.write(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+                }
+                if self.reader.body(&mut request).await.is_err() || !request.complete {
+                    return;
+                }
+                match request.path() {
+                    "/health" => {
+                        let healthy = self.state.healthy.load(Ordering::Relaxed);
+                        let status = if healthy { 200 } else { 503 };
+                        self.whole(status, "text/plain", b"").await;
+                    }
+                    "/metrics" => {
+                        let metrics = metrics(self.state.blocks.load(Ordering::Relaxed));
+                        self.whole(200, "text/plain", metrics.as_bytes()).await;
+                    }
+                    "/v1/models" => {
+                        let models = br#"{"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
+                        self.whole(200, "application/json", models).await;
+                    }
+                    _ => {
+                        let out = self.state.out.clone();
+                        let _ = out.send(Exchange { request, connection: self.number, io: self });
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn whole(&mut self, status: u16, kind: &str, body: &[u8]) {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body);
+        self.write(&bytes).await;
+    }
+
+    /// A proxy that has gone is the test's business, not ours.
+    async fn write(&mut self, bytes: &[u8]) {
+        let _ = self.writer.write_all(bytes).await;
+    }
+
+    async fn closed(&mut self) {
+        within("the proxy to close the connection", async { while let Ok(true) = self.reader.more().await {} }).await;
+    }
+}
+
+fn metrics(blocks: usize) -> String {
+    format!(
+        "# TYPE vllm:cache_config_info gauge\n\
+         vllm:cache_config_info{{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0\n\
+         # TYPE vllm:num_requests_running gauge\n\
+         vllm:num_requests_running{{engine=\"0\",model_name=\"tiny\"}} 0.0\n\
+         # TYPE vllm:kv_cache_usage_perc gauge\n\
+         vllm:kv_cache_usage_perc{{engine=\"0\",model_name=\"tiny\"}} 0.0\n"
+    )
+}
+
+/// Answers every request with `answer` of it, until the backend is dropped; for tests that only look at one side.
+pub fn answer_all(mut backend: Backend, answer: fn(&Message) -> Bytes) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let address = backend.address;
+    let task = tokio::spawn(async move {
+        while let Some(exchange) = backend.exchanges.recv().await {
+            let body = answer(&exchange.request);
+            exchange.whole(200, "application/json", &body).await;
+        }
+    });
+    (address, task)
+}

@@ -1,0 +1,156 @@
+//! Small clients, HTTP/1.1 by hand and h2c.
+
+use super::wire::{Message, Reader};
+use super::within;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
+use http::{Request, Response};
+use std::net::SocketAddr;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// One HTTP/1.1 connection.
+pub struct Client {
+    reader: Reader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+/// One h2c connection.
+pub struct H2 {
+    requests: SendRequest<Bytes>,
+}
+
+/// A request over h2c whose body may still be going out.
+pub struct H2Request {
+    pub response: h2::client::ResponseFuture,
+    pub body: SendStream<Bytes>,
+}
+
+// === impl Client ===
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the proxy listens");
+        stream.set_nodelay(true).expect("a socket option");
+        let (reader, writer) = stream.into_split();
+        Self { reader: Reader::new(reader), writer }
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) {
+        self.writer.write_all(bytes).await.expect("the proxy reads");
+    }
+
+    /// A POST with a JSON body and more headers, each line ended by CRLF.
+    pub async fn post(&mut self, path: &str, headers: &str, body: &[u8]) {
+        let mut bytes = post_head(path, headers, body.len()).into_bytes();
+        bytes.extend_from_slice(body);
+        self.send(&bytes).await;
+    }
+
+    pub async fn get(&mut self, path: &str) {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\n\r\n");
+        self.send(head.as_bytes()).await;
+    }
+
+    /// Status and headers of the next response.
+    pub async fn head(&mut self) -> Message {
+        let head = within("a response", self.reader.head()).await;
+        head.expect("a response").expect("a response before the end")
+    }
+
+    /// The next response, whole.
+    pub async fn response(&mut self) -> Message {
+        let mut message = self.head().await;
+        let body = within("the body of a response", self.reader.body(&mut message)).await;
+        body.expect("a body");
+        message
+    }
+
+    /// More of the body of `message`, of which `read` bytes were read; `None` at its end.
+    pub async fn piece(&mut self, message: &mut Message, read: usize) -> Option<Bytes> {
+        let piece = within("more of a response", self.reader.piece(message, read)).await;
+        piece.expect("a readable connection")
+    }
+
+    pub fn split(self) -> (Reader<OwnedReadHalf>, OwnedWriteHalf) {
+        (self.reader, self.writer)
+    }
+
+    /// The proxy has closed the connection, and sent nothing more.
+    pub async fn closed(&mut self) -> bool {
+        let more = within("the proxy to close", self.reader.more()).await;
+        !more.expect("a readable connection")
+    }
+}
+
+/// The head of a POST as `Client::post` sends it.
+pub fn post_head(path: &str, headers: &str, length: usize) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: proxy\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n"
+    )
+}
+
+// === impl H2 ===
+
+impl H2 {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the proxy listens");
+        stream.set_nodelay(true).expect("a socket option");
+        let handshake = within("a handshake", h2::client::handshake(stream)).await;
+        let (requests, connection) = handshake.expect("HTTP/2");
+        tokio::spawn(connection);
+        Self { requests }
+    }
+
+    /// Starts a POST; the body is sent by the caller.
+    pub async fn post(&mut self, path: &str, length: Option<usize>) -> H2Request {
+        let mut request = Request::post(format!("http://proxy{path}"));
+        if let Some(length) = length {
+            request = request.header("content-length", length);
+        }
+        let request = request.header("content-type", "application/json").body(()).expect("a request");
+        let ready = within("a free stream", self.requests.clone().ready()).await;
+        let (response, body) = ready.expect("a connection").send_request(request, false).expect("a request");
+        H2Request { response, body }
+    }
+}
+
+// === impl H2Request ===
+
+impl H2Request {
+    /// Sends a piece of the body as the flow control lets it.
+    pub async fn send(&mut self, mut data: Bytes, end: bool) {
+        while !data.is_empty() {
+            self.body.reserve_capacity(data.len());
+            let room = std::future::poll_fn(|cx| self.body.poll_capacity(cx));
+            let room = within("flow control", room).await;
+            let room = room.expect("an open stream").expect("capacity");
+            let piece = data.split_to(room.min(data.len()));
+            self.body.send_data(piece, end && data.is_empty()).expect("an open stream");
+            if data.is_empty() {
+                return;
+            }
+        }
+        self.body.send_data(data, end).expect("an open stream");
+    }
+
+    pub async fn head(self) -> (Response<RecvStream>, SendStream<Bytes>) {
+        let response = within("a response", self.response).await;
+        (response.expect("a response"), self.body)
+    }
+
+    /// The whole response.
+    pub async fn response(self) -> Response<Bytes> {
+        let (response, _body) = self.head().await;
+        let (parts, mut stream) = response.into_parts();
+        let mut bytes = Vec::new();
+        while let Some(data) = within("more of a response", stream.data()).await {
+            let data = data.expect("an open stream");
+            let _ = stream.flow_control().release_capacity(data.len());
+            bytes.extend_from_slice(&data);
+        }
+        Response::from_parts(parts, bytes.into())
+    }
+}

@@ -1,0 +1,34 @@
+//! What the tests of the request path share: a scripted backend, small clients, Pingora in this process.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+pub mod backend;
+pub mod client;
+pub mod pingora;
+pub mod proxy;
+pub mod wire;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// Far more than anything here takes: a test that reaches it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for `what`, and fails the test when it does not come.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not come within {PATIENCE:?}"),
+    }
+}
+
+/// `length` bytes that look different everywhere, so that a piece that is lost or doubled shows.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 56) as u8
+    };
+    (0..length).map(step).collect()
+}
