@@ -22,6 +22,10 @@ pub enum Command {
     Check(Check),
     /// Print the JSON Schema of the YAML, for editors
     Schema,
+    /// Show what it does, without a GPU: simulated engines, agents, and the proxy between them
+    Demo(crate::demo::Args),
+    /// Run one simulated vLLM server, for tests, demonstrations and benchmarks
+    Engine(crate::engine::Args),
 }
 
 #[derive(Debug, Args)]

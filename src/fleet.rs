@@ -6,7 +6,7 @@ mod link;
 mod models;
 mod monitor;
 mod pools;
-mod prometheus;
+pub(crate) mod prometheus;
 mod registry;
 mod ring;
 mod vllm;

@@ -37,10 +37,7 @@ pub const DEFAULT_SOURCES: [&str; 16] = [
 const BODY_FIELDS: [(&str, Field); 6] = [
     ("program_id", Field::ProgramId),
     ("extra_body.program_id", Field::ExtraProgramId),
-    (
-        "vllm_xargs.agentic_context.program_id",
-        Field::AgenticProgramId,
-    ),
+    ("vllm_xargs.agentic_context.program_id", Field::AgenticProgramId),
     ("prompt_cache_key", Field::PromptCacheKey),
     ("metadata.session_id", Field::SessionId),
     ("metadata.user_id", Field::UserId),
@@ -50,10 +47,7 @@ const BODY_FIELDS: [(&str, Field); 6] = [
 const NEVER: [(&str, &str); 3] = [
     ("x-request-id", "it differs from step to step"),
     ("user", "all programs of a user share it"),
-    (
-        "cache_salt",
-        "it is a secret between the client and the engine",
-    ),
+    ("cache_salt", "it is a secret between the client and the engine"),
 ];
 
 /// A list of sources, ready for use.
@@ -105,10 +99,7 @@ impl Sources {
     /// The first name that cannot be used.
     pub fn parse<S: AsRef<str>>(names: &[S], max_bytes: usize) -> Result<Self, SourceError> {
         let sources = names.iter().map(|name| Source::parse(name.as_ref()));
-        Ok(Self {
-            sources: sources.collect::<Result<_, _>>()?,
-            max_bytes,
-        })
+        Ok(Self { sources: sources.collect::<Result<_, _>>()?, max_bytes })
     }
 
     /// The program of a step and the name of the source that told it; `None` for a step without identity.
@@ -139,15 +130,8 @@ impl Sources {
     /// The key of the program that clients call `id`. A long id is hashed to `sha256:` and 64 hex digits.
     #[must_use]
     pub fn key(&self, tenant: &Arc<str>, id: &str) -> ProgramKey {
-        let id = if id.len() > self.max_bytes {
-            format!("sha256:{:x}", Sha256::digest(id)).into()
-        } else {
-            id.into()
-        };
-        ProgramKey {
-            tenant: Arc::clone(tenant),
-            id,
-        }
+        let id = if id.len() > self.max_bytes { format!("sha256:{:x}", Sha256::digest(id)).into() } else { id.into() };
+        ProgramKey { tenant: Arc::clone(tenant), id }
     }
 }
 
@@ -155,10 +139,7 @@ impl Default for Sources {
     /// The default list, with ids of up to 256 bytes kept as they are.
     fn default() -> Self {
         let sources = DEFAULT_SOURCES.iter().map(|name| Source::parse(name));
-        Self {
-            sources: sources.filter_map(Result::ok).collect(),
-            max_bytes: 256,
-        }
+        Self { sources: sources.filter_map(Result::ok).collect(), max_bytes: 256 }
     }
 }
 
@@ -172,24 +153,18 @@ impl Source {
             let name = name.to_owned();
             return Err(SourceError::Never { name, why });
         }
-        let place =
-            match name.split_once(':') {
-                Some(("header", header)) => HeaderName::try_from(header)
-                    .map(Place::Header)
-                    .map_err(|_| SourceError::BadHeader {
-                        name: name.to_owned(),
-                    })?,
-                Some(("body", path)) => {
-                    let known = BODY_FIELDS.iter().find(|(known, _)| *known == path);
-                    let (_, field) = known.ok_or_else(|| unknown(name))?;
-                    Place::Body(*field)
-                }
-                _ => return Err(unknown(name)),
-            };
-        Ok(Self {
-            name: name.to_owned(),
-            place,
-        })
+        let place = match name.split_once(':') {
+            Some(("header", header)) => HeaderName::try_from(header)
+                .map(Place::Header)
+                .map_err(|_| SourceError::BadHeader { name: name.to_owned() })?,
+            Some(("body", path)) => {
+                let known = BODY_FIELDS.iter().find(|(known, _)| *known == path);
+                let (_, field) = known.ok_or_else(|| unknown(name))?;
+                Place::Body(*field)
+            }
+            _ => return Err(unknown(name)),
+        };
+        Ok(Self { name: name.to_owned(), place })
     }
 
     /// The name without its kind.
@@ -203,13 +178,8 @@ fn unknown(name: &str) -> SourceError {
         let bare = known.split_once(':').map_or(known, |(_, bare)| bare);
         strsim::jaro_winkler(known, name).max(strsim::jaro_winkler(bare, name))
     };
-    let nearest = DEFAULT_SOURCES
-        .iter()
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    SourceError::Unknown {
-        name: name.to_owned(),
-        nearest: nearest.map_or_else(String::new, ToString::to_string),
-    }
+    let nearest = DEFAULT_SOURCES.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    SourceError::Unknown { name: name.to_owned(), nearest: nearest.map_or_else(String::new, ToString::to_string) }
 }
 
 fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
@@ -221,12 +191,7 @@ fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str>
 fn body_text(envelope: &Envelope, field: Field) -> Result<Option<Cow<'_, str>>, NotScalar> {
     match (field, envelope.scalar(field)) {
         (Field::ProgramId | Field::ExtraProgramId | Field::AgenticProgramId, id) => id,
-        (Field::UserId, id) => Ok(id
-            .ok()
-            .flatten()
-            .as_deref()
-            .and_then(session_of)
-            .map(Cow::Owned)),
+        (Field::UserId, id) => Ok(id.ok().flatten().as_deref().and_then(session_of).map(Cow::Owned)),
         // These mean something else to other servers: an odd value is none of our business.
         (_, id) => Ok(id.ok().flatten()),
     }

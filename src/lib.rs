@@ -9,6 +9,7 @@ pub mod body;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod fleet;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
-use thundergate::server;
+use thundergate::{demo, engine, server};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
             println!("{:#}", config::schema());
             Ok(())
         }
+        Some(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
+        Some(Command::Engine(args)) => engine::run(args).map_err(Into::into),
     };
     let Err(error) = done else {
         return ExitCode::SUCCESS;

@@ -55,12 +55,8 @@ const PROMPT: [Field; 8] = [
 ];
 
 /// The names under which the endpoints take a limit on the output.
-const OUTPUT_LIMITS: [Field; 4] = [
-    Field::MaxTokens,
-    Field::MaxCompletionTokens,
-    Field::MaxOutputTokens,
-    Field::MaxNewTokens,
-];
+const OUTPUT_LIMITS: [Field; 4] =
+    [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens, Field::MaxNewTokens];
 
 impl Envelope {
     /// Reads a body that nests at most `json_depth` objects and arrays.
@@ -126,9 +122,7 @@ impl Envelope {
             self.bytes(Field::Instructions),
             opening,
         ];
-        parts
-            .iter()
-            .fold(0, |seed, part| xxh3_64_with_seed(part, seed))
+        parts.iter().fold(0, |seed, part| xxh3_64_with_seed(part, seed))
     }
 
     /// A field as text: a string's own text, a number or boolean as it is written. `null` and the empty
@@ -158,9 +152,7 @@ impl Envelope {
     /// A field's value as it is written.
     fn raw(&self, field: Field) -> Option<&str> {
         let bytes = self.bytes(field);
-        std::str::from_utf8(bytes)
-            .ok()
-            .filter(|raw| !raw.is_empty())
+        std::str::from_utf8(bytes).ok().filter(|raw| !raw.is_empty())
     }
 
     /// A field's bytes, none when it is absent.
@@ -172,8 +164,7 @@ impl Envelope {
 
 fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, Fault> {
     let fault = |what, at| Fault { what, at };
-    let text = std::str::from_utf8(body)
-        .map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
+    let text = std::str::from_utf8(body).map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
     if text.starts_with('\u{feff}') {
         return Err(fault(Complaint::ByteOrderMark, 0));
     }

@@ -57,20 +57,12 @@ fn the_default_list_is_the_contracts_order() {
     ];
     for (n, source) in DEFAULT_SOURCES.iter().enumerate() {
         let left = all.iter().filter(|(_, place)| *place >= n);
-        let texts: Vec<_> = left
-            .map(|(name, place)| (*name, place.to_string()))
-            .collect();
-        let pairs: Vec<_> = texts
-            .iter()
-            .map(|(name, text)| (*name, text.as_str()))
-            .collect();
+        let texts: Vec<_> = left.map(|(name, place)| (*name, place.to_string())).collect();
+        let pairs: Vec<_> = texts.iter().map(|(name, text)| (*name, text.as_str())).collect();
         let expected = Some((n.to_string(), (*source).to_owned()));
         assert_eq!(find(&Sources::default(), &pairs, &body(n)), expected);
     }
-    assert_eq!(
-        id(&[("x-request-id", "r")], r#"{"user":"u","cache_salt":"s"}"#),
-        None
-    );
+    assert_eq!(id(&[("x-request-id", "r")], r#"{"user":"u","cache_salt":"s"}"#), None);
 }
 
 #[test]
@@ -83,23 +75,13 @@ fn every_default_name_can_be_parsed() {
 #[test]
 fn blank_and_unreadable_values_are_passed_over() {
     let body = r#"{"program_id":"","extra_body":{"program_id":null},"prompt_cache_key":[1]}"#;
-    assert_eq!(
-        id(&[("x-program-id", "  "), ("x-session-id", " s ")], body).unwrap(),
-        "s"
-    );
-    assert_eq!(
-        id(&[("x-program-id", ""), ("x-program-id", "second")], "{}").unwrap(),
-        "second"
-    );
+    assert_eq!(id(&[("x-program-id", "  "), ("x-session-id", " s ")], body).unwrap(), "s");
+    assert_eq!(id(&[("x-program-id", ""), ("x-program-id", "second")], "{}").unwrap(), "second");
     assert_eq!(id(&[("x-program-id", "é")], "{}").unwrap(), "é");
     let mut latin1 = HeaderMap::new();
     latin1.insert("x-program-id", HeaderValue::from_bytes(b"caf\xe9").unwrap());
     let sources = Sources::default();
-    let found = sources.find(
-        &latin1,
-        &envelope(r#"{"metadata":{"session_id":{}}}"#),
-        &"".into(),
-    );
+    let found = sources.find(&latin1, &envelope(r#"{"metadata":{"session_id":{}}}"#), &"".into());
     assert_eq!(found, Ok(None));
 }
 
@@ -114,14 +96,8 @@ fn numbers_and_booleans_become_their_json_text() {
 fn a_program_id_that_is_no_single_value_is_refused_with_its_place() {
     for (body, place) in [
         (r#"{"program_id":{}}"#, "program_id"),
-        (
-            r#"{"extra_body":{"program_id":[]}}"#,
-            "extra_body.program_id",
-        ),
-        (
-            r#"{"vllm_xargs":{"agentic_context":{"program_id":[1]}}}"#,
-            "vllm_xargs.agentic_context.program_id",
-        ),
+        (r#"{"extra_body":{"program_id":[]}}"#, "extra_body.program_id"),
+        (r#"{"vllm_xargs":{"agentic_context":{"program_id":[1]}}}"#, "vllm_xargs.agentic_context.program_id"),
     ] {
         let sources = Sources::default();
         let found = sources.find(&HeaderMap::new(), &envelope(body), &"".into());
@@ -156,10 +132,7 @@ fn long_ids_are_hashed_to_a_fixed_key() {
     let sources = Sources::parse(&["header:x-program-id"], 8).unwrap();
     let long = "123456789";
     let (found, _) = find(&sources, &[("x-program-id", long)], "{}").unwrap();
-    assert_eq!(
-        found,
-        "sha256:15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225"
-    );
+    assert_eq!(found, "sha256:15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225");
     assert_eq!(*sources.key(&"t".into(), long).id, *found);
     assert_eq!(&*sources.key(&"t".into(), "12345678").id, "12345678");
 }
@@ -169,10 +142,7 @@ fn a_configured_list_is_the_only_one_used() {
     let sources = Sources::parse(&["header:X-My-Agent", "body:metadata.session_id"], 256).unwrap();
     let body = r#"{"program_id":"p","metadata":{"session_id":"s"}}"#;
     let expected = ("a".to_owned(), "header:X-My-Agent".to_owned());
-    assert_eq!(
-        find(&sources, &[("x-my-agent", "a")], body).unwrap(),
-        expected
-    );
+    assert_eq!(find(&sources, &[("x-my-agent", "a")], body).unwrap(), expected);
     assert_eq!(find(&sources, &[], body).unwrap().0, "s");
     let none = Sources::parse::<&str>(&[], 256).unwrap();
     assert_eq!(find(&none, &[], body), None);
@@ -185,13 +155,7 @@ fn names_that_cannot_be_used_are_refused_with_the_nearest_valid_one() {
     assert!(error("x-session-id").ends_with("is `header:x-session-id`"));
     assert!(error("body:metadata.user").ends_with("is `body:metadata.user_id`"));
     assert!(error("query:program_id").ends_with("is `body:program_id`"));
-    for never in [
-        "header:X-Request-Id",
-        "x-request-id",
-        "body:user",
-        "user",
-        "body:cache_salt",
-    ] {
+    for never in ["header:X-Request-Id", "x-request-id", "body:user", "user", "body:cache_salt"] {
         assert!(error(never).contains("cannot name a program: "), "{never}");
     }
     assert!(error("header:no spaces").ends_with("not a valid header name"));
@@ -201,10 +165,7 @@ fn names_that_cannot_be_used_are_refused_with_the_nearest_valid_one() {
 #[test]
 fn the_last_step_is_announced_by_a_header() {
     assert!(final_step(&headers(&[("x-program-final", "true")])));
-    assert!(final_step(&headers(&[(
-        "x-dynamo-session-final",
-        " True "
-    )])));
+    assert!(final_step(&headers(&[("x-dynamo-session-final", " True ")])));
     assert!(!final_step(&headers(&[("x-program-final", "false")])));
     assert!(!final_step(&headers(&[("x-program-final", "")])));
     assert!(!final_step(&HeaderMap::new()));

@@ -145,8 +145,7 @@ class Fleet:
 
 def gate_path() -> str:
     """The proxy's binary: `GATE` in the environment, else the release build."""
-    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
-    path = os.environ.get("GATE", f"{target}/release/thundergate")
+    path = os.environ.get("GATE", str(ROOT / "target" / "release" / "thundergate"))
     if not os.access(path, os.X_OK):
         sys.exit(f"{path} is not there: cargo build --release, or set GATE")
     return path

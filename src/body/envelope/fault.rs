@@ -43,42 +43,17 @@ impl Complaint {
             Self::NotUtf8 => ("not UTF-8", "encode the body as UTF-8"),
             Self::NotAnObject => ("not a JSON object", "send one object: {\"model\": …}"),
             Self::TrailingBytes => ("something after the JSON object", "send one object only"),
-            Self::TooDeep => (
-                "nested deeper than limits.json_depth",
-                "flatten it, or raise the limit",
-            ),
-            Self::CutShort => (
-                "the JSON ends too early",
-                "send it whole, with the right Content-Length",
-            ),
-            Self::NoValue => (
-                "expected a JSON value",
-                "values are \"…\", numbers, {…}, […], true, false, null",
-            ),
-            Self::NoKey => (
-                "expected a key in double quotes",
-                "remove a trailing comma or comment, quote the key",
-            ),
-            Self::NoColon => (
-                "expected `:` after a key",
-                "write members as \"key\": value",
-            ),
-            Self::NoCommaOrEnd => (
-                "expected `,` or the end of the object or array",
-                "check commas and brackets",
-            ),
-            Self::BadNumber => (
-                "expected a digit",
-                "write numbers as 1, -1, 0.5 or 1e9, without leading zeros",
-            ),
-            Self::BadEscape => (
-                "unknown escape in a string",
-                "write a backslash as \\\\, others as \\n or \\u000a",
-            ),
-            Self::ControlCharacter => (
-                "raw control character in a string",
-                "write a line break as \\n, others as \\u0000",
-            ),
+            Self::TooDeep => ("nested deeper than limits.json_depth", "flatten it, or raise the limit"),
+            Self::CutShort => ("the JSON ends too early", "send it whole, with the right Content-Length"),
+            Self::NoValue => ("expected a JSON value", "values are \"…\", numbers, {…}, […], true, false, null"),
+            Self::NoKey => ("expected a key in double quotes", "remove a trailing comma or comment, quote the key"),
+            Self::NoColon => ("expected `:` after a key", "write members as \"key\": value"),
+            Self::NoCommaOrEnd => ("expected `,` or the end of the object or array", "check commas and brackets"),
+            Self::BadNumber => ("expected a digit", "write numbers as 1, -1, 0.5 or 1e9, without leading zeros"),
+            Self::BadEscape => ("unknown escape in a string", "write a backslash as \\\\, others as \\n or \\u000a"),
+            Self::ControlCharacter => {
+                ("raw control character in a string", "write a line break as \\n, others as \\u0000")
+            }
         }
     }
 }

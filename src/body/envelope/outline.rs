@@ -14,6 +14,7 @@ pub enum Field {
     UserId,
     Model,
     Stream,
+    Choices,
     StreamOptions,
     IncludeUsage,
     ContinuousUsage,
@@ -70,11 +71,7 @@ struct Walked {
 
 impl Outline {
     pub fn read(text: &str, depth: usize) -> Result<Self, Fault> {
-        let mut outline = Self {
-            fields: [Span::default(); FIELDS],
-            cuts: Vec::new(),
-            close: 0,
-        };
+        let mut outline = Self { fields: [Span::default(); FIELDS], cuts: Vec::new(), close: 0 };
         let mut scanner = Scanner::new(text, depth);
         scanner.blank();
         match scanner.peek() {
@@ -126,12 +123,7 @@ impl Outline {
     }
 
     /// Goes past one member's value; tells whether the member goes upstream.
-    fn member(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        scope: Scope,
-        key: &str,
-    ) -> Result<bool, Fault> {
+    fn member(&mut self, scanner: &mut Scanner<'_>, scope: Scope, key: &str) -> Result<bool, Fault> {
         let start = scanner.at;
         let mut keep = !is_ours(scope, key);
         match inner_scope(scope, key) {
@@ -219,6 +211,7 @@ fn field_at(scope: Scope, key: &str) -> Option<Field> {
         (Scope::Metadata, "user_id") => Field::UserId,
         (Scope::Top, "model") => Field::Model,
         (Scope::Top, "stream") => Field::Stream,
+        (Scope::Top, "n") => Field::Choices,
         (Scope::Top, "stream_options") => Field::StreamOptions,
         (Scope::StreamOptions, "include_usage") => Field::IncludeUsage,
         (Scope::StreamOptions, "continuous_usage_stats") => Field::ContinuousUsage,

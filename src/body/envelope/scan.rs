@@ -43,12 +43,7 @@ struct Nesting {
 
 impl<'a> Scanner<'a> {
     pub fn new(text: &'a str, limit: usize) -> Self {
-        Self {
-            text,
-            at: 0,
-            nesting: Nesting::default(),
-            limit,
-        }
+        Self { text, at: 0, nesting: Nesting::default(), limit }
     }
 
     pub fn peek(&self) -> Option<u8> {
@@ -125,10 +120,7 @@ impl<'a> Scanner<'a> {
 
     /// Walks the members of the object that starts here. `each` is called in front of every value and must
     /// go past it.
-    pub fn members(
-        &mut self,
-        mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub fn members(&mut self, mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>) -> Result<(), Fault> {
         self.enter(true)?;
         if self.peek() == Some(b'}') {
             self.leave();
@@ -144,10 +136,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Walks the elements of the array that starts here, in the way of [`Self::members`].
-    pub fn elements(
-        &mut self,
-        mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub fn elements(&mut self, mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
         self.enter(false)?;
         if self.peek() == Some(b']') {
             self.leave();
@@ -198,11 +187,7 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let (end, escaped) = self.skip_key()?;
         let raw = &self.text[start + 1..end - 1];
-        let text = if escaped {
-            text::decode(raw)
-        } else {
-            Cow::Borrowed(raw)
-        };
+        let text = if escaped { text::decode(raw) } else { Cow::Borrowed(raw) };
         Ok(Key { start, text })
     }
 
@@ -234,11 +219,7 @@ impl<'a> Scanner<'a> {
                     self.at = at + 1;
                     return Ok(escaped);
                 }
-                [
-                    b'\\',
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't',
-                    ..,
-                ] => at += 2,
+                [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => at += 2,
                 [b'\\', b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(u8::is_ascii_hexdigit) => {
                     at += 6;
                 }
@@ -332,10 +313,7 @@ fn plain(bytes: &[u8]) -> usize {
         let quote = word ^ (ONES * b'"' as u64);
         let backslash = word ^ (ONES * b'\\' as u64);
         let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let hits = (control
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (backslash.wrapping_sub(ONES) & !backslash))
-            & TOPS;
+        let hits = (control | (quote.wrapping_sub(ONES) & !quote) | (backslash.wrapping_sub(ONES) & !backslash)) & TOPS;
         if hits != 0 {
             return at + (hits.trailing_zeros() / 8) as usize;
         }

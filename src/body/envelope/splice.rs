@@ -4,6 +4,7 @@ use super::outline::Field;
 use super::scan::Span;
 use super::{Envelope, text};
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 use std::borrow::Cow;
 
 /// What is to be changed besides cutting out what was written for Thundergate.
@@ -47,17 +48,14 @@ pub(super) fn forward(envelope: &Envelope, edits: &Edits<'_>) -> Forwarded {
         patches.push((span, Cow::Owned(quoted)));
     }
     let asked = patches.len();
-    if edits.usage != AskUsage::Never && envelope.stream() {
+    if edits.usage != AskUsage::Never && envelope.stream() && !several_choices(envelope) {
         ask_usage(envelope, edits.usage, &mut patches);
     }
     let usage_added = patches.len() > asked;
     let cuts = envelope.outline.cuts.iter();
     patches.extend(cuts.map(|cut| (*cut, Cow::Borrowed(""))));
     patches.sort_by_key(|(span, _)| span.start);
-    Forwarded {
-        body: apply(&envelope.body, &patches),
-        usage_added,
-    }
+    Forwarded { body: apply(&envelope.body, &patches), usage_added }
 }
 
 /// Adds what makes the engine report usage, if the client did not ask for it. What the engine will refuse
@@ -80,11 +78,7 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>
     match envelope.outline.span(Field::IncludeUsage) {
         None if engine == AskUsage::Openai => {
             let empty = raw[1..].trim_start().starts_with('}');
-            let addition = if empty {
-                "\"include_usage\":true"
-            } else {
-                "\"include_usage\":true,"
-            };
+            let addition = if empty { "\"include_usage\":true" } else { "\"include_usage\":true," };
             patches.push((insertion(options.start + 1), Cow::Borrowed(addition)));
         }
         Some(answer) if declined(envelope) => {
@@ -95,14 +89,19 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>
     }
 }
 
+/// The answer will have more than one choice. Asked for usage, vLLM moves `system_fingerprint` from the end
+/// of every choice to the usage event; from there only the last of them could get it back in time.
+fn several_choices(envelope: &Envelope) -> bool {
+    let one = matches!(envelope.raw(Field::Choices), None | Some("null" | "1"));
+    let prompt = envelope.raw(Field::Prompt).unwrap_or_default();
+    let prompts = prompt.strip_prefix('[').is_some_and(|list| list.trim_start().starts_with(['"', '[']));
+    !one || (prompts && serde_json::from_str::<Vec<IgnoredAny>>(prompt).is_ok_and(|prompts| prompts.len() > 1))
+}
+
 /// In vLLM, `continuous_usage_stats` wakes up once usage is asked for, and would put usage into every event.
 fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
     let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
-    if let (AskUsage::Vllm, Some(true), Some(span)) = (
-        engine,
-        wanted,
-        envelope.outline.span(Field::ContinuousUsage),
-    ) {
+    if let (AskUsage::Vllm, Some(true), Some(span)) = (engine, wanted, envelope.outline.span(Field::ContinuousUsage)) {
         patches.push((span, Cow::Borrowed("false")));
     }
 }

@@ -20,10 +20,7 @@ fn complaint(body: &[u8], depth: usize) -> String {
 fn forwarded(body: &str, usage: AskUsage) -> (String, bool) {
     let edits = Edits { model: None, usage };
     let out = scan(body).forward(&edits);
-    (
-        String::from_utf8(out.body.to_vec()).unwrap(),
-        out.usage_added,
-    )
+    (String::from_utf8(out.body.to_vec()).unwrap(), out.usage_added)
 }
 
 fn cut(body: &str) -> String {
@@ -76,16 +73,14 @@ fn null_and_empty_ids_are_absent_and_compound_ones_are_told_apart() {
     ] {
         let envelope = scan(&format!(r#"{{"program_id":{value}}}"#));
         let found = envelope.scalar(Field::ProgramId);
-        assert_eq!(
-            found.as_ref().map(Option::as_deref),
-            expected.as_ref().map(|id| *id)
-        );
+        assert_eq!(found.as_ref().map(Option::as_deref), expected.as_ref().map(|id| *id));
     }
 }
 
 #[test]
 fn of_duplicate_keys_the_last_one_counts_and_all_are_cut() {
-    let body = r#"{"program_id":"a","model":"m","program_id":"b","extra_body":{"program_id":"c"},"extra_body":{"k":1}}"#;
+    let body =
+        r#"{"program_id":"a","model":"m","program_id":"b","extra_body":{"program_id":"c"},"extra_body":{"k":1}}"#;
     let envelope = scan(body);
     assert_eq!(envelope.scalar(Field::ProgramId).unwrap().unwrap(), "b");
     assert_eq!(envelope.scalar(Field::ExtraProgramId), Ok(None));
@@ -119,33 +114,18 @@ fn members_are_cut_with_one_comma_wherever_they_stand() {
         (r#"{"program_id":1,"a":2}"#, r#"{"a":2}"#),
         (r#"{"a":2,"program_id":1}"#, r#"{"a":2}"#),
         (r#"{"a":2 , "program_id":1 , "b":3}"#, r#"{"a":2 , "b":3}"#),
-        (
-            r#"{"program_id":1,"docker_ids":[1,{}],"a":2}"#,
-            r#"{"a":2}"#,
-        ),
+        (r#"{"program_id":1,"docker_ids":[1,{}],"a":2}"#, r#"{"a":2}"#),
         (r#"{"a":2,"program_id":1,"docker_ids":2}"#, r#"{"a":2}"#),
-        (
-            r#"{"program_id":1,"a":2,"docker_ids":3,"b":4}"#,
-            r#"{"a":2,"b":4}"#,
-        ),
+        (r#"{"program_id":1,"a":2,"docker_ids":3,"b":4}"#, r#"{"a":2,"b":4}"#),
         (r#"{"program_id":1,"docker_ids":2}"#, "{}"),
         (r#"{"extra_body":{"program_id":1},"a":2}"#, r#"{"a":2}"#),
-        (
-            r#"{"a":2,"extra_body":{"program_id":1,"docker_ids":2}}"#,
-            r#"{"a":2}"#,
-        ),
+        (r#"{"a":2,"extra_body":{"program_id":1,"docker_ids":2}}"#, r#"{"a":2}"#),
         (
             r#"{"extra_body":{"docker_ids":1,"k":{"program_id":5}, "program_id":1}}"#,
             r#"{"extra_body":{"k":{"program_id":5}}}"#,
         ),
-        (
-            r#"{"extra_body":{},"program_id":1}"#,
-            r#"{"extra_body":{}}"#,
-        ),
-        (
-            r#"{"extra_body":"program_id","program_id":1}"#,
-            r#"{"extra_body":"program_id"}"#,
-        ),
+        (r#"{"extra_body":{},"program_id":1}"#, r#"{"extra_body":{}}"#),
+        (r#"{"extra_body":"program_id","program_id":1}"#, r#"{"extra_body":"program_id"}"#),
     ] {
         assert_eq!(cut(body), expected, "{body}");
     }
@@ -155,26 +135,10 @@ fn members_are_cut_with_one_comma_wherever_they_stand() {
 fn usage_is_asked_for_when_the_client_did_not() {
     use AskUsage::{Openai, Vllm};
     for (options, engines, expected) in [
-        (
-            "",
-            &[Vllm, Openai][..],
-            r#","stream_options":{"include_usage":true}"#,
-        ),
-        (
-            r#","stream_options":null"#,
-            &[Vllm, Openai],
-            r#","stream_options":{"include_usage":true}"#,
-        ),
-        (
-            r#","stream_options":{}"#,
-            &[Openai],
-            r#","stream_options":{"include_usage":true}"#,
-        ),
-        (
-            r#","stream_options":{ }"#,
-            &[Openai],
-            r#","stream_options":{"include_usage":true }"#,
-        ),
+        ("", &[Vllm, Openai][..], r#","stream_options":{"include_usage":true}"#),
+        (r#","stream_options":null"#, &[Vllm, Openai], r#","stream_options":{"include_usage":true}"#),
+        (r#","stream_options":{}"#, &[Openai], r#","stream_options":{"include_usage":true}"#),
+        (r#","stream_options":{ }"#, &[Openai], r#","stream_options":{"include_usage":true }"#),
         (
             r#","stream_options":{"include_usage":false}"#,
             &[Vllm, Openai],
@@ -185,16 +149,8 @@ fn usage_is_asked_for_when_the_client_did_not() {
             &[Vllm, Openai],
             r#","stream_options":{"include_usage":true,"x":1}"#,
         ),
-        (
-            r#","stream_options":{"include_usage":"No"}"#,
-            &[Vllm],
-            r#","stream_options":{"include_usage":true}"#,
-        ),
-        (
-            r#","stream_options":{"x":1}"#,
-            &[Openai],
-            r#","stream_options":{"include_usage":true,"x":1}"#,
-        ),
+        (r#","stream_options":{"include_usage":"No"}"#, &[Vllm], r#","stream_options":{"include_usage":true}"#),
+        (r#","stream_options":{"x":1}"#, &[Openai], r#","stream_options":{"include_usage":true,"x":1}"#),
         (
             r#","stream_options":{"include_usage":true},"stream_options":{"include_usage":0}"#,
             &[Vllm, Openai],
@@ -209,11 +165,7 @@ fn usage_is_asked_for_when_the_client_did_not() {
         for engine in engines {
             let body = format!(r#"{{"stream":true{options}}}"#);
             let expected = format!(r#"{{"stream":true{expected}}}"#);
-            assert_eq!(
-                forwarded(&body, *engine),
-                (expected, true),
-                "{body} {engine:?}"
-            );
+            assert_eq!(forwarded(&body, *engine), (expected, true), "{body} {engine:?}");
         }
     }
 }
@@ -221,18 +173,9 @@ fn usage_is_asked_for_when_the_client_did_not() {
 #[test]
 fn usage_is_left_alone_when_asked_for_not_streamed_or_malformed() {
     for (body, engine) in [
-        (
-            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
-            AskUsage::Vllm,
-        ),
-        (
-            r#"{"stream":true,"stream_options":{"include_usage":"yes"}}"#,
-            AskUsage::Openai,
-        ),
-        (
-            r#"{"stream":true,"stream_options":{"include_usage":[]}}"#,
-            AskUsage::Vllm,
-        ),
+        (r#"{"stream":true,"stream_options":{"include_usage":true}}"#, AskUsage::Vllm),
+        (r#"{"stream":true,"stream_options":{"include_usage":"yes"}}"#, AskUsage::Openai),
+        (r#"{"stream":true,"stream_options":{"include_usage":[]}}"#, AskUsage::Vllm),
         (r#"{"stream":true,"stream_options":"on"}"#, AskUsage::Openai),
         (r#"{"stream":true,"stream_options":[]}"#, AskUsage::Vllm),
         (r#"{"stream":false}"#, AskUsage::Vllm),
@@ -261,8 +204,7 @@ fn stream_options_that_vllm_takes_for_a_yes_are_left_alone() {
 
 #[test]
 fn continuous_usage_that_the_client_would_not_have_got_stays_off() {
-    let body =
-        r#"{"stream":true,"stream_options":{"continuous_usage_stats":true,"include_usage":false}}"#;
+    let body = r#"{"stream":true,"stream_options":{"continuous_usage_stats":true,"include_usage":false}}"#;
     assert_eq!(
         forwarded(body, AskUsage::Vllm).0,
         r#"{"stream":true,"stream_options":{"continuous_usage_stats":false,"include_usage":true}}"#
@@ -276,15 +218,9 @@ fn continuous_usage_that_the_client_would_not_have_got_stays_off() {
 #[test]
 fn all_edits_go_together() {
     let body = r#"{"program_id":"p","model":"al\u0069as","stream_options":{"include_usage":null},"extra_body":{"docker_ids":[]},"stream":true,"docker_ids":0}"#;
-    let edits = Edits {
-        model: Some("real \"name\""),
-        usage: AskUsage::Vllm,
-    };
+    let edits = Edits { model: Some("real \"name\""), usage: AskUsage::Vllm };
     let out = scan(body).forward(&edits);
-    assert_eq!(
-        out.body,
-        r#"{"model":"real \"name\"","stream_options":{"include_usage":true},"stream":true}"#
-    );
+    assert_eq!(out.body, r#"{"model":"real \"name\"","stream_options":{"include_usage":true},"stream":true}"#);
     let no_model = scan(r#"{"a":1}"#).forward(&edits);
     assert_eq!(no_model.body, r#"{"a":1}"#);
 }
@@ -306,30 +242,15 @@ fn broken_bodies_are_refused_with_the_place_and_a_remedy() {
         ("{\"a\":}", "expected a JSON value at byte 5"),
         ("{\"a\":[1,]}", "expected a JSON value at byte 8"),
         ("{\"a\":nul}", "expected a JSON value at byte 5"),
-        (
-            "{\"a\":1 \"b\":2}",
-            "expected `,` or the end of the object or array at byte 7",
-        ),
-        (
-            "{\"a\":[1}",
-            "expected `,` or the end of the object or array at byte 7",
-        ),
-        (
-            "{\"a\":01}",
-            "expected `,` or the end of the object or array at byte 6",
-        ),
+        ("{\"a\":1 \"b\":2}", "expected `,` or the end of the object or array at byte 7"),
+        ("{\"a\":[1}", "expected `,` or the end of the object or array at byte 7"),
+        ("{\"a\":01}", "expected `,` or the end of the object or array at byte 6"),
         ("{\"a\":-}", "expected a digit at byte 6"),
         ("{\"a\":1.}", "expected a digit at byte 7"),
         ("{\"a\":1e+}", "expected a digit at byte 8"),
         ("{\"a\":\"\\x\"}", "unknown escape in a string at byte 6"),
-        (
-            "{\"a\":\"\\u12g4\"}",
-            "unknown escape in a string at byte 6",
-        ),
-        (
-            "{\"a\":\"x\ny\"}",
-            "raw control character in a string at byte 7",
-        ),
+        ("{\"a\":\"\\u12g4\"}", "unknown escape in a string at byte 6"),
+        ("{\"a\":\"x\ny\"}", "raw control character in a string at byte 7"),
         ("{\"a\":\"x", "the JSON ends too early at byte 7"),
         ("{\"a\":\"x\\", "the JSON ends too early at byte 8"),
         ("{\"a\":1", "the JSON ends too early at byte 6"),
@@ -350,22 +271,14 @@ fn what_pythons_json_accepts_beyond_the_standard_is_accepted() {
 fn nesting_is_limited_to_json_depth() {
     for depth in [1, 2, 63, 64, 65, 127, 128, 129, 200] {
         let nested = |levels: usize| {
-            let open: String = (1..levels)
-                .map(|n| if n % 3 == 0 { "{\"k\":" } else { "[" })
-                .collect();
-            let close: String = (1..levels)
-                .rev()
-                .map(|n| if n % 3 == 0 { "}" } else { "]" })
-                .collect();
+            let open: String = (1..levels).map(|n| if n % 3 == 0 { "{\"k\":" } else { "[" }).collect();
+            let close: String = (1..levels).rev().map(|n| if n % 3 == 0 { "}" } else { "]" }).collect();
             format!("{{\"a\":{open}0{close}}}")
         };
         let fits = nested(depth);
         Envelope::scan(Bytes::from(fits), depth).unwrap();
         let text = complaint(nested(depth + 1).as_bytes(), depth);
-        assert!(
-            text.starts_with("nested deeper than limits.json_depth"),
-            "{text}"
-        );
+        assert!(text.starts_with("nested deeper than limits.json_depth"), "{text}");
     }
     let mismatch = format!("{{\"a\":{}{}}}", "[".repeat(70), "]".repeat(69));
     complaint(mismatch.as_bytes(), DEPTH);
@@ -374,30 +287,17 @@ fn nesting_is_limited_to_json_depth() {
 #[test]
 fn the_smallest_limit_on_output_counts() {
     let limit = |body: &str| scan(body).max_output().map(|limit| limit.0);
-    assert_eq!(
-        limit(r#"{"max_tokens":100,"max_completion_tokens":50}"#),
-        Some(50)
-    );
-    assert_eq!(
-        limit(r#"{"max_output_tokens":7.0,"max_tokens":null}"#),
-        Some(7)
-    );
-    assert_eq!(
-        limit(r#"{"sampling_params":{"max_new_tokens":"12"}}"#),
-        Some(12)
-    );
-    assert_eq!(
-        limit(r#"{"max_tokens":-1,"max_completion_tokens":{}}"#),
-        None
-    );
+    assert_eq!(limit(r#"{"max_tokens":100,"max_completion_tokens":50}"#), Some(50));
+    assert_eq!(limit(r#"{"max_output_tokens":7.0,"max_tokens":null}"#), Some(7));
+    assert_eq!(limit(r#"{"sampling_params":{"max_new_tokens":"12"}}"#), Some(12));
+    assert_eq!(limit(r#"{"max_tokens":-1,"max_completion_tokens":{}}"#), None);
     assert_eq!(limit(r#"{"max_tokens":NaN}"#), None);
     assert_eq!(limit("{}"), None);
 }
 
 #[test]
 fn everything_that_becomes_prompt_is_counted() {
-    let body =
-        r#"{"system":"12345","messages":[1, 2],"tools":{},"instructions":"","temperature":0.1111}"#;
+    let body = r#"{"system":"12345","messages":[1, 2],"tools":{},"instructions":"","temperature":0.1111}"#;
     assert_eq!(scan(body).prompt_bytes(), 7 + 6 + 2 + 2);
     assert_eq!(scan(r#"{"prompt":"abc","prompt":"a"}"#).prompt_bytes(), 3);
     assert_eq!(scan("{}").prompt_bytes(), 0);
@@ -406,12 +306,9 @@ fn everything_that_becomes_prompt_is_counted() {
 #[test]
 fn a_class_is_the_model_and_the_system_prompt() {
     let class = |body: &str| scan(body).class();
-    let base = class(
-        r#"{"model":"m","messages":[{"role":"system","content":"S"},{"role":"user","content":"a"}]}"#,
-    );
-    let same = class(
-        r#"{"messages":[ {"role":"system","content":"S"}, {"role":"user","content":"b"}],"x":1,"model":"m"}"#,
-    );
+    let base = class(r#"{"model":"m","messages":[{"role":"system","content":"S"},{"role":"user","content":"a"}]}"#);
+    let same =
+        class(r#"{"messages":[ {"role":"system","content":"S"}, {"role":"user","content":"b"}],"x":1,"model":"m"}"#);
     assert_eq!(base, same);
     let others = [
         class(r#"{"model":"n","messages":[{"role":"system","content":"S"}]}"#),
@@ -444,4 +341,15 @@ fn a_billing_header_that_changes_with_each_request_does_not_change_the_class() {
         )
     };
     assert_eq!(scan(&body("1f")).class(), scan(&body("2e")).class());
+}
+
+#[test]
+fn usage_is_not_asked_for_an_answer_of_several_choices() {
+    for one in [r#""n":1"#, r#""n": null"#, r#""prompt":[1,2]"#, r#""prompt":["a"]"#] {
+        assert!(forwarded(&format!(r#"{{"stream":true,{one}}}"#), AskUsage::Vllm).1, "{one}");
+    }
+    for several in [r#""n":2"#, r#""prompt": ["a","b"]"#, r#""prompt":[[1],[2]]"#] {
+        let body = format!(r#"{{"stream":true,{several}}}"#);
+        assert_eq!(forwarded(&body, AskUsage::Vllm), (body, false));
+    }
 }

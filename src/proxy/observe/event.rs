@@ -30,10 +30,11 @@ enum Choices {
     Some,
 }
 
-static CHOICES: LazyLock<memmem::Finder<'static>> =
-    LazyLock::new(|| memmem::Finder::new(b"\"choices\""));
-static USAGE: LazyLock<memmem::Finder<'static>> =
-    LazyLock::new(|| memmem::Finder::new(b"\"usage\""));
+static CHOICES: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"choices\""));
+static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"usage\""));
+static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
+static FINGERPRINT: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"\"system_fingerprint\""));
 static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
 
 // === impl Seen ===
@@ -76,11 +77,9 @@ impl Seen {
         let choices = choices_in(data);
         if choices == Choices::Absent {
             match name.or_else(|| type_of(data)).unwrap_or_default() {
-                b"response.completed"
-                | b"response.incomplete"
-                | b"response.failed"
-                | b"message_stop"
-                | b"error" => self.ended = true,
+                b"response.completed" | b"response.incomplete" | b"response.failed" | b"message_stop" | b"error" => {
+                    self.ended = true
+                }
                 b"content_block_delta" => self.outputs += 1,
                 name if name.ends_with(b".delta") => self.outputs += 1,
                 _ => {}
@@ -96,12 +95,21 @@ impl Seen {
 pub(super) fn may_only_report_usage(start: &[u8]) -> bool {
     let object = match Fields::of(start).data {
         None => true,
-        Some(data) => data
-            .trim_ascii_start()
-            .first()
-            .is_none_or(|&byte| byte == b'{'),
+        Some(data) => data.trim_ascii_start().first().is_none_or(|&byte| byte == b'{'),
     };
     object && choices_in(start) != Choices::Some
+}
+
+/// Whether an event, or its start, ends a choice and says nothing of the system that made it.
+pub(super) fn ends_choice(event: &[u8]) -> bool {
+    values(event, &FINISH_REASON).any(|value| value.starts_with(b"\"")) && FINGERPRINT.find(event).is_none()
+}
+
+/// The value of `system_fingerprint` in an event, a JSON string with its quotes.
+pub(super) fn fingerprint(event: &[u8]) -> Option<&[u8]> {
+    let value = values(event, &FINGERPRINT).next()?;
+    let end = (1..value.len()).find(|&at| value[at] == b'"' && value[at - 1] != b'\\')?;
+    value.starts_with(b"\"").then(|| &value[..=end])
 }
 
 fn choices_in(data: &[u8]) -> Choices {
@@ -122,10 +130,7 @@ fn type_of(data: &[u8]) -> Option<&[u8]> {
 
 /// Where the values of all members with this key start. A quoted word in front of a colon is a key: in a
 /// string, its quotes would be escaped.
-fn values<'a>(
-    data: &'a [u8],
-    key: &'a memmem::Finder<'static>,
-) -> impl Iterator<Item = &'a [u8]> + 'a {
+fn values<'a>(data: &'a [u8], key: &'a memmem::Finder<'static>) -> impl Iterator<Item = &'a [u8]> + 'a {
     key.find_iter(data).filter_map(|at| {
         let behind = data[at + key.needle().len()..].trim_ascii_start();
         Some(behind.strip_prefix(b":")?.trim_ascii_start())
@@ -136,10 +141,7 @@ fn values<'a>(
 
 impl<'a> Fields<'a> {
     fn of(event: &'a [u8]) -> Self {
-        let mut fields = Self {
-            name: None,
-            data: None,
-        };
+        let mut fields = Self { name: None, data: None };
         for line in lines(event) {
             if let Some(value) = field(line, b"data") {
                 fields.data = Some(match fields.data.take() {

@@ -1,9 +1,9 @@
 //! Finds the events in a stream of chunks, and takes out those that are not for the client.
 
-use super::event::{Seen, may_only_report_usage};
+use super::event::{Seen, ends_choice, fingerprint, may_only_report_usage};
 use super::usage::UsageScan;
 use bytes::Bytes;
-use memchr::memchr2;
+use memchr::{memchr2, memrchr};
 use std::ops::Range;
 
 /// How much of an event is kept, to look at it whole or to hold it back. A usage event has a few hundred
@@ -24,8 +24,11 @@ pub(super) struct Sse {
     cr_taken_out: bool,
     /// What came of the current event in earlier chunks.
     kept: Vec<u8>,
-    /// The client has those bytes already.
-    passed: bool,
+    /// How many of those bytes the client has already.
+    passed: usize,
+    /// The end of the event before, which ends a choice. Asked for usage, vLLM writes `system_fingerprint`
+    /// on the usage event and not there: it goes back to where it would have been without us.
+    choice_end: Vec<u8>,
     /// In place of `kept`, for an event that is too large.
     large: Option<UsageScan>,
 }
@@ -39,13 +42,10 @@ enum Place {
     Event,
 }
 
-/// What of a chunk goes to the client.
+/// What of a chunk goes to the client: parts of it, in order, are replaced.
 #[derive(Default)]
 struct Output {
-    /// Held back from earlier chunks, goes first.
-    before: Vec<u8>,
-    /// Parts of the chunk that do not go, in order.
-    without: Vec<Range<usize>>,
+    edits: Vec<(Range<usize>, Vec<u8>)>,
 }
 
 // === impl Sse ===
@@ -60,7 +60,8 @@ impl Sse {
             after_cr: false,
             cr_taken_out: false,
             kept: Vec::new(),
-            passed: false,
+            passed: 0,
+            choice_end: Vec::new(),
             large: None,
         }
     }
@@ -78,6 +79,9 @@ impl Sse {
         while at < chunk.len() {
             if self.line_start && self.place == Place::Between {
                 start = at;
+                if matches!(chunk[at], b':' | b'\n' | b'\r') {
+                    self.let_choice_end_go(at, &mut output);
+                }
                 self.place = match chunk[at] {
                     b':' => Place::Comment,
                     b'\n' | b'\r' => Place::Between,
@@ -113,11 +117,9 @@ impl Sse {
         } else {
             self.seen.event(&event);
         }
-        if self.passed {
-            Bytes::new()
-        } else {
-            Bytes::from(event)
-        }
+        let mut rest = std::mem::take(&mut self.choice_end);
+        rest.extend_from_slice(&event[std::mem::take(&mut self.passed).min(event.len())..]);
+        Bytes::from(rest)
     }
 
     /// A LF at the start of a chunk may belong to a CR at the end of the last one. Gives where to go on.
@@ -127,7 +129,10 @@ impl Sse {
             return 0;
         }
         if taken_out {
-            output.without.push(0..1);
+            output.replace(0..1, Vec::new());
+            if !self.choice_end.is_empty() {
+                self.choice_end.push(b'\n');
+            }
         }
         1
     }
@@ -150,27 +155,36 @@ impl Sse {
         if let Some(mut scan) = self.large.take() {
             scan.feed(bytes);
             self.seen.usage.merge(scan.usage());
-            self.passed = false;
+            self.passed = 0;
             return;
         }
         let held = self.kept.len();
-        let only_usage = if held == 0 {
-            self.seen.event(bytes)
+        let (only_usage, event) = if held == 0 {
+            (self.seen.event(bytes), bytes)
         } else {
             self.kept.extend_from_slice(bytes);
-            self.seen.event(&self.kept)
+            (self.seen.event(&self.kept), self.kept.as_slice())
         };
-        if self.passed {
-            self.kept.clear();
-        } else if self.strip && only_usage {
-            self.kept.clear();
+        let passed = std::mem::take(&mut self.passed);
+        if self.strip && only_usage && passed == 0 {
+            if let Some(fingerprint) = fingerprint(event) {
+                insert_member(&mut self.choice_end, b"system_fingerprint", fingerprint);
+            }
             self.cr_taken_out = self.after_cr;
-            output.without.push(part);
+            self.let_choice_end_go(part.start, output);
+            output.replace(part, Vec::new());
+        } else if self.strip && ends_choice(event) {
+            let held_back = if held == 0 { bytes.to_vec() } else { event[passed..].to_vec() };
+            self.let_choice_end_go(part.start, output);
+            self.cr_taken_out = self.after_cr;
+            self.choice_end = held_back;
+            output.replace(part, Vec::new());
         } else {
-            self.kept.truncate(held);
-            output.before.append(&mut self.kept);
+            let held_back = event.get(passed..held).map(<[u8]>::to_vec).unwrap_or_default();
+            self.let_choice_end_go(part.start, output);
+            output.replace(part.start..part.start, held_back);
         }
-        self.passed = false;
+        self.kept.clear();
     }
 
     /// The chunk ends inside an event, whose part of the chunk starts at `start`.
@@ -182,43 +196,58 @@ impl Sse {
         }
         let held = self.kept.len();
         self.kept.extend_from_slice(bytes);
-        if !self.passed {
-            let large = self.kept.len() > MAX_KEPT;
-            if self.strip && !large && may_only_report_usage(&self.kept) {
-                output.without.push(start..chunk.len());
-            } else {
-                self.passed = true;
-                output.before.extend_from_slice(&self.kept[..held]);
-            }
+        let large = self.kept.len() > MAX_KEPT;
+        let undecided = self.passed == 0 && may_only_report_usage(&self.kept);
+        if self.strip && !large && (undecided || ends_choice(&self.kept)) {
+            output.replace(start..chunk.len(), Vec::new());
+        } else {
+            self.let_choice_end_go(start, output);
+            output.replace(start..start, self.kept[self.passed..held].to_vec());
+            self.passed = self.kept.len();
         }
-        if self.kept.len() > MAX_KEPT {
+        if large {
             self.large = Some(self.seen.large_event(&self.kept));
             self.kept = Vec::new();
         }
+    }
+
+    /// What was held back of the last event goes, in front of the byte at `at`.
+    fn let_choice_end_go(&mut self, at: usize, output: &mut Output) {
+        output.replace(at..at, std::mem::take(&mut self.choice_end));
+    }
+}
+
+/// Adds a member to the object in `event`, the last thing in it. `value` is JSON.
+fn insert_member(event: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    if let Some(end) = memrchr(b'}', event) {
+        let member = [b",\"", name, b"\":", value].concat();
+        event.splice(end..end, member);
     }
 }
 
 // === impl Output ===
 
 impl Output {
+    fn replace(&mut self, part: Range<usize>, by: Vec<u8>) {
+        if !part.is_empty() || !by.is_empty() {
+            self.edits.push((part, by));
+        }
+    }
+
     fn of(self, chunk: Bytes) -> Bytes {
-        let Self {
-            before: mut out,
-            without,
-        } = self;
-        match without.as_slice() {
-            [] if out.is_empty() => return chunk,
-            [only] if out.is_empty() && only.start == 0 => return chunk.slice(only.end..),
-            [only] if out.is_empty() && only.end == chunk.len() => {
-                return chunk.slice(..only.start);
-            }
+        match self.edits.as_slice() {
+            [] => return chunk,
+            [(part, by)] if by.is_empty() && part.start == 0 => return chunk.slice(part.end..),
+            [(part, by)] if by.is_empty() && part.end == chunk.len() => return chunk.slice(..part.start),
             _ => {}
         }
-        out.reserve_exact(chunk.len());
+        let added: usize = self.edits.iter().map(|(_, by)| by.len()).sum();
+        let mut out = Vec::with_capacity(chunk.len() + added);
         let mut from = 0;
-        for range in without {
-            out.extend_from_slice(&chunk[from..range.start]);
-            from = range.end;
+        for (part, by) in self.edits {
+            out.extend_from_slice(&chunk[from..part.start]);
+            out.extend_from_slice(&by);
+            from = part.end;
         }
         out.extend_from_slice(&chunk[from..]);
         Bytes::from(out)

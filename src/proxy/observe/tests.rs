@@ -9,11 +9,7 @@ const STREAM: &str = include_str!("../../../tests/samples/vllm-0.32-chat-stream.
 const ANSWER: &str = include_str!("../../../tests/samples/vllm-0.32-chat.json");
 
 fn usage(prompt: u64, completion: u64, cached: Option<u64>) -> Option<Usage> {
-    Some(Usage {
-        prompt: Tokens(prompt),
-        completion: Tokens(completion),
-        cached: cached.map(Tokens),
-    })
+    Some(Usage { prompt: Tokens(prompt), completion: Tokens(completion), cached: cached.map(Tokens) })
 }
 
 fn feed(observer: &mut Observer, text: &str) -> String {
@@ -35,10 +31,10 @@ fn pass(observer: &mut Observer, text: &str, size: usize) -> Vec<u8> {
 fn vllms_stream_loses_nothing_but_the_usage_event() {
     let is_usage = |event: &&str| event.contains("\"choices\":[]");
     assert_eq!(STREAM.split_inclusive("\n\n").filter(is_usage).count(), 1);
-    let without: String = STREAM
-        .split_inclusive("\n\n")
-        .filter(|event| !is_usage(event))
-        .collect();
+    // Without being asked, vLLM writes its fingerprint at the end of the event that ends the choice.
+    let without: String = STREAM.split_inclusive("\n\n").filter(|event| !is_usage(event)).collect();
+    let fingerprint = ",\"system_fingerprint\":\"vllm-0.32.0-f3ed83a6\"}\n\ndata: [DONE]";
+    let without = without.replace("}\n\ndata: [DONE]", fingerprint);
     for size in [1, 7, 64, 1000, STREAM.len()] {
         let mut observer = Observer::sse(true);
         assert_eq!(pass(&mut observer, STREAM, size), without.as_bytes());
@@ -71,13 +67,7 @@ fn chunks_pass_as_they_are_when_nothing_is_taken_out() {
         assert_eq!(observer.feed(token.clone()).as_ptr(), token.as_ptr());
     }
     let mut observer = Observer::sse(false);
-    for part in [
-        &b"data: {\"choi"[..],
-        b"ces\":[]",
-        b",\"usage\":{}}\r",
-        b"\n",
-        b"",
-    ] {
+    for part in [&b"data: {\"choi"[..], b"ces\":[]", b",\"usage\":{}}\r", b"\n", b""] {
         let part = Bytes::from_static(part);
         let out = observer.feed(part.clone());
         assert_eq!((out.as_ptr(), out.len()), (part.as_ptr(), part.len()));
@@ -89,17 +79,11 @@ fn an_event_is_held_back_only_while_it_may_be_the_usage_event() {
     let mut observer = Observer::sse(true);
     assert_eq!(feed(&mut observer, "data: {\"id\":\"x\","), "");
     assert_eq!(feed(&mut observer, "\"choices\":["), "");
-    assert_eq!(
-        feed(&mut observer, "{"),
-        "data: {\"id\":\"x\",\"choices\":[{"
-    );
+    assert_eq!(feed(&mut observer, "{"), "data: {\"id\":\"x\",\"choices\":[{");
     assert_eq!(feed(&mut observer, "}]}\n\ndata: ["), "}]}\n\ndata: [");
     assert_eq!(feed(&mut observer, "DONE]\n\n"), "DONE]\n\n");
     assert_eq!(feed(&mut observer, ": comm"), ": comm");
-    assert_eq!(
-        feed(&mut observer, "ent\ndata: {}\n\nda"),
-        "ent\ndata: {}\n\n"
-    );
+    assert_eq!(feed(&mut observer, "ent\ndata: {}\n\nda"), "ent\ndata: {}\n\n");
     assert_eq!(observer.finish(), "da");
     assert_eq!(observer.output(), 1);
 }
@@ -140,10 +124,7 @@ fn a_crlf_split_between_chunks_goes_with_the_event_it_ends() {
     let event = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9}}\r\n\r";
     let mut observer = Observer::sse(true);
     assert_eq!(feed(&mut observer, event), "");
-    assert_eq!(
-        feed(&mut observer, "\ndata: [DONE]\r\n\r"),
-        "data: [DONE]\r\n\r"
-    );
+    assert_eq!(feed(&mut observer, "\ndata: [DONE]\r\n\r"), "data: [DONE]\r\n\r");
     assert_eq!(feed(&mut observer, "\n"), "\n");
     assert!(observer.ended());
 }
@@ -238,10 +219,7 @@ fn usage_behind_a_huge_answer_is_found_and_nothing_is_kept() {
         panic!("a JSON observer");
     };
     assert_eq!(scan.kept(), 0);
-    feed(
-        &mut observer,
-        "\"}}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":5}}",
-    );
+    feed(&mut observer, "\"}}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":5}}");
     assert_eq!(observer.usage(), usage(1, 5, None));
     assert!(observer.ended());
 }
@@ -269,10 +247,7 @@ fn answers_without_usage_have_none() {
         pass(&mut observer, answer, 3);
         assert_eq!(observer.usage(), None, "{answer}");
     }
-    let oversized = format!(
-        "{{\"usage\":{{\"x\":\"{}\",\"prompt_tokens\":1}}}}",
-        "y".repeat(20_000)
-    );
+    let oversized = format!("{{\"usage\":{{\"x\":\"{}\",\"prompt_tokens\":1}}}}", "y".repeat(20_000));
     let mut observer = Observer::json();
     pass(&mut observer, &oversized, 1000);
     assert_eq!(observer.usage(), None);
@@ -282,37 +257,41 @@ fn answers_without_usage_have_none() {
 #[test]
 fn tokens_are_read_from_every_spelling() {
     for (object, expected) in [
-        (
-            "{\"prompt_tokens\":7,\"total_tokens\":9}",
-            usage(7, 2, None),
-        ),
-        (
-            "{\"prompt_tokens\":7,\"completion_tokens\":null,\"total_tokens\":7}",
-            usage(7, 0, None),
-        ),
-        (
-            "{\"prompt_tokens\":7,\"completion_tokens\":1,\"prompt_tokens_details\":null}",
-            usage(7, 1, None),
-        ),
-        (
-            "{\"prompt_tokens\":7,\"completion_tokens\":1,\"input_tokens\":7,\"output_tokens\":1}",
-            usage(7, 1, None),
-        ),
+        ("{\"prompt_tokens\":7,\"total_tokens\":9}", usage(7, 2, None)),
+        ("{\"prompt_tokens\":7,\"completion_tokens\":null,\"total_tokens\":7}", usage(7, 0, None)),
+        ("{\"prompt_tokens\":7,\"completion_tokens\":1,\"prompt_tokens_details\":null}", usage(7, 1, None)),
+        ("{\"prompt_tokens\":7,\"completion_tokens\":1,\"input_tokens\":7,\"output_tokens\":1}", usage(7, 1, None)),
         (
             "{\"input_tokens\":2,\"output_tokens\":3,\"cache_read_input_tokens\":5,\"cache_creation_input_tokens\":1}",
             usage(8, 3, Some(5)),
         ),
-        (
-            "{ \"input_tokens\" : 2 , \"a\":{\"b\":[{}]}}",
-            usage(2, 0, None),
-        ),
+        ("{ \"input_tokens\" : 2 , \"a\":{\"b\":[{}]}}", usage(2, 0, None)),
     ] {
         let mut observer = Observer::json();
-        pass(
-            &mut observer,
-            &format!("{{\"a\":1,\"usage\":{object},\"b\":{{}}}}"),
-            4,
-        );
+        pass(&mut observer, &format!("{{\"a\":1,\"usage\":{object},\"b\":{{}}}}"), 4);
         assert_eq!(observer.usage(), expected, "{object}");
     }
+}
+
+#[test]
+fn the_end_of_a_choice_waits_for_the_fingerprint_and_for_nothing_else() {
+    let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\n";
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1},\"system_fingerprint\":\"a\\\"b\"}\r\n\r\n";
+    let whole = end.replace("]}", "],\"system_fingerprint\":\"a\\\"b\"}");
+    for size in 1..(end.len() + usage.len() + 16) {
+        let mut observer = Observer::sse(true);
+        let stream = [end, usage, "data: [DONE]\r\n\r\n"].concat();
+        let out = pass(&mut observer, &stream, size);
+        assert_eq!(String::from_utf8(out).unwrap(), [&whole, "data: [DONE]\r\n\r\n"].concat(), "pieces of {size}");
+    }
+    let mut observer = Observer::sse(true);
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(feed(&mut observer, ": comment\n"), [end, ": comment\n"].concat());
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(feed(&mut observer, "data: [DO"), [end, "data: [DO"].concat());
+    let mut observer = Observer::sse(true);
+    assert_eq!(feed(&mut observer, end), "");
+    assert_eq!(observer.finish(), end, "the stream broke off");
+    let own = end.replace("]}", "],\"system_fingerprint\":\"own\"}");
+    assert_eq!(feed(&mut observer, &own), own, "nothing is missing there");
 }

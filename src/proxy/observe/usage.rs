@@ -237,14 +237,9 @@ impl Counts {
 impl Wire {
     fn counts(self) -> Counts {
         let cached = |details: Option<Details>| details.and_then(|details| details.cached_tokens);
-        let outside = [
-            self.cache_read_input_tokens,
-            self.cache_creation_input_tokens,
-        ];
+        let outside = [self.cache_read_input_tokens, self.cache_creation_input_tokens];
         // In the messages API `input_tokens` leaves out what the cache read and wrote.
-        let input = self
-            .input_tokens
-            .map(|input| input.saturating_add(outside.iter().flatten().sum()));
+        let input = self.input_tokens.map(|input| input.saturating_add(outside.iter().flatten().sum()));
         let prompt = self.prompt_tokens.or(input);
         let completion = self.completion_tokens.or(self.output_tokens);
         let rest = self.total_tokens.zip(prompt);

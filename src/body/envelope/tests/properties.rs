@@ -80,11 +80,7 @@ impl Parsed {
             }
             if let ("extra_body", Self::Object(inner)) = (key.as_str(), value) {
                 let ours = |key: &str| key == "program_id" || key == "docker_ids";
-                let rest: Vec<_> = inner
-                    .iter()
-                    .filter(|(key, _)| !ours(key))
-                    .cloned()
-                    .collect();
+                let rest: Vec<_> = inner.iter().filter(|(key, _)| !ours(key)).cloned().collect();
                 if inner.is_empty() || !rest.is_empty() {
                     kept.push((key.clone(), Self::Object(rest)));
                 }
@@ -100,9 +96,7 @@ impl Parsed {
         let yes = || Self::Atom("true".to_owned());
         let include = || ("include_usage".to_owned(), yes());
         let mut members = self.members().to_vec();
-        let last = |members: &[(String, Parsed)], name: &str| {
-            members.iter().rposition(|(key, _)| key == name)
-        };
+        let last = |members: &[(String, Parsed)], name: &str| members.iter().rposition(|(key, _)| key == name);
         if last(&members, "stream").is_none_or(|at| members[at].1 != yes()) {
             return (self.clone(), false);
         }
@@ -113,8 +107,7 @@ impl Parsed {
         match &mut members[at].1 {
             Self::Object(options) => match last(options, "include_usage") {
                 None => options.insert(0, include()),
-                Some(at) if matches!(&options[at].1, Self::Atom(x) if x == "null" || x == "false") =>
-                {
+                Some(at) if matches!(&options[at].1, Self::Atom(x) if x == "null" || x == "false") => {
                     options[at].1 = yes();
                 }
                 Some(_) => return (self.clone(), false),
@@ -134,10 +127,7 @@ struct Pen {
 
 impl Pen {
     fn write(seed: u64, node: &Node) -> String {
-        let mut pen = Self {
-            seed,
-            out: String::new(),
-        };
+        let mut pen = Self { seed, out: String::new() };
         pen.blank();
         pen.node(node);
         pen.blank();
@@ -145,10 +135,7 @@ impl Pen {
     }
 
     fn pick(&mut self, n: u64) -> u64 {
-        self.seed = self
-            .seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.seed >> 33) % n
     }
 
@@ -234,10 +221,7 @@ fn atom() -> impl Strategy<Value = Node> + Clone {
 
 fn node() -> impl Strategy<Value = Node> + Clone {
     atom().prop_recursive(5, 40, 6, |inner| {
-        prop_oneof![
-            vec(inner.clone(), 0..6).prop_map(Node::Array),
-            vec((key(), inner), 0..6).prop_map(Node::Object),
-        ]
+        prop_oneof![vec(inner.clone(), 0..6).prop_map(Node::Array), vec((key(), inner), 0..6).prop_map(Node::Object),]
     })
 }
 
@@ -246,20 +230,14 @@ fn ours() -> impl Strategy<Value = (String, Node)> {
     let name = prop_oneof![Just("program_id"), Just("docker_ids")].prop_map(str::to_owned);
     let member = (name, node());
     let inside = vec(prop_oneof![(key(), node()), member.clone()], 0..4);
-    prop_oneof![
-        member,
-        inside.prop_map(|members| ("extra_body".to_owned(), Node::Object(members))),
-    ]
+    prop_oneof![member, inside.prop_map(|members| ("extra_body".to_owned(), Node::Object(members))),]
 }
 
 fn streaming() -> impl Strategy<Value = (String, Node)> {
     let word = |text: &str| Node::Atom(text.to_owned());
     let flag = prop_oneof![Just("true"), Just("false"), Just("null"), Just("true")];
-    let option = prop_oneof![
-        flag.clone()
-            .prop_map(move |flag| ("include_usage".to_owned(), word(flag))),
-        (key(), atom()),
-    ];
+    let option =
+        prop_oneof![flag.clone().prop_map(move |flag| ("include_usage".to_owned(), word(flag))), (key(), atom()),];
     let options = prop_oneof![
         Just(Node::Atom("null".to_owned())),
         Just(Node::Atom("\"x\"".to_owned())),
@@ -272,8 +250,7 @@ fn streaming() -> impl Strategy<Value = (String, Node)> {
 }
 
 fn object(member: impl Strategy<Value = (String, Node)>) -> impl Strategy<Value = String> {
-    (vec(member, 0..8), any::<u64>())
-        .prop_map(|(members, seed)| Pen::write(seed, &Node::Object(members)))
+    (vec(member, 0..8), any::<u64>()).prop_map(|(members, seed)| Pen::write(seed, &Node::Object(members)))
 }
 
 fn forward(body: &str, usage: AskUsage) -> Forwarded {

@@ -73,12 +73,8 @@ fn data_line() -> impl Strategy<Value = &'static str> {
 fn only_usage() -> impl Strategy<Value = Event> {
     (usage_object(), data_line(), 0..4_u8).prop_map(|((usage, counts), data, shape)| {
         let lines = match shape {
-            0 => vec![format!(
-                "{data}{{\"id\":\"c\",\"choices\":[],\"usage\":{usage}}}"
-            )],
-            1 => vec![format!(
-                "{data}{{\"usage\" : {usage},\"choices\" : [ ],\"x\":1}}"
-            )],
+            0 => vec![format!("{data}{{\"id\":\"c\",\"choices\":[],\"usage\":{usage}}}")],
+            1 => vec![format!("{data}{{\"usage\" : {usage},\"choices\" : [ ],\"x\":1}}")],
             2 => vec![
                 "id: 7".to_owned(),
                 format!("{data}{{\"id\":\"choices\",\"choices\":"),
@@ -97,12 +93,7 @@ fn only_usage() -> impl Strategy<Value = Event> {
 }
 
 fn other_event() -> impl Strategy<Value = Event> {
-    let output = (
-        token(),
-        data_line(),
-        proptest::option::of(usage_object()),
-        any::<bool>(),
-    );
+    let output = (token(), data_line(), proptest::option::of(usage_object()), any::<bool>());
     let output = output.prop_map(|(text, data, usage, null)| {
         let text = serde_json::to_string(&text).unwrap();
         let (report, counts) = match usage {
@@ -110,9 +101,7 @@ fn other_event() -> impl Strategy<Value = Event> {
             None if null => (",\"usage\":null".to_owned(), None),
             None => (String::new(), None),
         };
-        let line = format!(
-            "{data}{{\"id\":1,\"choices\":[{{\"delta\":{{\"content\":{text}}}}}]{report}}}"
-        );
+        let line = format!("{data}{{\"id\":1,\"choices\":[{{\"delta\":{{\"content\":{text}}}}}]{report}}}");
         (vec![line], false, counts, true)
     });
     let plain = prop_oneof![
@@ -132,12 +121,7 @@ fn other_event() -> impl Strategy<Value = Event> {
 }
 
 fn block() -> impl Strategy<Value = Block> {
-    let comment = prop_oneof![
-        Just(":"),
-        Just(": ping"),
-        Just(":\"usage\":{"),
-        Just(": data: x")
-    ];
+    let comment = prop_oneof![Just(":"), Just(": ping"), Just(":\"usage\":{"), Just(": data: x")];
     let event = prop_oneof![
         1 => only_usage(),
         3 => other_event(),
@@ -150,15 +134,7 @@ fn block() -> impl Strategy<Value = Block> {
         let (lines, only_usage, usage, output) = event;
         // A block that starts with a bare LF would join a CR in front of it.
         let nothing = comments.is_empty() && (lines.is_empty() || only_usage);
-        Block {
-            comments,
-            lines,
-            usage,
-            only_usage,
-            output,
-            blanks: if nothing { 0 } else { blanks },
-            line_end,
-        }
+        Block { comments, lines, usage, only_usage, output, blanks: if nothing { 0 } else { blanks }, line_end }
     })
 }
 
@@ -171,10 +147,7 @@ fn split(text: &str, cuts: &[Index]) -> Vec<Bytes> {
     places.extend([0, text.len()]);
     places.sort_unstable();
     let whole = Bytes::copy_from_slice(text.as_bytes());
-    places
-        .windows(2)
-        .map(|pair| whole.slice(pair[0]..pair[1]))
-        .collect()
+    places.windows(2).map(|pair| whole.slice(pair[0]..pair[1])).collect()
 }
 
 proptest! {

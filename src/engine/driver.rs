@@ -1,0 +1,172 @@
+//! Runs the model in real time, and hands each request its tokens.
+
+use super::metrics::FirstTokens;
+use super::model::{Counters, Engine, EngineEvent, EventKind, Gauges, Request, RequestId, Unfit, Usage};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// An engine whose clock is the real one. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Driver(Arc<Shared>);
+
+struct Shared {
+    began: Instant,
+    state: Mutex<State>,
+    /// The model's next event may have changed.
+    changed: Notify,
+}
+
+struct State {
+    engine: Engine,
+    events: Vec<EngineEvent>,
+    listeners: HashMap<RequestId, mpsc::UnboundedSender<Signal>>,
+    first_tokens: FirstTokens,
+    next_id: RequestId,
+}
+
+/// What a request is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// One more token is there.
+    Token,
+    Done(Usage),
+}
+
+/// A request under way. Dropped before its end, it is aborted at once.
+pub(super) struct Generation {
+    pub id: RequestId,
+    driver: Driver,
+    signals: mpsc::UnboundedReceiver<Signal>,
+}
+
+/// Everything `/metrics` tells of the engine.
+pub(super) struct Snapshot {
+    pub counters: Counters,
+    pub gauges: Gauges,
+    pub first_tokens: FirstTokens,
+}
+
+// === impl Driver ===
+
+impl Driver {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self(Arc::new(Shared {
+            began: Instant::now(),
+            state: Mutex::new(State {
+                engine,
+                events: Vec::new(),
+                listeners: HashMap::new(),
+                first_tokens: FirstTokens::default(),
+                next_id: 0,
+            }),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Lets time pass, for ever.
+    pub(super) async fn run(self) {
+        loop {
+            let next = {
+                let mut state = self.0.state.lock();
+                state.catch_up(self.now());
+                state.engine.next_event_at()
+            };
+            let changed = self.0.changed.notified();
+            match next {
+                None => changed.await,
+                Some(at) => tokio::select! {
+                    () = tokio::time::sleep_until(self.0.began + at) => {}
+                    () = changed => {}
+                },
+            }
+        }
+    }
+
+    /// Starts a request; its `id` is given here.
+    pub(super) fn submit(&self, mut request: Request) -> Result<Generation, Unfit> {
+        let (sender, signals) = mpsc::unbounded_channel();
+        let mut state = self.0.state.lock();
+        let now = self.now();
+        state.catch_up(now);
+        request.id = state.next_id;
+        let id = request.id;
+        state.engine.submit(now, request)?;
+        state.next_id += 1;
+        state.listeners.insert(id, sender);
+        drop(state);
+        self.0.changed.notify_one();
+        Ok(Generation { id, driver: self.clone(), signals })
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let mut state = self.0.state.lock();
+        state.catch_up(self.now());
+        Snapshot {
+            counters: *state.engine.counters(),
+            gauges: state.engine.gauges(),
+            first_tokens: state.first_tokens.clone(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.0.began.elapsed()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn catch_up(&mut self, now: Duration) {
+        self.engine.advance(now, &mut self.events);
+        for event in self.events.drain(..) {
+            let signal = match event.kind {
+                EventKind::Preempted => continue,
+                EventKind::Token => Signal::Token,
+                EventKind::FirstToken { after } => {
+                    self.first_tokens.record(after);
+                    Signal::Token
+                }
+                EventKind::Finished(usage) => Signal::Done(usage),
+            };
+            let listener = match signal {
+                Signal::Done(_) => self.listeners.remove(&event.id),
+                Signal::Token => self.listeners.get(&event.id).cloned(),
+            };
+            // A listener that has gone aborts its request by itself.
+            let _ = listener.map(|listener| listener.send(signal));
+        }
+    }
+}
+
+// === impl Generation ===
+
+impl Generation {
+    pub(super) async fn next(&mut self) -> Option<Signal> {
+        self.signals.recv().await
+    }
+
+    /// Waits for the end.
+    pub(super) async fn finished(&mut self) -> Option<Usage> {
+        loop {
+            if let Signal::Done(usage) = self.next().await? {
+                return Some(usage);
+            }
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let mut state = self.driver.0.state.lock();
+        state.catch_up(self.driver.now());
+        if state.listeners.remove(&self.id).is_some() {
+            state.engine.abort(self.id);
+        }
+        drop(state);
+        self.driver.0.changed.notify_one();
+    }
+}

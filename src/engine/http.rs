@@ -1,0 +1,361 @@
+//! The HTTP face: vLLM's endpoints in front of the model.
+
+use super::answer::{Author, Bounds};
+use super::chain::{Chain, mix};
+use super::driver::{Driver, Generation, Signal};
+use super::error::ApiError;
+use super::metrics;
+use super::model::{Request, Shape};
+use super::prompt::Prompt;
+use super::token::piece_of;
+use super::wire::{Chat, Completion, Generate, Messages, Reply, Responses, Wire};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::stream;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// vLLM's version that is imitated.
+const VERSION: &str = "0.32.0";
+
+/// All that a handler needs.
+pub(super) struct Face {
+    pub model: String,
+    /// Tokens of prompt and output together at most.
+    pub max_model_len: usize,
+    pub shape: Shape,
+    pub driver: Driver,
+    pub author: Author,
+    pub started: SystemTime,
+    /// Inference requests received.
+    pub received: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Api {
+    Chat,
+    Completion,
+    Responses,
+    Messages,
+    Generate,
+}
+
+type SharedFace = State<Arc<Face>>;
+
+/// All endpoints.
+pub(super) fn router(face: Arc<Face>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", inference(Api::Chat, || Chat))
+        .route("/v1/completions", inference(Api::Completion, || Completion))
+        .route("/v1/responses", inference(Api::Responses, Responses::default))
+        .route("/v1/messages", inference(Api::Messages, || Messages))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/generate", inference(Api::Generate, Generate::default))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/health", get(|| async { StatusCode::OK }))
+        .route("/version", get(|| async { Json(json!({"version": VERSION})) }))
+        .route("/v1/models", get(models))
+        .route("/metrics", get(metrics_page))
+        .fallback(|| async { detail(StatusCode::NOT_FOUND, "Not Found") })
+        .method_not_allowed_fallback(|| async { detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed") })
+        .layer(DefaultBodyLimit::disable())
+        .with_state(face)
+}
+
+fn detail(status: StatusCode, text: &str) -> (StatusCode, Json<Value>) {
+    (status, Json(json!({"detail": text})))
+}
+
+fn inference<W: Wire>(api: Api, wire: fn() -> W) -> MethodRouter<Arc<Face>> {
+    post(move |face: SharedFace, headers: HeaderMap, body: Bytes| async move {
+        face.received.fetch_add(1, Ordering::Relaxed);
+        match face.begin(api, &headers, &body) {
+            Err(error) if api == Api::Messages => error.into_anthropic(),
+            Err(error) => error.into_response(),
+            Ok((reply, generation, true)) => streamed(wire(), reply, generation),
+            Ok((reply, mut generation, false)) => match generation.finished().await {
+                Some(usage) => Json(wire().whole(&reply, &usage)).into_response(),
+                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            },
+        }
+    })
+}
+
+/// Writes events as the tokens come. When the client goes, hyper drops the body and with it the generation.
+fn streamed<W: Wire>(wire: W, reply: Reply, generation: Generation) -> Response {
+    let events = stream::unfold((wire, reply, generation, 0), |(mut wire, reply, mut generation, mut at)| async move {
+        loop {
+            let mut out = String::new();
+            match generation.next().await? {
+                Signal::Token => {
+                    if at == 0 {
+                        out += &wire.start(&reply);
+                    }
+                    out += &wire.token(&reply, at);
+                    at += 1;
+                }
+                Signal::Done(usage) => out += &wire.end(&reply, &usage),
+            }
+            if !out.is_empty() {
+                let event = Ok::<_, Infallible>(Bytes::from(out));
+                return Some((event, (wire, reply, generation, at)));
+            }
+        }
+    });
+    let kind = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
+    (kind, Body::from_stream(events)).into_response()
+}
+
+async fn models(face: SharedFace) -> Json<Value> {
+    let created = seconds_since_1970(face.started) as u64;
+    let id = format!("{:016x}", mix(created));
+    Json(json!({
+        "object": "list",
+        "data": [{
+            "id": face.model,
+            "object": "model",
+            "created": created,
+            "owned_by": "vllm",
+            "root": face.model,
+            "parent": null,
+            "max_model_len": face.max_model_len,
+            "permission": [{
+                "id": format!("modelperm-{id}"),
+                "object": "model_permission",
+                "created": created,
+                "allow_create_engine": false,
+                "allow_sampling": true,
+                "allow_logprobs": true,
+                "allow_search_indices": false,
+                "allow_view": true,
+                "allow_fine_tuning": false,
+                "organization": "*",
+                "group": null,
+                "is_blocking": false,
+            }],
+        }],
+    }))
+}
+
+async fn metrics_page(face: SharedFace) -> impl IntoResponse {
+    let started = seconds_since_1970(face.started);
+    let page = metrics::render(&face.driver.snapshot(), &face.shape, &face.model, started);
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], page)
+}
+
+async fn tokenize(face: SharedFace, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let body = parse(&headers, &body)?;
+    let prompt = if body["messages"].is_null() { Prompt::raw(&body, "prompt")? } else { Prompt::chat(&body)? };
+    Ok(Json(json!({
+        "count": prompt.tokens.len(),
+        "max_model_len": face.max_model_len,
+        "tokens": prompt.tokens,
+        "token_strs": null,
+    })))
+}
+
+async fn detokenize(headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let body = parse(&headers, &body)?;
+    let tokens = Prompt::raw(&body, "tokens")?.tokens;
+    let text: String = tokens.into_iter().map(piece_of).collect();
+    Ok(Json(json!({"prompt": text})))
+}
+
+async fn count_tokens(headers: HeaderMap, body: Bytes) -> Response {
+    match parse(&headers, &body).and_then(|body| Prompt::anthropic(&body)) {
+        Ok(prompt) => Json(json!({"input_tokens": prompt.tokens.len()})).into_response(),
+        Err(error) => error.into_anthropic(),
+    }
+}
+
+/// The body as an object.
+fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|value| value.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::media_type());
+    }
+    if body.is_empty() {
+        return Err(ApiError::empty_body());
+    }
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        let lines = body.split(|&byte| byte == b'\n');
+        let before: usize = lines.take(error.line() - 1).map(|l| l.len() + 1).sum();
+        let within = error.column() - usize::from(error.column() > 0 && !error.is_eof());
+        ApiError::bad_json(before + within)
+    })?;
+    if value.is_object() { Ok(value) } else { Err(ApiError::not_an_object(&value)) }
+}
+
+fn seconds_since_1970(at: SystemTime) -> f64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+// === impl Face ===
+
+impl Face {
+    /// Reads a request and starts it. Also says whether the answer is to be streamed.
+    fn begin(&self, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<(Reply, Generation, bool), ApiError> {
+        let body = parse(headers, body)?;
+        let prompt = api.prompt(&body)?;
+        self.check_model(&body)?;
+        let stream = body["stream"].as_bool().unwrap_or(false);
+        check_parameters(api, &body, stream)?;
+        let bounds = self.bounds(api, &body, prompt.tokens.len())?;
+
+        let mut chain = Chain::new(self.shape.block_size);
+        chain.extend(prompt.tokens.iter().copied());
+        let answer = self.author.answer(&prompt, chain.digest(), bounds);
+        chain.extend(answer.tokens.iter().map(|token| token.id));
+        let request = Request {
+            id: 0,
+            chain: chain.hashes().into(),
+            prompt_tokens: prompt.tokens.len(),
+            output_tokens: answer.tokens.len(),
+            finish: answer.finish(),
+            stream,
+        };
+        let generation = self
+            .driver
+            .submit(request)
+            .map_err(|error| ApiError::value(&error.to_string(), "input_tokens", &prompt.tokens.len().to_string()))?;
+        let reply = Reply {
+            id: format!("{:016x}", mix(self.author.seed ^ mix(generation.id))),
+            created: seconds_since_1970(SystemTime::now()) as u64,
+            model: self.model.clone(),
+            answer,
+            prompt_tokens: prompt.tokens.len(),
+            max_tokens: bounds.max_tokens,
+            include_usage: body["stream_options"]["include_usage"] == true,
+        };
+        Ok((reply, generation, stream))
+    }
+
+    fn check_model(&self, body: &Value) -> Result<(), ApiError> {
+        match body["model"].as_str() {
+            Some(asked) if asked != self.model => Err(ApiError::unknown_model(asked, &self.model)),
+            _ => Ok(()),
+        }
+    }
+
+    /// How long the answer may be: what was asked for, checked against the model's length.
+    fn bounds(&self, api: Api, body: &Value, prompt: usize) -> Result<Bounds, ApiError> {
+        let limit = self.max_model_len;
+        let (name, asked) = api.max_tokens(body);
+        let problem = match asked {
+            None if api == Api::Messages => return Err(ApiError::missing(name, body)),
+            Some(asked) if asked < 1 => Some(format!("{name} must be at least 1, got {asked}.")),
+            Some(asked) if asked > limit as i64 => Some(format!(
+                "{name}={asked} cannot be greater than max_model_len={limit}. \
+                 Please request fewer output tokens."
+            )),
+            _ => None,
+        };
+        if let (Some(problem), Some(asked)) = (problem, asked) {
+            return Err(ApiError::value(&problem, name, &asked.to_string()));
+        }
+        let asked = asked.and_then(|asked| usize::try_from(asked).ok());
+        if prompt + asked.unwrap_or(1) > limit {
+            return Err(self.too_long(prompt, asked));
+        }
+        let sampling = api.sampling(body);
+        Ok(Bounds {
+            max_tokens: asked.unwrap_or(limit - prompt),
+            min_tokens: sampling["min_tokens"].as_u64().unwrap_or(0) as usize,
+            ignore_eos: sampling["ignore_eos"] == true,
+        })
+    }
+
+    fn too_long(&self, prompt: usize, asked: Option<usize>) -> ApiError {
+        let limit = self.max_model_len;
+        let (what, tokens) = match asked {
+            Some(asked) if prompt <= limit => (
+                format!(
+                    "you asked for {asked} output tokens and your prompt contains {prompt} input \
+                     tokens, {} together.",
+                    prompt + asked
+                ),
+                prompt,
+            ),
+            _ => (
+                format!(
+                    "your prompt contains at least {0} input tokens, which exceeds this limit even \
+                     without any output tokens.",
+                    limit + 1
+                ),
+                limit + 1,
+            ),
+        };
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, {what} \
+             Please reduce the length of the input prompt."
+        );
+        ApiError::value(&message, "input_tokens", &tokens.to_string())
+    }
+}
+
+/// Parameters that this server refuses as vLLM does, or cannot honour.
+fn check_parameters(api: Api, body: &Value, stream: bool) -> Result<(), ApiError> {
+    if !stream && !body["stream_options"].is_null() {
+        return Err(ApiError::stream_options());
+    }
+    let sampling = api.sampling(body);
+    if let Some(value) = sampling["temperature"].as_f64().filter(|value| *value < 0.0) {
+        let problem = format!("temperature must be non-negative, got {value:?}.");
+        return Err(ApiError::value(&problem, "temperature", &format!("{value:?}")));
+    }
+    match sampling["n"].as_i64() {
+        Some(n) if n != 1 => {
+            let problem = format!("n must be 1 on this server, got {n}.");
+            Err(ApiError::value(&problem, "n", &n.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+// === impl Api ===
+
+impl Api {
+    fn prompt(self, body: &Value) -> Result<Prompt, ApiError> {
+        match self {
+            Self::Chat => Prompt::chat(body),
+            Self::Completion => Prompt::raw(body, "prompt"),
+            Self::Responses => Prompt::responses(body),
+            Self::Messages => Prompt::anthropic(body),
+            Self::Generate if body["text"].is_null() => Prompt::raw(body, "input_ids"),
+            Self::Generate => Prompt::raw(body, "text"),
+        }
+    }
+
+    /// Where the sampling parameters stand.
+    fn sampling(self, body: &Value) -> &Value {
+        match self {
+            Self::Generate => &body["sampling_params"],
+            _ => body,
+        }
+    }
+
+    /// The name of the limit on the output, and what was asked for or is the API's default.
+    fn max_tokens(self, body: &Value) -> (&'static str, Option<i64>) {
+        let (name, default) = match self {
+            Self::Chat if !body["max_completion_tokens"].is_null() => ("max_completion_tokens", None),
+            Self::Chat | Self::Messages => ("max_tokens", None),
+            Self::Completion => ("max_tokens", Some(16)),
+            Self::Responses => ("max_output_tokens", None),
+            Self::Generate => ("max_new_tokens", Some(128)),
+        };
+        (name, self.sampling(body)[name].as_i64().or(default))
+    }
+}

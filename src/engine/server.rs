@@ -1,0 +1,176 @@
+//! The life of a server: listen, serve, stop gently or at once, start again.
+
+use super::EngineConfig;
+use super::answer::Author;
+use super::driver::Driver;
+use super::http::{Face, router};
+use super::model::{Counters, Engine, Gauges};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// An idle connection is closed after this long: uvicorn's default, which vLLM keeps.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A simulated vLLM that runs on the current tokio runtime. Dropped, it is killed.
+pub struct Server {
+    /// Where it listens; the port is known even where 0 was asked for.
+    pub addr: SocketAddr,
+    config: EngineConfig,
+    face: Arc<Face>,
+    mode: watch::Sender<Mode>,
+    task: JoinHandle<()>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: String, error: std::io::Error },
+    #[error("script {}: {error}", path.display())]
+    Script { path: PathBuf, error: String },
+    #[error("--{flag}: {problem}")]
+    Flag { flag: &'static str, problem: &'static str },
+    #[error(transparent)]
+    Runtime(#[from] std::io::Error),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Serve,
+    /// No new connections and requests; those under way are finished.
+    Stop,
+    Kill,
+}
+
+// === impl Server ===
+
+impl Server {
+    pub async fn start(config: EngineConfig) -> Result<Self, StartError> {
+        let author = match &config.script {
+            None => Author::new(config.seed),
+            Some(path) => {
+                Author::scripted(config.seed, path).map_err(|error| StartError::Script { path: path.clone(), error })?
+            }
+        };
+        let address = format!("{}:{}", config.host, config.port);
+        let failed = |error| StartError::Listen { address: address.clone(), error };
+        let listener = TcpListener::bind(&address).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+
+        let engine = Engine::new(config.shape.clone());
+        let capacity = engine.capacity();
+        let driver = Driver::new(engine);
+        let face = Arc::new(Face {
+            model: config.model.clone(),
+            max_model_len: config.max_model_len.map_or(capacity, |len| len.min(capacity)),
+            shape: config.shape.clone(),
+            driver: driver.clone(),
+            author,
+            started: SystemTime::now(),
+            received: AtomicU64::new(0),
+        });
+        let (mode, changes) = watch::channel(Mode::Serve);
+        let app = router(Arc::clone(&face));
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = serve(listener, app, changes) => {}
+                () = driver.run() => {}
+            }
+        });
+        Ok(Self { addr, config, face, mode, task })
+    }
+
+    /// `http://HOST:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Takes no new connection, finishes what is under way, and ends.
+    pub async fn stop(self) {
+        self.end(Mode::Stop).await;
+    }
+
+    /// Drops the listener and all connections at once.
+    pub async fn kill(self) {
+        self.end(Mode::Kill).await;
+    }
+
+    /// Kills it and starts it anew, with an empty cache, on the same port.
+    pub async fn restart(self) -> Result<Self, StartError> {
+        let config = EngineConfig { port: self.addr.port(), ..self.config.clone() };
+        self.kill().await;
+        Self::start(config).await
+    }
+
+    /// Inference requests received since the start, the refused ones too.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.face.received.load(Ordering::Relaxed)
+    }
+
+    /// What runs, waits and fills the cache now.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        self.face.driver.snapshot().gauges
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.face.driver.snapshot().counters
+    }
+
+    async fn end(self, mode: Mode) {
+        self.mode.send_replace(mode);
+        // It ends by a panic of its own at worst, and is over then too.
+        let _ = self.task.await;
+    }
+}
+
+async fn serve(listener: TcpListener, app: Router, mut mode: watch::Receiver<Mode>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = mode.changed() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, app.clone(), mode.clone()));
+                }
+                // Out of file descriptors, most likely: let some connections end first.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+        }
+    }
+    drop(listener);
+    if *mode.borrow() == Mode::Stop {
+        while connections.join_next().await.is_some() {}
+    }
+    connections.shutdown().await;
+}
+
+async fn connection(stream: TcpStream, app: Router, mut mode: watch::Receiver<Mode>) {
+    // Without it, small events would wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(KEEP_ALIVE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut serving = pin!(serving);
+    tokio::select! {
+        _ = serving.as_mut() => return,
+        _ = mode.changed() => serving.as_mut().graceful_shutdown(),
+    }
+    let _ = serving.await;
+}
