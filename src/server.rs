@@ -157,6 +157,7 @@ impl Server {
                 () = until_now(&mut stop) => {}
             }
         }
+        shutdown.send_replace(true);
         let telemetry = Arc::clone(&app.telemetry);
         let flushed = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
         if !flushed.unwrap_or(false) {
@@ -178,7 +179,7 @@ async fn drain(app: &App, shutdown: &watch::Sender<bool>, connections: &Open) {
         log::warn!("{} answers are cut off after {grace:?} of grace", app.open.count());
     }
     // Nobody is served any more; now the sockets close.
-    let _ = shutdown.send(true);
+    shutdown.send_replace(true);
     let _ = tokio::time::timeout(LINGER, connections.idle()).await;
 }
 

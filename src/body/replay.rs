@@ -1,14 +1,14 @@
 //! Reads a whole request body before a backend is chosen, such that Pingora still forwards one.
 //!
 //! Pingora 0.9.1 asks for a body that was consumed already only if its retry buffer holds some of it
-//! (`proxy_h1.rs`, `proxy_handle_downstream`). That buffer copies what is read once it is enabled, and
-//! drops everything for good when it passes 64 KiB. So it is used as a marker: enabled when it cannot
-//! overflow any more, and [`replay`] puts the real body in its place. All of this leans on internals of
-//! that one version; `tests/replay.rs` is the proof that they hold.
+//! (`proxy_h1.rs`, `proxy_handle_downstream`). That buffer copies what is read once it is enabled, and drops
+//! everything for good when it passes 64 KiB. So it is used as a marker, the smaller the better, and [`replay`] puts
+//! the real body in its place. All of this leans on internals of that one version; `tests/replay.rs` is the proof
+//! that they hold.
 
 use crate::error::Refusal;
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{Method, header};
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType};
 use pingora_core::protocols::http::ServerSession;
@@ -17,9 +17,9 @@ use std::future::poll_fn;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What Pingora's retry buffer holds at most (`BODY_BUF_LIMIT`), and the most that one read of an
-/// HTTP/1 body returns (`BODY_BUFFER_SIZE`).
-const MARKER_MAX: usize = 64 * 1024;
+/// Up to this length a body is its own marker. A longer one would be held twice, and with it the 64 KiB that HTTP/1
+/// is read through: [`remark`] lets both go.
+const OWN_MARKER: usize = 16 * 1024;
 
 /// Room that is set aside on the word of a `Content-Length` alone; more only as bytes arrive.
 const PREALLOCATE_MAX: usize = 1024 * 1024;
@@ -68,9 +68,19 @@ pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, Stop> 
         let answered = session.downstream_session.write_continue_response().await;
         answered.map_err(|e| Stop::Gone(e.into_down()))?;
     }
+    // One frame of HTTP/2 is always small enough.
+    if session.is_http2() || length.is_none_or(|length| length <= OWN_MARKER) {
+        session.enable_retry_buffering();
+    }
     let body = collect(session, length, bounds).await?;
-    if !body.is_empty() && session.as_downstream().retry_buffer_truncated() {
-        remark(session).await?;
+    let in_pieces = matches!(body, Collected::Many(_));
+    let body = body.finish();
+    if !body.is_empty() && !session.is_http2() {
+        let unmarked = length.is_some_and(|length| length > OWN_MARKER);
+        if unmarked || session.as_downstream().retry_buffer_truncated() {
+            // No read goes past a known length, but the one that brought the head may have.
+            remark(session, unmarked && in_pieces).await?;
+        }
     }
     Ok(body)
 }
@@ -93,14 +103,10 @@ pub fn replay(body: &mut Option<Bytes>, end_of_stream: bool, full: &Bytes) {
     *body = Some(if end_of_stream { full.clone() } else { Bytes::new() });
 }
 
-async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -> Result<Bytes, Stop> {
+async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -> Result<Collected, Stop> {
     let started = Instant::now();
     let mut collected = Collected::Nothing;
     loop {
-        let left = length.map(|length| length.saturating_sub(collected.len()));
-        if left.is_none_or(|left| left <= MARKER_MAX) || session.is_http2() {
-            session.enable_retry_buffering();
-        }
         let now = Instant::now();
         let slowest = SLOWEST * u32::try_from(collected.len() / 1024).unwrap_or(u32::MAX);
         let deadline = (now + bounds.pause).min(started + bounds.pause + slowest);
@@ -109,7 +115,7 @@ async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -
             Err(_) => return Err(too_slow(bounds)),
             Ok(Err(e)) if e.etype() == &ErrorType::ReadTimedout => return Err(too_slow(bounds)),
             Ok(Err(e)) => return Err(Stop::Gone(e.into_down())),
-            Ok(Ok(None)) => return Ok(collected.finish()),
+            Ok(Ok(None)) => return Ok(collected),
             Ok(Ok(Some(piece))) => {
                 if collected.len() + piece.len() > bounds.size {
                     return Err(too_large(bounds));
@@ -132,22 +138,24 @@ async fn next(session: &mut Session, read: usize) -> pingora::Result<Option<Byte
     }
 }
 
-/// An HTTP/1.1 chunked body of more than 64 KiB is the one case without a marker. The session is given a second
-/// head to parse, of a request with a body of one byte, and reads that: parsing makes the retry buffer anew.
-async fn remark(session: &mut Session) -> Result<(), Stop> {
+/// Marks an HTTP/1.1 body that has no marker. The session is given a second head to parse, of a request with a body of
+/// one byte, and reads that: parsing makes the buffers anew. What the client may have pipelined goes with the old ones:
+/// unless `alone`, the connection ends with this request.
+async fn remark(session: &mut Session, alone: bool) -> Result<(), Stop> {
     const HEAD: &[u8] = b"POST / HTTP/1.1\r\nhost: -\r\ncontent-length: 1\r\n\r\n.";
     let gone = |e: Box<Error>| Stop::Gone(e.into_in());
+    session.enable_retry_buffering();
+    let keepalive = session.get_keepalive().filter(|_| alone);
     let ServerSession::H1(h1) = &mut *session.downstream_session else {
-        let e = Error::explain(ErrorType::InternalError, "an HTTP/2 body left no marker");
-        return Err(gone(e));
+        return Err(gone(Error::explain(ErrorType::InternalError, "not an HTTP/1 session")));
     };
-    let request = h1.req_header().clone();
+    let placeholder = RequestHeader::build(Method::POST, b"/", Some(0)).map_err(gone)?;
+    let request = std::mem::replace(h1.req_header_mut(), placeholder);
     h1.set_pipelined_prefix(BytesMut::from(HEAD));
     h1.read_request().await.map_err(gone)?;
     h1.read_body_bytes().await.map_err(gone)?;
     *h1.req_header_mut() = request;
-    // What the client may have pipelined went with the old body reader.
-    h1.set_server_keepalive(None);
+    h1.set_server_keepalive(keepalive);
     Ok(())
 }
 

@@ -16,6 +16,9 @@ use http::{Method, header};
 use pingora_proxy::Session;
 use std::sync::Arc;
 
+/// How long a client's connection may be idle between two requests, seconds.
+const KEPT_IDLE: u64 = 60;
+
 /// What is left to do after a request has been looked at.
 pub enum Next {
     Upstream,
@@ -68,8 +71,9 @@ impl Proxy {
         downstream.set_read_timeout(Some(timeouts.request_header));
         // A client that does not read holds a place on a backend.
         downstream.set_write_timeout(Some(timeouts.stream_idle));
-        if self.app.draining() {
-            downstream.set_keepalive(None);
+        // Unless the client wants it closed. Pingora itself would keep an idle connection for ever.
+        if downstream.get_keepalive().is_some() {
+            downstream.set_keepalive(Some(KEPT_IDLE).filter(|_| !self.app.draining()));
         }
     }
 
