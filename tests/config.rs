@@ -282,7 +282,7 @@ models:
     health: {path: health, interval: 5}
   - name: a
     backends: []
-scheduler: {headroom: 0.9, forecast: {slack: 1}}
+scheduler: {headroom: 0.9, fair: {after: 1s}}
 frobnicate: 1
 ",
     )
@@ -298,7 +298,7 @@ frobnicate: 1
         "7:11: models[1].name: the name `a` is taken already (see models[0].name)",
         "8:15: models[1].backends: at least one backend is needed",
         "9:23: scheduler.headroom: expected 0 to 0.5, found 0.9",
-        "9:28: scheduler.forecast: `scheduler.forecast` is not supported by this version",
+        "9:28: scheduler.fair: `scheduler.fair` is not supported by this version",
         "10:1: frobnicate: unknown key",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");

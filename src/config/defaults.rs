@@ -84,6 +84,8 @@ impl Default for Scheduler {
             hold_on_timeout: OnTimeout::Admit,
             hold_queue: 10_000,
             headroom: 0.02,
+            forecast_slack: 1.1,
+            forecast_horizon: seconds(60),
             evict_cost_factor: 1.0,
             evict_idle_factor: 2.0,
             tick: seconds(1),

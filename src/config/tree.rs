@@ -236,6 +236,9 @@ pub struct Scheduler {
     pub hold_queue: usize,
     /// Share of the capacity left free, 0–0.5.
     pub headroom: f64,
+    /// As a share of the capacity, at least 0.1.
+    pub forecast_slack: f64,
+    pub forecast_horizon: Duration,
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
     pub tick: Duration,

@@ -67,6 +67,8 @@ struct SchedulerKeys {
     /// Share of each backend's capacity that is left free: 0 to 0.5.
     #[schemars(range(min = 0.0, max = 0.5))]
     headroom: f64,
+    /// How far ahead room is looked for, since programs grow.
+    forecast: Forecast,
     /// When an idle program has to make room.
     evict: Evict,
     /// Time between two looks at what changes by itself, such as programs that have gone idle.
@@ -96,6 +98,20 @@ struct Hold {
     on_timeout: OnTimeout,
     /// Steps that may wait at once; more get 429.
     queue: usize,
+}
+
+/// How far ahead room is looked for, since programs grow.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Forecast {
+    /// Share of the capacity that the programs of a backend may come to need at their worst moment ahead,
+    /// for a new one to be let in.
+    #[schemars(range(min = 0.1))]
+    slack: f64,
+    /// How far ahead a program that returns must fit.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    horizon: Duration,
 }
 
 /// When an idle program has to make room.
@@ -223,6 +239,7 @@ impl Default for SchedulerKeys {
         Self {
             hold: Hold::default(),
             headroom: defaults.headroom,
+            forecast: Forecast::default(),
             evict: Evict::default(),
             tick: defaults.tick,
             no_backend_wait: defaults.no_backend_wait,
@@ -236,6 +253,13 @@ impl Default for Hold {
     fn default() -> Self {
         let defaults = Scheduler::default();
         Self { max: defaults.hold_max, on_timeout: defaults.hold_on_timeout, queue: defaults.hold_queue }
+    }
+}
+
+impl Default for Forecast {
+    fn default() -> Self {
+        let defaults = Scheduler::default();
+        Self { slack: defaults.forecast_slack, horizon: defaults.forecast_horizon }
     }
 }
 
@@ -253,6 +277,8 @@ impl From<SchedulerKeys> for Scheduler {
             hold_on_timeout: keys.hold.on_timeout,
             hold_queue: keys.hold.queue,
             headroom: keys.headroom,
+            forecast_slack: keys.forecast.slack,
+            forecast_horizon: keys.forecast.horizon,
             evict_cost_factor: keys.evict.cost_factor,
             evict_idle_factor: keys.evict.idle_factor,
             tick: keys.tick,

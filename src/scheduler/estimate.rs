@@ -29,13 +29,7 @@ pub struct Learned {
 
 impl Learned {
     pub fn new() -> Self {
-        Self {
-            output: None,
-            bytes_per_token: None,
-            gaps: VecDeque::new(),
-            gap_p99: None,
-            gaps_since: 0,
-        }
+        Self { output: None, bytes_per_token: None, gaps: VecDeque::new(), gap_p99: None, gaps_since: 0 }
     }
 
     pub fn saw_output(&mut self, tokens: Tokens) {

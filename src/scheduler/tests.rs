@@ -79,7 +79,7 @@ fn no_new_program_is_admitted_while_a_started_one_is_held() {
 
 #[test]
 fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(Policy { forecast_slack: 9.0, ..policy() }, &[Some(10_000)]);
     for name in ["a", "b", "c"] {
         let step = world.arrive(name, 3_000);
         world.answer(step, usage(3_000, 100));
