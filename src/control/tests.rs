@@ -107,7 +107,9 @@ async fn get(app: &App, target: &str) -> (u16, Value) {
 
 /// The keys of an object, sorted.
 fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(String::as_str).collect()
+    let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
 }
 
 /// `words` as a sorted list.
