@@ -162,6 +162,10 @@ impl Scheduler {
         let stay = backend.leased.iter().filter(|pid| !leaving.contains(pid));
         let member = |program: &Program| Member { context: program.context, footprint: program.charge };
         let mut members: Vec<Member> = stay.filter_map(|pid| self.programs.get(pid)).map(member).collect();
+        // Alone it goes in, however large it is or may become: no backend will ever suit it better.
+        if members.is_empty() {
+            return true;
+        }
         members.push(Member { context: need, footprint: need - self.shared(program.class) });
         let (limit, horizon) = if program.started() {
             (effective, Some(self.policy.forecast_horizon))

@@ -192,6 +192,20 @@ fn a_program_larger_than_any_backend_is_admitted_alone() {
 }
 
 #[test]
+fn a_program_that_outgrows_its_backend_is_resumed_alone() {
+    let mut world = World::one_backend(10_000);
+    for name in ["older", "giant"] {
+        let step = world.arrive(name, 1_000);
+        world.answer(step, usage(1_000, 10));
+    }
+    let grown = world.arrive("giant", 50_000);
+    assert!(world.held(grown));
+    world.ticks(10);
+    assert_eq!(world.paused("older"), Some(PauseReason::Evicted));
+    assert_eq!(world.went(grown), Some(DispatchKind::Resumed));
+}
+
+#[test]
 fn a_release_refuses_held_steps_and_frees_the_key_at_once() {
     let mut world = World::one_backend(10_000);
     let a = world.arrive("a", 9_000);
