@@ -174,6 +174,27 @@ async fn a_backend_that_dies_mid_stream_ends_it_with_an_error_event_and_without_
 }
 
 #[tokio::test]
+async fn what_was_held_back_of_a_stream_goes_before_the_error_that_ends_it() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client.post(CHAT, "", STREAMED).await;
+    let mut answer = backend.next().await.events().await;
+    // The end of the choice waits for the usage event, which never comes.
+    let end = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    answer.event(&token(1)).await;
+    answer.event(end).await;
+    answer.die();
+    let response = client.response().await;
+    let events: Vec<_> = response.text().split_terminator("\n\n").map(str::to_owned).collect();
+    assert_eq!(events[..2], [format!("data: {}", token(1)), format!("data: {end}")]);
+    assert!(events[2].starts_with("data: {\"error\""), "{events:?}");
+    assert_eq!(events.len(), 3);
+    assert!(!response.complete);
+    proxy.settled().await;
+}
+
+#[tokio::test]
 async fn over_http2_too_a_broken_stream_ends_with_its_error_event() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::start(&[&backend]).await;

@@ -113,7 +113,7 @@ fn joined(first: Bytes, second: Bytes) -> Bytes {
 // === impl Answer ===
 
 impl super::ctx::Answer {
-    fn note_tail(&mut self, piece: &[u8]) {
+    pub(super) fn note_tail(&mut self, piece: &[u8]) {
         match piece {
             [.., a, b] => self.tail = [*a, *b],
             [b] => self.tail = [self.tail[1], *b],

@@ -90,7 +90,7 @@ impl Proxy {
         session.set_keepalive(None);
         let told = match answered {
             false => reply::refuse(session, &ctx.id, &refusal).await,
-            true if ctx.answer.events => break_off(session, &ctx.answer, &refusal).await,
+            true if ctx.answer.events => break_off(session, &mut ctx.answer, &refusal).await,
             // Less than its length, or chunks without an end: the client sees that it is not whole.
             true => Ok(()),
         };
@@ -103,12 +103,15 @@ impl Proxy {
     }
 }
 
-/// The last event of an answer that will not be finished. Over HTTP/1.1 the connection closes after it without the
+/// The last event of an answer that will not be finished, behind what the observer still held back. Over HTTP/1.1 the connection closes after it without the
 /// last chunk: a client that does not know the event still sees that the answer is not whole. Over HTTP/2 the stream
 /// has to be ended, for a reset would overtake the event and drop it.
-async fn break_off(session: &mut Session, answer: &Answer, refusal: &Refusal) -> pingora::Result<()> {
+async fn break_off(session: &mut Session, answer: &mut Answer, refusal: &Refusal) -> pingora::Result<()> {
+    let held_back = answer.observer.take().map(|mut observer| observer.finish()).unwrap_or_default();
+    answer.note_tail(&held_back);
     let error = refusal.body();
-    let mut event = BytesMut::with_capacity(error.len() + 16);
+    let mut event = BytesMut::with_capacity(held_back.len() + error.len() + 16);
+    event.put_slice(&held_back);
     if !matches!(&answer.tail, b"\n\n" | b"\r\n" | [0, 0]) {
         event.put_slice(b"\n\n");
     }

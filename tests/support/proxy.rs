@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 /// Serves until it is dropped, or told to stop.
 pub struct Proxy {
     pub address: SocketAddr,
+    /// All of them; the admin listener's is the last.
+    pub addresses: Vec<SocketAddr>,
     pub app: Arc<App>,
     stop: mpsc::Sender<Stop>,
     task: tokio::task::JoinHandle<()>,
@@ -54,9 +56,10 @@ impl Proxy {
     pub fn unready(config: Config) -> Self {
         let server = Server::bind(config).expect("a usable configuration");
         let (stop, words) = mpsc::channel(2);
-        let (address, app) = (server.addresses()[0], Arc::clone(server.app()));
+        let (addresses, app) = (server.addresses().to_vec(), Arc::clone(server.app()));
+        let address = addresses[0];
         let task = tokio::spawn(server.serve(words));
-        Self { address, app, stop, task }
+        Self { address, addresses, app, stop, task }
     }
 
     pub async fn client(&self) -> Client {

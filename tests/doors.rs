@@ -1,0 +1,124 @@
+//! What is refused for want of room, and the other ways in: the admin listener, TLS.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use support::backend::Backend;
+use support::client::Client;
+use support::proxy::{Proxy, config};
+use support::wire::Message;
+use thundergate::config::{Admin, OnTimeout, Secret, Tls};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn error_code(response: &Message) -> String {
+    response.json()["error"]["code"].as_str().expect("a code").to_owned()
+}
+
+/// A step of `program` with a prompt of some 1,000 tokens, as bytes count before any was measured.
+fn step(program: &str) -> Vec<u8> {
+    let messages = serde_json::json!([{"role": "user", "content": "x".repeat(4_000)}]);
+    let body = serde_json::json!({"model": "tiny", "program_id": program, "max_tokens": 10, "messages": messages});
+    body.to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn a_step_too_many_in_the_queue_is_told_when_to_come_back() {
+    let mut backend = Backend::start().await;
+    // Room for one such step.
+    backend.state.blocks.store(100, Ordering::Relaxed);
+    let mut config = config(&[&backend]);
+    config.scheduler.hold_queue = 1;
+    let proxy = Proxy::with(config).await;
+    let (mut first, mut second, mut third) = (proxy.client().await, proxy.client().await, proxy.client().await);
+    first.post(CHAT, "", &step("a")).await;
+    let running = backend.next().await;
+    second.post(CHAT, "", &step("b")).await;
+    proxy.wait_for("the second to be held", || proxy.app.gate.held_steps() == 1).await;
+    third.post(CHAT, "", &step("c")).await;
+    let response = third.response().await;
+    assert_eq!((response.status(), error_code(&response)), (429, "held_too_long".to_owned()));
+    assert!(response.header("retry-after").is_some());
+    running.json(400, "{}").await;
+    backend.next().await.json(400, "{}").await;
+    assert_eq!((first.response().await.status(), second.response().await.status()), (400, 400));
+    proxy.settled().await;
+    assert!(proxy.app.gate.programs().is_empty(), "not one of them was answered");
+}
+
+#[tokio::test]
+async fn a_step_held_for_too_long_is_refused_and_never_reaches_a_backend() {
+    let mut backend = Backend::start().await;
+    backend.state.blocks.store(100, Ordering::Relaxed);
+    let mut config = config(&[&backend]);
+    config.scheduler.hold_max = Duration::from_millis(100);
+    config.scheduler.hold_on_timeout = OnTimeout::Reject;
+    config.scheduler.tick = Duration::from_millis(20);
+    let proxy = Proxy::with(config).await;
+    let (mut first, mut second) = (proxy.client().await, proxy.client().await);
+    first.post(CHAT, "", &step("a")).await;
+    let running = backend.next().await;
+    second.post(CHAT, "", &step("b")).await;
+    let response = second.response().await;
+    assert_eq!((response.status(), error_code(&response)), (429, "held_too_long".to_owned()));
+    assert!(response.header("retry-after").is_some());
+    assert!(backend.is_quiet());
+    running.json(400, "{}").await;
+    assert_eq!(first.response().await.status(), 400);
+    proxy.settled().await;
+}
+
+#[tokio::test]
+async fn the_admin_listener_asks_for_its_token_and_the_main_one_knows_nothing_of_it() {
+    let backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    config.admin = Some(Admin { listen, token: Some(Secret("t0ken".into())) });
+    let proxy = Proxy::with(config).await;
+    let mut main = proxy.client().await;
+    for (path, status) in [("/programs", 404), ("/backends", 404), ("/health", 200), ("/livez", 200), ("/readyz", 200)]
+    {
+        main.get(path).await;
+        assert_eq!(main.response().await.status(), status, "{path} on the main listener");
+    }
+    let mut admin = Client::connect(proxy.addresses[1]).await;
+    admin.get("/programs").await;
+    let response = admin.response().await;
+    assert_eq!((response.status(), error_code(&response)), (401, "invalid_admin_token".to_owned()));
+    for (path, status) in [("/programs", 200), ("/backends", 200), ("/v1/embeddings", 404), ("/metrics", 200)] {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t0ken\r\n\r\n");
+        admin.send(head.as_bytes()).await;
+        let response = admin.response().await;
+        assert_eq!(response.status(), status, "{path} on the admin listener");
+        if path == "/metrics" {
+            assert!(response.text().contains("thundergate_backend_healthy"), "Prometheus, whatever is asked for");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tls_listener_serves_both_protocols() {
+    let mut backend = Backend::start().await;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).expect("writable");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("writable");
+    let mut config = config(&[&backend]);
+    config.listeners[0].tls = Some(Tls { cert, key, client_ca: None });
+    let proxy = Proxy::with(config).await;
+    let root = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
+    let base = || reqwest::Client::builder().add_root_certificate(root.clone()).no_proxy();
+    let url = format!("https://localhost:{}{CHAT}", proxy.address.port());
+    for (client, version) in [(base().http1_only(), http::Version::HTTP_11), (base(), http::Version::HTTP_2)] {
+        let client = client.build().expect("a client");
+        let answered = tokio::spawn(client.post(&url).body(step("a")).send());
+        backend.next().await.json(200, "{\"ok\": true}").await;
+        let response = answered.await.expect("no panic").expect("an answer");
+        assert_eq!(response.version(), version);
+        assert_eq!(response.text().await.expect("a body"), "{\"ok\": true}");
+    }
+    proxy.settled().await;
+}
