@@ -10,6 +10,7 @@ mod check;
 mod class;
 mod estimate;
 pub mod event;
+mod feedback;
 mod fill;
 mod forecast;
 mod ledger;

@@ -282,7 +282,7 @@ models:
     health: {path: health, interval: 5}
   - name: a
     backends: []
-scheduler: {headroom: 0.9, fair: {after: 1s}}
+scheduler: {headroom: 0.9, feedback: auto}
 frobnicate: 1
 ",
     )
@@ -298,7 +298,7 @@ frobnicate: 1
         "7:11: models[1].name: the name `a` is taken already (see models[0].name)",
         "8:15: models[1].backends: at least one backend is needed",
         "9:23: scheduler.headroom: expected 0 to 0.5, found 0.9",
-        "9:28: scheduler.fair: `scheduler.fair` is not supported by this version",
+        "9:28: scheduler.feedback: `scheduler.feedback` is not supported by this version",
         "10:1: frobnicate: unknown key",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
@@ -319,7 +319,7 @@ fn what_this_version_lacks_is_refused_in_so_many_words() {
         ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
         ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
         ("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`"),
-        ("scheduler: {fair: {bound: 1s}}\n", "2:13: scheduler.fair: `scheduler.fair`"),
+        ("scheduler: {fair: {bound: 1s}}\n", "2:20: scheduler.fair.bound: `scheduler.fair.bound`"),
         ("scheduler: {feedback: auto}\n", "2:13: scheduler.feedback: `scheduler.feedback`"),
     ];
     for (text, expected) in cases {

@@ -241,6 +241,7 @@ pub struct Scheduler {
     pub forecast_horizon: Duration,
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
+    pub fair_after: Duration,
     pub tick: Duration,
     pub no_backend_wait: Duration,
     /// Weight of an idle program's footprint, 0–1 (ThunderAgent's `--acting-token-weight`).

@@ -71,6 +71,8 @@ struct SchedulerKeys {
     forecast: Forecast,
     /// When an idle program has to make room.
     evict: Evict,
+    /// When one that waits comes before all others.
+    fair: Fair,
     /// Time between two looks at what changes by itself, such as programs that have gone idle.
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
@@ -124,6 +126,16 @@ struct Evict {
     /// Or for this many times the 99th percentile of the pauses between two steps.
     #[schemars(range(min = 0.0))]
     idle_factor: f64,
+}
+
+/// When one that waits comes before all others.
+#[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Fair {
+    /// A started program that has waited this long stops all that are younger, until there is room for it.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    after: Duration,
 }
 
 /// Reads a file; its mistakes are in the draft.
@@ -241,6 +253,7 @@ impl Default for SchedulerKeys {
             headroom: defaults.headroom,
             forecast: Forecast::default(),
             evict: Evict::default(),
+            fair: Fair::default(),
             tick: defaults.tick,
             no_backend_wait: defaults.no_backend_wait,
             acting_weight: defaults.acting_weight,
@@ -263,6 +276,12 @@ impl Default for Forecast {
     }
 }
 
+impl Default for Fair {
+    fn default() -> Self {
+        Self { after: Scheduler::default().fair_after }
+    }
+}
+
 impl Default for Evict {
     fn default() -> Self {
         let defaults = Scheduler::default();
@@ -281,6 +300,7 @@ impl From<SchedulerKeys> for Scheduler {
             forecast_horizon: keys.forecast.horizon,
             evict_cost_factor: keys.evict.cost_factor,
             evict_idle_factor: keys.evict.idle_factor,
+            fair_after: keys.fair.after,
             tick: keys.tick,
             no_backend_wait: keys.no_backend_wait,
             acting_weight: keys.acting_weight,

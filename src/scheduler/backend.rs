@@ -1,10 +1,11 @@
 //! One backend's ledger: capacity, claims, promises, and how fast it prefills.
 
-use super::policy::LOAD_TICKS;
+use super::feedback::Feedback;
+use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
 use super::program::Pid;
 use super::shadow::Shadow;
 use crate::units::Tokens;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Prefill speed before any was measured, tokens/s: a mid-sized model on one datacentre GPU.
@@ -37,6 +38,9 @@ pub struct Backend {
     /// Prefill time of steps dispatched here and still without a first token.
     pub promised: Duration,
     pub shadow: Shadow,
+    pub feedback: Feedback,
+    /// What runs there and is not ours, in the last reports, tokens.
+    foreign: VecDeque<Tokens>,
     rate: Option<f64>,
 }
 
@@ -58,6 +62,8 @@ impl Backend {
             forced: 0,
             promised: Duration::ZERO,
             shadow: Shadow::default(),
+            feedback: Feedback::default(),
+            foreign: VecDeque::new(),
             rate: None,
         }
     }
@@ -85,7 +91,7 @@ impl Backend {
     /// Tokens that programs may claim, with `class` among them: capacity less headroom and shared prefixes.
     /// `None` while the capacity is not known: then everything fits.
     pub fn effective(&self, headroom: f64, shared: impl Fn(u64) -> Tokens, with: Option<u64>) -> Option<Tokens> {
-        let usable = self.capacity?.scale(1.0 - headroom);
+        let usable = self.capacity?.scale((1.0 - headroom) * self.feedback.factor()) - self.foreign();
         let mut prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
         if let Some(class) = with.filter(|class| !self.classes.contains_key(class)) {
             prefixes += shared(class);
@@ -115,8 +121,29 @@ impl Backend {
         let Some(capacity) = self.capacity else {
             return;
         };
+        let capacity = capacity.scale(self.feedback.factor()) - self.foreign();
         let prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
         self.shadow.shrink(capacity - prefixes - (self.claims - self.idle_claims));
+    }
+
+    /// A report says that running requests use this share of the cache. Single readings lag an iteration and
+    /// lie: what is above our own running steps in each of the last reports is taken for somebody else's.
+    pub fn saw_usage(&mut self, share: f64, shared: impl Fn(u64) -> Tokens) {
+        let Some(capacity) = self.capacity.filter(|_| share.is_finite()) else {
+            return;
+        };
+        if self.foreign.len() == FOREIGN_REPORTS {
+            self.foreign.pop_front();
+        }
+        let prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
+        let running = self.claims - self.idle_claims + prefixes;
+        self.foreign.push_back(capacity.scale(share) - running);
+    }
+
+    /// Tokens of the cache that requests which are not ours hold.
+    fn foreign(&self) -> Tokens {
+        let known = self.foreign.len() == FOREIGN_REPORTS;
+        self.foreign.iter().min().copied().filter(|_| known).unwrap_or_default()
     }
 
     /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s (steps
@@ -157,5 +184,7 @@ impl Backend {
         self.shadow.clear();
         self.promised = Duration::ZERO;
         self.rate = None;
+        self.feedback = Feedback::default();
+        self.foreign.clear();
     }
 }

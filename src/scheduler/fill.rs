@@ -20,11 +20,13 @@ impl Scheduler {
             return;
         }
         self.fill_unlabelled();
-        // A step of a started program delays nobody new: it had its place before. What does not fit lets
-        // smaller ones behind it pass, for it is looked at first whenever something ends.
+        // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
+        // ends; but not for ever: then everything behind it waits until there is room for it.
         let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
-            self.admit(pid);
+            if !self.admit(pid) && self.waited(pid) >= self.policy.fair_after {
+                return;
+            }
         }
         // New programs wait until every started one runs: letting them in would only push those out again.
         while self.queue.started.is_empty()
@@ -175,9 +177,13 @@ impl Scheduler {
         self.growth.peak(&members, effective, horizon) <= limit
     }
 
+    fn waited(&self, pid: Pid) -> Duration {
+        self.programs.get(&pid).map_or(Duration::ZERO, |program| program.waited(self.now))
+    }
+
     /// Heavy prefill waits while enough is promised: the next first token would come after all of it.
     fn passes_prefill_gate(&self, program: &Program, backend: &Backend, recompute: Duration) -> bool {
-        let waited = program.waiting_since.map_or(Duration::ZERO, |since| self.now.saturating_sub(since));
+        let waited = program.waited(self.now);
         backend.promised < policy::PREFILL_GATE
             || recompute <= policy::PREFILL_LIGHT
             || (program.started() && waited >= policy::PREFILL_PATIENCE)

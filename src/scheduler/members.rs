@@ -62,6 +62,9 @@ impl Scheduler {
         if let Some(capacity) = report.capacity {
             backend.reported_capacity(capacity);
         }
+        if let Some(share) = report.kv_usage {
+            backend.saw_usage(share, |class| self.classes.shared(class));
+        }
         if let Some(rate) = report.prefill_rate {
             backend.saw_rate(rate);
         }

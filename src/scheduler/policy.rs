@@ -18,6 +18,8 @@ pub const LOOK_AHEAD: usize = 64;
 /// A program is taken for gone after this many times the 99th percentile of tool gaps, within the limits.
 pub const GONE_FACTOR: u32 = 5;
 pub const GONE_LIMITS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// Reports that must agree before KV use that is not ours is believed.
+pub const FOREIGN_REPORTS: usize = 3;
 /// The mean of steps in flight is taken over this many ticks.
 pub const LOAD_TICKS: f64 = 30.0;
 
@@ -35,6 +37,8 @@ pub struct Policy {
     pub forecast_horizon: Duration,
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
+    /// A started program that has waited this long stops everything behind it.
+    pub fair_after: Duration,
     pub no_backend_wait: Duration,
     pub acting_weight: f64,
     pub acting_decay: bool,
@@ -55,6 +59,7 @@ impl Policy {
             forecast_horizon: scheduler.forecast_horizon,
             evict_cost_factor: scheduler.evict_cost_factor,
             evict_idle_factor: scheduler.evict_idle_factor,
+            fair_after: scheduler.fair_after,
             no_backend_wait: scheduler.no_backend_wait,
             acting_weight: scheduler.acting_weight,
             acting_decay: scheduler.acting_decay,

@@ -69,6 +69,8 @@ pub struct Run {
     /// The backend was empty when it was dispatched: its TTFT is a clean measure of prefill speed.
     pub alone: bool,
     pub first_token: bool,
+    /// The previous prompt, where all of it was believed to be resident.
+    pub resident: Option<Tokens>,
     /// The lease was given for this step: should the client leave, it goes too.
     pub brought_lease: bool,
     pub forced: bool,
@@ -101,6 +103,11 @@ impl Program {
     /// It has context to lose: it is resumed, not admitted.
     pub fn started(&self) -> bool {
         self.context > Tokens::ZERO
+    }
+
+    /// How long its oldest held step has waited.
+    pub fn waited(&self, now: Duration) -> Duration {
+        self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
     /// No step of it is in flight or held.

@@ -139,14 +139,12 @@ impl Scheduler {
             return;
         };
         let prompt = self.learned.prompt(program, step.prompt_bytes);
-        let uncached = match step.program {
-            Some(pid) => {
-                let shared =
-                    program.filter(|p| backend.has_class(p.class)).map_or(Tokens::ZERO, |p| self.shared(p.class));
-                prompt - shared - backend.shadow.resident(pid).max(pinned(program, on))
-            }
-            None => prompt,
-        };
+        let shared = program.filter(|p| backend.has_class(p.class)).map_or(Tokens::ZERO, |p| self.shared(p.class));
+        let there = step.program.map_or(Tokens::ZERO, |pid| backend.shadow.resident(pid).max(pinned(program, on)));
+        let whole = |program: &&Program| program.started() && there + shared >= program.context;
+        let resident =
+            program.filter(|_| kind == DispatchKind::Leased).filter(whole).map(|program| program.last_prompt);
+        let uncached = prompt - shared - there;
         let run = Run {
             backend: on,
             order: self.next_order,
@@ -158,6 +156,7 @@ impl Scheduler {
             dispatched: self.now,
             alone: backend.in_flight == 0,
             first_token: false,
+            resident,
             brought_lease: !matches!(kind, DispatchKind::Leased),
             forced: kind == DispatchKind::Forced,
         };
@@ -254,39 +253,13 @@ impl Scheduler {
             return;
         };
         program.running.retain(|&running| running != id);
-        let first = !program.started();
+        let over = program.running.is_empty();
         let mut class_changed = false;
         match outcome {
-            Outcome::Completed(usage) => {
-                let (prompt, total) = match usage {
-                    Some(usage) => (usage.prompt, usage.prompt + usage.completion),
-                    None => (run.prompt, run.prompt + run.output.max(Tokens(1))),
-                };
-                program.steps += 1;
-                if run.order >= program.context_order || first {
-                    // Grown on one lease, tool time included: what the forecast counts with.
-                    if !run.brought_lease && !first && usage.is_some() {
-                        let since = self.now.saturating_sub(program.last_active);
-                        self.growth.saw_turn(total - program.context, since);
-                    }
-                    program.context_order = run.order;
-                    program.context = total;
-                    program.last_prompt = prompt;
-                    program.last_bytes = step.prompt_bytes;
-                } else {
-                    program.context = program.context.max(total);
-                }
-                if let Some(usage) = usage {
-                    self.out.push(Decision::Measured { estimate: run.estimate, reported: total });
-                    self.learned.saw_output(usage.completion);
-                    self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
-                    let cached = usage.cached.filter(|_| first);
-                    class_changed = cached.is_some_and(|c| self.classes.saw_first_step(program.class, c));
-                }
-            }
-            Outcome::Failed if program.running.is_empty() => self.unlease(pid, Some(PauseReason::Error)),
+            Outcome::Completed(usage) => class_changed = self.completed(pid, step, run, usage),
+            Outcome::Failed if over => self.unlease(pid, Some(PauseReason::Error)),
             // As if it had never been: the lease that it brought goes with it.
-            Outcome::Rejected | Outcome::Abandoned if run.brought_lease && program.running.is_empty() => {
+            Outcome::Rejected | Outcome::Abandoned if run.brought_lease && over => {
                 self.unlease(pid, None);
             }
             Outcome::Failed | Outcome::Rejected | Outcome::Abandoned => {}
@@ -301,6 +274,41 @@ impl Scheduler {
             self.conclude(pid, EndKind::Final);
         }
         self.settled(pid);
+    }
+
+    /// The program's conversation is now what the backend counted, or what was expected of it; and what the
+    /// step tells of others is learned. True when the class's shared prefix has changed.
+    fn completed(&mut self, pid: Pid, step: &Step, run: &Run, usage: Option<Usage>) -> bool {
+        let Some(program) = self.programs.get_mut(&pid) else { return false };
+        let first = !program.started();
+        let (prompt, total) = match usage {
+            Some(usage) => (usage.prompt, usage.prompt + usage.completion),
+            None => (run.prompt, run.prompt + run.output.max(Tokens(1))),
+        };
+        program.steps += 1;
+        if run.order >= program.context_order || first {
+            // Grown on one lease, tool time included: what the forecast counts with.
+            if !run.brought_lease && !first && usage.is_some() {
+                let since = self.now.saturating_sub(program.last_active);
+                self.growth.saw_turn(total - program.context, since);
+            }
+            program.context_order = run.order;
+            program.context = total;
+            program.last_prompt = prompt;
+            program.last_bytes = step.prompt_bytes;
+        } else {
+            program.context = program.context.max(total);
+        }
+        let class = program.class;
+        let Some(usage) = usage else { return false };
+        self.out.push(Decision::Measured { estimate: run.estimate, reported: total });
+        self.learned.saw_output(usage.completion);
+        self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
+        let Some(cached) = usage.cached else { return false };
+        if let (Some(previous), Some(backend)) = (run.resident, self.backends.get_mut(&run.backend)) {
+            backend.feedback.saw(previous, cached);
+        }
+        first && self.classes.saw_first_step(class, cached)
     }
 
     /// After a step in flight has left its program: idle, if that was the last.

@@ -14,6 +14,7 @@ pub fn policy() -> Policy {
         forecast_horizon: Duration::from_secs(60),
         evict_cost_factor: 1.0,
         evict_idle_factor: 2.0,
+        fair_after: Duration::from_secs(30),
         no_backend_wait: Duration::from_secs(30),
         acting_weight: 1.0,
         acting_decay: false,
