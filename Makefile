@@ -1,11 +1,12 @@
 # make run    installs what is missing (cmake), builds, shows the demo: no GPU needed
 # make test   installs what is missing, runs every test
 # make real   two real vLLM servers on this CPU, agents and real clients through Thundergate (see tests/real)
+# make bench  what it costs and that it loses nothing (see bench/REPORT.md)
 # make lint   format, clippy
 
 CARGO ?= cargo
 
-.PHONY: run build test lint real cmake
+.PHONY: run build test bench lint real cmake
 
 run: build
 	target/release/thundergate demo
@@ -15,6 +16,10 @@ build: cmake
 
 test: cmake
 	$(CARGO) test --locked
+
+# A stream takes four descriptors there, two of them in the benchmark.
+bench: cmake
+	ulimit -n 8192; $(CARGO) bench --locked --bench streams
 
 lint: cmake
 	$(CARGO) fmt --check

@@ -327,6 +327,21 @@ async fn a_client_that_expects_100_continue_gets_it_and_the_backend_does_not_see
 }
 
 #[tokio::test]
+async fn a_body_that_comes_apart_from_its_head_keeps_its_connection() {
+    let proxy = proxy_to(&[], same).await;
+    let mut client = Client::connect(proxy.address).await;
+    for size in [4_000, 16_385, 30_000, 65_536, 65_537] {
+        let body = noise(size);
+        client.send(post_head("/", "expect: 100-continue\r\n", size).as_bytes()).await;
+        assert_eq!(client.head().await.status(), 100);
+        client.send(&body).await;
+        let response = client.response().await;
+        assert_eq!(response.text(), expected(&body));
+        assert_eq!(response.header("connection").as_deref(), Some("keep-alive"), "{size}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_over_the_limit_is_refused_in_every_framing() {
     let (address, _) = answer_all(Backend::start().await, describe);
     let proxy = serve(Replaying { upstreams: vec![address], bounds: Bounds { size: 1000, ..bounds() }, change: same });

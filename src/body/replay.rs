@@ -17,9 +17,11 @@ use std::future::poll_fn;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Up to this length a body is its own marker. A longer one would be held twice, and with it the 64 KiB that HTTP/1
-/// is read through: [`remark`] lets both go.
-const OWN_MARKER: usize = 16 * 1024;
+/// What the retry buffer holds at most (`BODY_BUF_LIMIT`): up to this length a body may be its own marker.
+const OWN_MARKER: usize = 64 * 1024;
+
+/// A longer body that came in pieces is marked anew: [`remark`] lets go of what HTTP/1 was read through.
+const SMALL: usize = 16 * 1024;
 
 /// Room that is set aside on the word of a `Content-Length` alone; more only as bytes arrive.
 const PREALLOCATE_MAX: usize = 1024 * 1024;
@@ -76,10 +78,11 @@ pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, Stop> 
     let in_pieces = matches!(body, Collected::Many(_));
     let body = body.finish();
     if !body.is_empty() && !session.is_http2() {
+        // No read goes past a known length, but the one that brought the head may have.
+        let alone = length.is_some() && in_pieces;
         let unmarked = length.is_some_and(|length| length > OWN_MARKER);
-        if unmarked || session.as_downstream().retry_buffer_truncated() {
-            // No read goes past a known length, but the one that brought the head may have.
-            remark(session, unmarked && in_pieces).await?;
+        if unmarked || session.as_downstream().retry_buffer_truncated() || (alone && body.len() > SMALL) {
+            remark(session, alone).await?;
         }
     }
     Ok(body)

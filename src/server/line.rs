@@ -118,6 +118,10 @@ impl AsyncRead for Line {
             let take = this.ahead.len().min(buf.remaining());
             buf.put_slice(&this.ahead[..take]);
             this.ahead.advance(take);
+            if this.ahead.is_empty() {
+                // The connection may be held for long: the room is given back.
+                this.ahead = BytesMut::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let waiting = matches!(this.pulse.phase(), Phase::Idle | Phase::Head);

@@ -3,8 +3,8 @@
 use crate::config::Tls;
 use crate::proxy::KEEPALIVE;
 use parking_lot::Mutex;
-use pingora_core::listeners::TcpSocketOptions;
 use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::listening::Service;
 use std::io;
@@ -51,14 +51,13 @@ impl Listeners {
         let mut options = TcpSocketOptions::default();
         // Or a client that vanished stays in the queue for ever.
         options.tcp_keepalive = Some(KEEPALIVE);
-        let name = address.to_string();
-        match tls {
-            None => service.add_tcp_with_settings(&name, options),
-            Some(tls) => {
-                let settings = settings(tls).map_err(|cause| ListenError::Tls { address, cause })?;
-                service.add_tls_with_settings(&name, Some(options), settings);
-            }
+        // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
+        let buffer = L4BufferSettings::default().read(0);
+        let mut listener = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
+        if let Some(tls) = tls {
+            listener = listener.tls(settings(tls).map_err(|cause| ListenError::Tls { address, cause })?);
         }
+        service.add_listener(listener);
         self.sockets.push(socket);
         self.addresses.push(address);
         Ok(())

@@ -76,8 +76,12 @@ impl Backend {
 
     /// The next request that is not about health, metrics or models.
     pub async fn next(&mut self) -> Exchange {
-        let next = within("a request to the backend", self.exchanges.recv()).await;
-        next.expect("the backend runs")
+        within("a request to the backend", self.recv()).await.expect("the backend runs")
+    }
+
+    /// The same, however long it takes.
+    pub async fn recv(&mut self) -> Option<Exchange> {
+        self.exchanges.recv().await
     }
 
     /// No request waits for an answer here.
