@@ -26,6 +26,8 @@ pub enum Command {
     Demo(crate::demo::Args),
     /// Run one simulated vLLM server, for tests, demonstrations and benchmarks
     Engine(crate::engine::Args),
+    /// Replay a workload through the scheduler and through others, in virtual time
+    Simulate(crate::simulate::Args),
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod step;
 mod tests;
 
 pub use crate::scheduler::{LoadView, ProgramView};
+pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 
 use crate::config::{self, Config};

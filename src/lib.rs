@@ -18,5 +18,6 @@ pub mod identity;
 pub mod proxy;
 pub mod scheduler;
 pub mod server;
+pub mod simulate;
 pub mod telemetry;
 pub mod units;

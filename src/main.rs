@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
-use thundergate::{demo, engine, server};
+use thundergate::{demo, engine, server, simulate};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         }
         Some(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
         Some(Command::Engine(args)) => engine::run(args).map_err(Into::into),
+        Some(Command::Simulate(args)) => simulate::run(&args).map_err(Into::into),
     };
     let Err(error) = done else {
         return ExitCode::SUCCESS;

@@ -224,6 +224,7 @@ impl Face {
             chain: chain.hashes().into(),
             prompt_tokens: prompt.tokens.len(),
             output_tokens: answer.tokens.len(),
+            recalled: 0,
             finish: answer.finish(),
             stream,
         };

@@ -39,6 +39,9 @@ pub struct Request {
     pub prompt_tokens: usize,
     /// At least 1.
     pub output_tokens: usize,
+    /// Tokens at its start that need not be computed where they are not cached: something below the cache
+    /// brings them back at no cost. Plain vLLM has no such thing: 0.
+    pub recalled: usize,
     pub finish: Finish,
     /// Report every token, not only the first and the last.
     pub stream: bool,
@@ -339,6 +342,7 @@ impl Engine {
                 self.counters.prefix_queries += sequence.total() as u64;
                 self.counters.prefix_hits += sequence.computed as u64;
             }
+            sequence.recall(size, &mut self.pool);
             let tokens = sequence.outstanding().min(*budget);
             sequence.grow(tokens, size, &mut self.pool);
             self.counters.prefilled += sequence.charge(time);
@@ -387,7 +391,7 @@ impl Engine {
 
     /// Recounts every block.
     #[cfg(test)]
-    pub(super) fn check(&self) {
+    pub(crate) fn check(&self) {
         let held = self.running.iter().chain(&self.waiting);
         self.pool.check(held.flat_map(|s| s.blocks.iter().copied()));
         assert!(self.waiting.iter().all(|s| s.blocks.is_empty()));
@@ -456,8 +460,20 @@ impl Sequence {
         self.scheduled as u64
     }
 
+    /// Takes blocks for what is recalled and not cached.
+    fn recall(&mut self, block_size: usize, pool: &mut BlockPool) {
+        let known = self.request.recalled.min(self.total() - 1) / block_size * block_size;
+        if known > self.computed {
+            self.grow(known - self.computed, block_size, pool);
+            self.computed = known;
+        }
+    }
+
     /// Nothing of it is computed any more; what it generated stays known.
     fn forget(&mut self) {
+        if self.request.recalled > 0 {
+            self.request.recalled = self.computed;
+        }
         self.blocks.clear();
         (self.named, self.computed, self.scheduled) = (0, 0, 0);
     }

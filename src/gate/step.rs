@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 /// Output is reported to the scheduler in portions of this many tokens: a step's charge need not be exact
 /// to the token while it grows, and each report takes the pool's lock.
-const PROGRESS: u64 = 64;
+pub(crate) const PROGRESS: u64 = 64;
 
 /// What the proxy knows of a step when it arrives.
 #[derive(Clone, Debug, Default)]

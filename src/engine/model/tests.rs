@@ -17,6 +17,7 @@ fn request(id: RequestId, stream: u64, prompt: usize, output: usize) -> Request 
         chain: chain.hashes().into(),
         prompt_tokens: prompt,
         output_tokens: output,
+        recalled: 0,
         finish: Finish::Length,
         stream: false,
     }
@@ -294,6 +295,7 @@ fn speed_of_an_hour_of_one_engine_with_forty_programs() {
             chain: chain.hashes().into(),
             prompt_tokens: prompt,
             output_tokens: 300,
+            recalled: 0,
             finish: Finish::Stop,
             stream: false,
         };
@@ -318,4 +320,17 @@ fn speed_of_an_hour_of_one_engine_with_forty_programs() {
     }
     println!("{steps} steps, {} iterations, {:?}", engine.counters().iterations, started.elapsed());
     assert!(steps > 0);
+}
+
+#[test]
+fn what_is_recalled_takes_blocks_but_no_time() {
+    let mut engine = Engine::new(shape(1000));
+    let plain = run_one(&mut engine, request(1, 1, 41, 1));
+    let busy = engine.counters().busy;
+    let recalled = run_one(&mut engine, Request { recalled: 41, ..request(2, 2, 41, 1) });
+    // All but the last block, whose logits are needed.
+    assert_eq!((plain.cached, recalled.cached), (0, 0));
+    assert_eq!(engine.counters().prefilled, 41 + 1);
+    assert!(engine.counters().busy < busy * 2);
+    assert_eq!(run_one(&mut engine, request(3, 2, 41, 1)).cached, 40);
 }

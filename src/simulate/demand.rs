@@ -1,0 +1,73 @@
+//! Which programs come, and when.
+
+use super::rng::Rng;
+use super::script::Script;
+use super::trace::Trace;
+use super::workload::Workload;
+use std::time::Duration;
+
+/// Where scripts come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Workload(Workload),
+    Trace(Trace),
+}
+
+/// When programs start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arrivals {
+    /// So many at any time: as one ends, the next begins.
+    Closed(u64),
+    /// Independent of each other, so many a minute.
+    Rate(f64),
+    /// As recorded in the trace.
+    Recorded,
+}
+
+#[derive(Clone, Debug)]
+pub struct Demand {
+    pub source: Source,
+    pub arrivals: Arrivals,
+    pub seed: u64,
+}
+
+/// Programs of a closed loop start within this time of each other: containers take a while to come up.
+const STAGGER: Duration = Duration::from_secs(60);
+/// Streams of the random generator besides those of the programs, which have their number.
+const STARTS: u64 = 1 << 60;
+const BYTES: u64 = 2 << 60;
+
+// === impl Demand ===
+
+impl Demand {
+    /// Program number `number`: a function of the seed and the number alone, so that every policy meets the same.
+    #[must_use]
+    pub fn script(&self, number: u64) -> Script {
+        match &self.source {
+            Source::Workload(workload) => workload.script(self.seed, number),
+            Source::Trace(trace) => {
+                let mut script = trace.scripts[number as usize % trace.scripts.len()].clone();
+                script.write_bytes(&mut Rng::new(self.seed, BYTES ^ number));
+                script
+            }
+        }
+    }
+
+    /// When the programs start that do not follow another, counted from the start of the one before.
+    pub fn starts(&self) -> Box<dyn Iterator<Item = Duration> + '_> {
+        let mut rng = Rng::new(self.seed, STARTS);
+        match (self.arrivals, &self.source) {
+            (Arrivals::Closed(programs), _) => {
+                let mut starts: Vec<Duration> = (0..programs).map(|_| STAGGER.mul_f64(rng.unit())).collect();
+                starts.sort_unstable();
+                let mut last = Duration::ZERO;
+                Box::new(starts.into_iter().map(move |at| at - std::mem::replace(&mut last, at)))
+            }
+            (Arrivals::Recorded, Source::Trace(trace)) => Box::new(trace.scripts.iter().map(|s| s.steps[0].gap)),
+            (Arrivals::Recorded, Source::Workload(_)) => Box::new(std::iter::empty()),
+            (Arrivals::Rate(per_minute), _) => {
+                Box::new(std::iter::from_fn(move || Some(Duration::from_secs_f64(rng.exponential(60.0 / per_minute)))))
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What every simple policy keeps of the backends: which are up, and what they have to do.
+
+use crate::scheduler::{BackendId, Event, Outcome, StepId};
+use crate::units::Tokens;
+use std::collections::{BTreeMap, HashMap};
+
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    backends: BTreeMap<BackendId, Backend>,
+    /// Steps in flight.
+    running: HashMap<StepId, BackendId>,
+}
+
+#[derive(Debug, Default)]
+struct Backend {
+    up: bool,
+    load: usize,
+    capacity: Option<Tokens>,
+}
+
+impl Fleet {
+    /// Takes in what concerns backends and ends of steps.
+    pub(super) fn note(&mut self, event: &Event) {
+        match event {
+            Event::BackendAdded { backend, .. } => {
+                self.backends.entry(*backend).or_default();
+            }
+            Event::BackendUp(id) => self.set_up(*id, true),
+            Event::BackendDown(id) | Event::BackendDraining(id) => self.set_up(*id, false),
+            Event::BackendRemoved(id) => {
+                self.backends.remove(id);
+            }
+            Event::Report { backend, report } => {
+                if let Some(backend) = self.backends.get_mut(backend) {
+                    backend.capacity = report.capacity.or(backend.capacity);
+                }
+            }
+            Event::End { step, .. } | Event::Undelivered(step) => {
+                let on = self.running.remove(step).and_then(|on| self.backends.get_mut(&on));
+                if let Some(backend) = on {
+                    backend.load -= 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn dispatched(&mut self, step: StepId, on: BackendId) {
+        self.running.insert(step, on);
+        if let Some(backend) = self.backends.get_mut(&on) {
+            backend.load += 1;
+        }
+    }
+
+    pub(super) fn usable(&self) -> impl Iterator<Item = BackendId> {
+        self.backends.iter().filter(|(_, backend)| backend.up).map(|(&id, _)| id)
+    }
+
+    /// Steps in flight there.
+    pub(super) fn load(&self, id: BackendId) -> usize {
+        self.backends.get(&id).map_or(0, |backend| backend.load)
+    }
+
+    pub(super) fn capacity(&self, id: BackendId) -> Option<Tokens> {
+        self.backends.get(&id)?.capacity
+    }
+
+    pub(super) fn least_loaded(&self) -> Option<BackendId> {
+        self.usable().min_by_key(|&id| (self.load(id), id))
+    }
+
+    fn set_up(&mut self, id: BackendId, up: bool) {
+        if let Some(backend) = self.backends.get_mut(&id) {
+            backend.up = up;
+        }
+    }
+}
+
+/// Prompt and output together, when the step ended well and its usage is known.
+pub(super) fn total(outcome: &Outcome) -> Option<(Tokens, Tokens)> {
+    match outcome {
+        Outcome::Completed(Some(usage)) => Some((usage.prompt, usage.prompt + usage.completion)),
+        _ => None,
+    }
+}
