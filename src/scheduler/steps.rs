@@ -288,7 +288,7 @@ impl Scheduler {
         program.steps += 1;
         if run.order >= program.context_order || first {
             // Grown on one lease, tool time included: what the forecast counts with.
-            if !run.brought_lease && !first && usage.is_some() {
+            if !run.brought_lease && !first {
                 let since = self.now.saturating_sub(program.last_active);
                 self.growth.saw_turn(total - program.context, since);
             }
@@ -300,7 +300,13 @@ impl Scheduler {
             program.context = program.context.max(total);
         }
         let class = program.class;
-        let Some(usage) = usage else { return false };
+        let Some(usage) = usage else {
+            // Every event that carried output was counted as a token.
+            if run.output > Tokens::ZERO {
+                self.learned.saw_output(run.output);
+            }
+            return false;
+        };
         self.out.push(Decision::Measured { estimate: run.estimate, reported: total });
         self.learned.saw_output(usage.completion);
         self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
