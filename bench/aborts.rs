@@ -63,8 +63,9 @@ async fn leave(backend: &mut Backend, caller: &Caller, n: usize, when: When) -> 
             left.elapsed()
         }
         When::MidAnswer => {
-            let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{\"id\":";
-            exchange.raw(head).await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n{\"id\":";
+            // More than Pingora keeps back of an answer whose length is known.
+            exchange.raw(format!("{head}\"{:9000}", "").as_bytes()).await;
             let (_, mut client) = pending.answer().await;
             client.piece().await.expect("the first bytes");
             let left = Instant::now();

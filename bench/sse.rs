@@ -3,6 +3,7 @@
 
 use crate::caller::{Caller, Wire, body};
 use crate::gate::Gate;
+use crate::held::{HELD, reply};
 use crate::numbers::{Durations, Report};
 use crate::support::backend::{Backend, Exchange};
 use bytes::BytesMut;
@@ -69,6 +70,7 @@ pub async fn through(report: &mut Report, binary: &Path, load: Load, wire: Wire)
     let mut backend = Backend::start().await;
     backend.state.blocks.store(10_000_000, Ordering::Relaxed);
     let gate = Gate::start(binary, &backend).await;
+    warm_up(&mut backend, &gate).await;
     let clock = Arc::new(Clock::new(load));
     let server = tokio::spawn({
         let clock = Arc::clone(&clock);
@@ -79,9 +81,10 @@ pub async fn through(report: &mut Report, binary: &Path, load: Load, wire: Wire)
     let run = all(gate.address, wire, load, &clock);
     let middle = async {
         tokio::time::sleep(half).await;
-        gate.resident()
+        (gate.resident(), gate.gauge(HELD).await)
     };
-    let (seen, resident) = tokio::join!(run, middle);
+    let (seen, (resident, held)) = tokio::join!(run, middle);
+    report.check(held == 0.0, format!("{held} streams were held"));
     let cpu = gate.cpu() - cpu;
     let events = tell(report, load, seen);
     report.line("CPU of the proxy for each event", format!("{:.1} µs", cpu.as_secs_f64() * 1e6 / events as f64));
@@ -94,6 +97,18 @@ pub async fn through(report: &mut Report, binary: &Path, load: Load, wire: Wire)
     report.check(idle == 0, format!("{idle} programs are left after their last step"));
     server.abort();
     gate.stop().await;
+}
+
+/// A few programs from start to end: before it has seen how large they become, a scheduler admits few at once.
+async fn warm_up(backend: &mut Backend, gate: &Gate) {
+    let caller = Caller::new(gate.address, Wire::H1, 1).await;
+    for n in 0..20 {
+        let program = format!("warm-{n}");
+        let headers = [("x-program-id", program.as_str()), ("x-program-final", "true")];
+        let pending = caller.post(n, &headers, body(2_000, false, false)).await;
+        reply(backend.next().await).await;
+        pending.answer().await.1.rest().await;
+    }
 }
 
 /// Runs all clients to their end.
