@@ -36,7 +36,8 @@ pub async fn run(report: &mut Report, binary: &Path, wire: Wire, count: usize) {
     gate.until("thundergate_inflight_requests", 0.0).await;
     let programs = gate.programs().await;
     report.check(programs == 0, format!("{programs} programs are left of clients that have gone"));
-    held(report, backend, gate, &caller, count).await;
+    gate.stop().await;
+    held(report, binary, wire, count).await;
 }
 
 /// From the moment the client leaves. That the connection closes at all is waited for, so it is checked.
@@ -77,8 +78,9 @@ async fn leave(backend: &mut Backend, caller: &Caller, n: usize, when: When) -> 
 }
 
 /// Clients that leave while they are held.
-async fn held(report: &mut Report, backend: Backend, gate: Gate, caller: &Caller, count: usize) {
-    let full = Full::fill(backend, gate).await;
+async fn held(report: &mut Report, binary: &Path, wire: Wire, count: usize) {
+    let full = Full::start(binary).await;
+    let caller = Caller::new(full.gate.address, wire, 1).await;
     let mut times = Durations::default();
     for n in 0..count {
         let program = format!("held-{n}");

@@ -42,11 +42,8 @@ pub struct Full {
 
 pub async fn run(report: &mut Report, binary: &Path, wire: Wire, count: usize, size: usize, rounds: usize) {
     report.title(&format!("{count} requests of {} kB held, {}", size / 1000, wire.label()));
-    let backend = Backend::start().await;
-    backend.state.blocks.store(BLOCKS, Ordering::Relaxed);
-    let gate = Gate::start(binary, &backend).await;
-    let mut resident = vec![gate.resident()];
-    let mut full = Full::fill(backend, gate).await;
+    let mut full = Full::start(binary).await;
+    let mut resident = vec![full.gate.resident()];
     for round in 0..rounds {
         let before = full.gate.resident();
         let caller = Caller::new(full.gate.address, wire, count).await;
@@ -83,8 +80,10 @@ async fn hold(full: &Full, caller: &Caller, count: usize, size: usize) -> Vec<Pe
 // === impl Full ===
 
 impl Full {
-    pub async fn fill(mut backend: Backend, gate: Gate) -> Self {
+    pub async fn start(binary: &Path) -> Self {
+        let mut backend = Backend::start().await;
         backend.state.blocks.store(BLOCKS, Ordering::Relaxed);
+        let gate = Gate::start(binary, &backend).await;
         let (occupier, exchange) = Self::occupy(&mut backend, &gate).await;
         Self { backend, gate, occupier, exchange }
     }

@@ -332,8 +332,8 @@ async fn a_body_that_comes_apart_from_its_head_keeps_its_connection() {
     let mut client = Client::connect(proxy.address).await;
     for size in [4_000, 16_385, 30_000, 65_536, 65_537] {
         let body = noise(size);
-        client.send(post_head("/", "expect: 100-continue\r\n", size).as_bytes()).await;
-        assert_eq!(client.head().await.status(), 100);
+        client.send(post_head("/", "", size).as_bytes()).await;
+        let_it_arrive().await;
         client.send(&body).await;
         let response = client.response().await;
         assert_eq!(response.text(), expected(&body));
