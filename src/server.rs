@@ -67,6 +67,7 @@ pub enum StartError {
 /// # Errors
 /// What keeps it from starting.
 pub fn run(config: Config) -> Result<(), StartError> {
+    raise_descriptors(config.limits.connections as u64);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Runtime)?;
     let served = runtime.block_on(async {
         let server = Server::bind(config)?;
@@ -79,6 +80,17 @@ pub fn run(config: Config) -> Result<(), StartError> {
     });
     runtime.shutdown_background();
     served
+}
+
+/// A client and its backend take a descriptor each, and shells often allow no more than 1,024.
+fn raise_descriptors(connections: u64) {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit / 2 < connections => {
+            log::warn!("limits.connections is {connections}, but `ulimit -n` allows only {limit} open files");
+        }
+        Ok(_) => {}
+        Err(e) => log::warn!("the limit on open files stays as it is: {e}"),
+    }
 }
 
 /// SIGTERM and SIGINT, from now on.

@@ -3,6 +3,7 @@
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::backend::Backend;
@@ -10,6 +11,7 @@ use support::client::Client;
 use support::proxy::{Proxy, config};
 use support::wire::Message;
 use thundergate::config::{Admin, OnTimeout, Secret, Tls};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -121,4 +123,26 @@ async fn a_tls_listener_serves_both_protocols() {
         assert_eq!(response.text().await.expect("a body"), "{\"ok\": true}");
     }
     proxy.settled().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_server_takes_all_the_descriptors_that_it_may_have() {
+    let start =
+        format!("ulimit -Sn 256; exec {} --port 0 --host 127.0.0.1 --backends ''", env!("CARGO_BIN_EXE_thundergate"));
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", &start]).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut server = shell.spawn().expect("a shell");
+    let mut log = BufReader::new(server.stderr.take().expect("a pipe")).lines();
+    while let Some(line) = log.next_line().await.expect("text") {
+        if line.contains("listening on") {
+            break;
+        }
+    }
+    let limits = format!("/proc/{}/limits", server.id().expect("it runs"));
+    let limits = std::fs::read_to_string(limits).expect("readable");
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit");
+    let [soft, hard, _] = files.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{files}") };
+    assert_eq!(soft, hard);
+    assert_ne!(soft, "256");
 }
