@@ -8,7 +8,7 @@ use support::backend::Backend;
 use support::client::{Client, H2};
 use support::proxy::{Proxy, config, config_of};
 use support::wire::Message;
-use thundergate::config::{ApiKey, Backend as BackendConfig, PerKey, Pool, Secret};
+use thundergate::config::{Access, AccessFormat, ApiKey, Backend as BackendConfig, PerKey, Pool, Secret};
 
 const CHAT: &str = "/v1/chat/completions";
 const STREAM: &str = include_str!("samples/vllm-0.32-chat-stream.txt");
@@ -392,4 +392,30 @@ async fn more_connections_than_the_limit_are_closed() {
     proxy.wait_for("a free place", || proxy.app.open.count() == 0).await;
     kept[0].get("/livez").await;
     assert_eq!(kept[0].response().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_request_leaves_one_line_in_the_access_log_and_nothing_of_its_prompt() {
+    let mut backend = Backend::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("access.log");
+    let mut config = config(&[&backend]);
+    config.logging.access = Some(Access { format: AccessFormat::Json, path: path.clone() });
+    let proxy = Proxy::with(config).await;
+    let mut client = proxy.client().await;
+    let body = br#"{"model":"tiny","program_id":"p\u000a1","messages":[{"role":"user","content":"a secret"}]}"#;
+    client.post(CHAT, "x-request-id: r1\r\n", body).await;
+    backend.next().await.json(200, WHOLE).await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.settled().await;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    proxy.wait_for("a line", || lines().ends_with('\n')).await;
+    let text = lines();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(!text.contains("secret"));
+    let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((line["request_id"].as_str(), line["program"].as_str()), (Some("r1"), Some("p\n1")));
+    assert_eq!((line["model"].as_str(), line["status"].as_u64()), (Some("default"), Some(200)));
+    assert_eq!(line["prompt_tokens"], 1229);
+    assert_eq!(line["backend"], backend.url());
 }

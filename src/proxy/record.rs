@@ -7,6 +7,7 @@ use crate::scheduler::Outcome;
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
 use pingora::Error;
 use pingora_proxy::Session;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 impl Proxy {
@@ -40,7 +41,8 @@ impl Proxy {
             telemetry.metrics.upstream_error(&backend.url, UpstreamError::Status5xx);
         }
         self.profile(ended, ctx);
-        telemetry.access(|| access(session, status, ended, ctx));
+        let model = ctx.pool.map(|_| Arc::clone(metrics.name()));
+        telemetry.access(|| access(session, status, ended, ctx, model));
     }
 
     fn profile(&self, ended: Instant, ctx: &Ctx) {
@@ -63,7 +65,7 @@ impl Proxy {
     }
 }
 
-fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx) -> AccessRecord {
+fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {
     let request = session.req_header();
     let duration = ended - ctx.arrived;
     let client = session.client_addr().and_then(|address| address.as_inet()).copied();
@@ -74,7 +76,7 @@ fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx) -> AccessRe
         method: request.method.clone(),
         path: ctx.target.split('?').next().unwrap_or_default().to_owned(),
         status,
-        model: None,
+        model,
         program: ctx.program.as_ref().map(|program| program.id.clone()),
         backend: ctx.backend.as_ref().map(|backend| backend.url.clone()),
         held: ctx.held,
