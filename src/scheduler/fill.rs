@@ -39,10 +39,16 @@ impl Scheduler {
     }
 
     fn fill_unlabelled(&mut self) {
-        while let Some(&id) = self.queue.unlabelled.first() {
-            let Some(on) = self.by_load(id) else { return };
-            self.last_choice = Some(on);
-            self.start(id, on, DispatchKind::Unlabelled);
+        if !self.backends.values().any(Backend::usable) {
+            return;
+        }
+        let waiting: Vec<StepId> = self.queue.unlabelled.iter().copied().collect();
+        for id in waiting {
+            // One that must avoid the only backend stops nobody else.
+            if let Some(on) = self.by_load(id) {
+                self.last_choice = Some(on);
+                self.start(id, on, DispatchKind::Unlabelled);
+            }
         }
     }
 

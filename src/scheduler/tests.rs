@@ -359,6 +359,18 @@ fn unlabelled_steps_go_to_the_least_loaded_backend_for_its_weight() {
 }
 
 #[test]
+fn an_unlabelled_step_that_has_no_place_left_stops_nobody_else() {
+    let mut world = World::one_backend(10_000);
+    let unlucky = world.arrive_unlabelled();
+    world.undelivered(unlucky);
+    assert!(world.held(unlucky));
+    let other = world.arrive_unlabelled();
+    assert_eq!(world.place(other), Some(0));
+    world.up(0);
+    assert!(!world.held(unlucky), "its backend is back");
+}
+
+#[test]
 fn round_robin_takes_turns_and_still_knows_its_programs() {
     let mut world = World::new(Policy { routing: Routing::RoundRobin, ..policy() }, &[Some(1_000), Some(1_000)]);
     let steps: Vec<_> = (0..4).map(|_| world.arrive("a", 5_000)).collect();
