@@ -150,7 +150,7 @@ impl Scheduler {
         let missing = wanted.0 as i64 - free;
         let victims = match missing {
             ..=0 => Evictable::default(),
-            _ => self.evictable(backend, Tokens(missing as u64)),
+            _ => self.evictable(backend, Tokens(missing as u64), None),
         };
         if !backend.empty() && (victims.tokens.0 as i64) < missing {
             return Err(HoldReason::NoRoom);
@@ -166,7 +166,7 @@ impl Scheduler {
     /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
     /// life is looked at, a started one's next minute.
     fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
-        let leaving = self.evictable(backend, Tokens(u64::MAX)).programs;
+        let leaving = self.evictable(backend, Tokens(u64::MAX), None).programs;
         let stay = backend.leased.iter().filter(|pid| !leaving.contains(pid));
         let member = |program: &Program| Member { context: program.context, footprint: program.charge };
         let mut members: Vec<Member> = stay.filter_map(|pid| self.programs.get(pid)).map(member).collect();

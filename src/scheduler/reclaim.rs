@@ -13,10 +13,11 @@ pub(super) struct Evictable {
 }
 
 impl Scheduler {
-    /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached.
-    pub(super) fn evictable(&self, backend: &Backend, wanted: Tokens) -> Evictable {
+    /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached;
+    /// never `but`, for whom the room is made.
+    pub(super) fn evictable(&self, backend: &Backend, wanted: Tokens, but: Option<Pid>) -> Evictable {
         let mut found = Evictable::default();
-        for &(since, pid) in &backend.idle {
+        for &(since, pid) in backend.idle.iter().filter(|(_, pid)| Some(*pid) != but) {
             if found.tokens >= wanted {
                 break;
             }
@@ -47,7 +48,7 @@ impl Scheduler {
         let (Some(program), Some(step)) = (self.programs.get(&pid), self.steps.get(&step)) else {
             return false;
         };
-        let Some((on, backend)) = program.lease.and_then(|on| Some((on, self.backends.get(&on)?))) else {
+        let Some(backend) = program.lease.and_then(|on| self.backends.get(&on)) else {
             return false;
         };
         let Some(effective) = self.effective(backend, None) else {
@@ -59,14 +60,13 @@ impl Scheduler {
         if over == Tokens::ZERO {
             return true;
         }
-        let mut victims = self.evictable_but(backend, over, pid);
+        let mut victims = self.evictable(backend, over, Some(pid));
         let oldest =
             backend.leased.iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
         if victims.tokens < over {
             self.add_younger(backend, pid, over, &mut victims);
         }
         if victims.tokens < over && oldest.is_some_and(|(_, oldest)| oldest != pid) {
-            debug_assert_eq!(program.lease, Some(on));
             self.unlease(pid, Some(PauseReason::OverCapacity));
             return false;
         }
@@ -74,24 +74,6 @@ impl Scheduler {
             self.unlease(victim, Some(PauseReason::OverCapacity));
         }
         true
-    }
-
-    fn evictable_but(&self, backend: &Backend, wanted: Tokens, but: Pid) -> Evictable {
-        let own = self.programs.get(&but).map_or(Tokens::ZERO, |program| program.charge);
-        let mut found = self.evictable(backend, wanted + own);
-        if let Some(at) = found.programs.iter().position(|&pid| pid == but) {
-            found.programs.remove(at);
-            found.tokens -= own;
-        }
-        while let Some(&last) = found.programs.last() {
-            let tokens = self.programs.get(&last).map_or(Tokens::ZERO, |program| program.charge);
-            if found.tokens - tokens < wanted {
-                break;
-            }
-            found.programs.pop();
-            found.tokens -= tokens;
-        }
-        found
     }
 
     /// Idle programs younger than `pid`, youngest first, until `wanted` is reached.
