@@ -1,8 +1,10 @@
 //! What every part of a running proxy shares.
 
 mod open;
+mod retries;
 
 pub use open::{Open, OpenGuard};
+pub use retries::Retries;
 
 use crate::config::Config;
 use crate::control::WeightSync;
@@ -23,6 +25,7 @@ pub struct App {
     pub weight_sync: WeightSync,
     /// Requests on their way to a backend, and those that wait to be.
     pub open: Arc<Open>,
+    pub retries: Retries,
     draining: AtomicBool,
 }
 
@@ -37,6 +40,7 @@ impl App {
         let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
         Ok(Self {
             weight_sync: WeightSync::new(gate.clone()),
+            retries: Retries::new(config.retry.budget, config.models.len()),
             config,
             gate,
             fleet,

@@ -33,6 +33,8 @@ pub enum Refusal {
     HeldTooLong { held: Duration, retry_after: Duration },
     #[error("no usable backend after {waited:?} (scheduler.no_backend_wait)")]
     NoBackend { waited: Duration, retry_after: Duration },
+    #[error("a backend could not be reached, and too many requests are tried again already (retry.budget)")]
+    RetryBudget { retry_after: Duration },
     #[error("the program was released while this step was held")]
     ProgramReleased,
     #[error("the backend failed before it answered: {0}")]
@@ -57,7 +59,9 @@ impl Refusal {
             Self::RateLimited { .. } | Self::QueueFull { .. } | Self::HeldTooLong { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::NoBackend { .. } | Self::Draining { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBackend { .. } | Self::RetryBudget { .. } | Self::Draining { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ProgramReleased => StatusCode::CONFLICT,
             Self::UpstreamFailed(_) => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -79,7 +83,7 @@ impl Refusal {
             Self::UnknownModel(_) => "model_not_found",
             Self::RateLimited { .. } => "rate_limited",
             Self::QueueFull { .. } | Self::HeldTooLong { .. } => "held_too_long",
-            Self::NoBackend { .. } => "no_backend",
+            Self::NoBackend { .. } | Self::RetryBudget { .. } => "no_backend",
             Self::ProgramReleased => "program_released",
             Self::UpstreamFailed(_) => "upstream_failed",
             Self::Draining { .. } => "draining",
@@ -95,6 +99,7 @@ impl Refusal {
             | Self::QueueFull { retry_after }
             | Self::HeldTooLong { retry_after, .. }
             | Self::NoBackend { retry_after, .. }
+            | Self::RetryBudget { retry_after }
             | Self::Draining { retry_after } => Some(*retry_after),
             _ => None,
         }

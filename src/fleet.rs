@@ -9,9 +9,11 @@ mod pools;
 pub(crate) mod prometheus;
 mod registry;
 mod ring;
+mod vitals;
 mod vllm;
 
 pub use backend::Backend;
+pub use vitals::{Awaited, Cause, Fault};
 
 use crate::config;
 use crate::gate::{Gate, LoadView, PoolId};
@@ -35,6 +37,12 @@ pub struct BackendStatus {
     pub draining: bool,
     /// Why it is not healthy; `None` before the first check.
     pub down_reason: Option<String>,
+    /// What kind of reason that is.
+    pub down_cause: Option<Cause>,
+    /// If its requests took it out: after this time, once its checks are good.
+    pub returns_in: Option<Duration>,
+    /// How often it went down.
+    pub downs: [(Cause, u64); Cause::ALL.len()],
     /// Last scrape; `None` before the first.
     pub gauges: Option<Gauges>,
     pub scrape_age: Option<Duration>,
@@ -78,6 +86,8 @@ struct Inner {
     pools: Pools,
     registry: Registry,
     sink: Box<dyn Sink>,
+    /// Held from the look at how many are out to the decision that one more is.
+    ejecting: parking_lot::Mutex<()>,
     metrics_interval: Duration,
     timing: Timing,
     models: models::Cache,
@@ -127,9 +137,56 @@ impl Sink for Gate {
     }
 }
 
+// === impl Gauges ===
+
+impl Gauges {
+    /// The engine has done something. All of these come from its own loop, each turn of it; `requests_completed` moves
+    /// also when clients leave.
+    fn moved_since(&self, last: &Self) -> bool {
+        let loops = |g: &Self| {
+            let tokens = [g.prompt_tokens, g.generation_tokens, g.prefix_queries];
+            (tokens, [g.running, g.waiting, g.kv_usage, g.preemptions])
+        };
+        loops(self) != loops(last)
+    }
+}
+
 // === impl Inner ===
 
 impl Inner {
+    /// Takes a backend out, if enough others are left.
+    fn eject(&self, entry: &Entry, cause: Cause, reason: &str) {
+        let id = entry.backend.pool;
+        let Some(pool) = self.pools.get(id) else { return };
+        let eject = &pool.health.eject;
+        let fell = {
+            let _one_at_a_time = self.ejecting.lock();
+            let may = self.may_lose(entry, eject.share);
+            if !may {
+                entry.spare(reason, eject.max);
+            }
+            may && entry.eject(&*self.sink, cause, reason, eject)
+        };
+        if fell {
+            self.rebuild_ring(id);
+        }
+    }
+
+    fn may_lose(&self, entry: &Entry, share: f64) -> bool {
+        let all = self.registry.all();
+        let members = || all.iter().filter(|other| other.backend.pool == entry.backend.pool && !other.is_draining());
+        let out = members().filter(|member| member.is_out()).count();
+        (out + 1) as f64 <= share * members().count() as f64 && self.is_left(entry)
+    }
+
+    /// Another backend of its pool is usable.
+    fn is_left(&self, entry: &Entry) -> bool {
+        let all = self.registry.all();
+        all.iter().any(|other| {
+            other.backend.pool == entry.backend.pool && other.backend.id != entry.backend.id && other.is_usable()
+        })
+    }
+
     fn rebuild_ring(&self, pool: PoolId) {
         self.pools.rebuild(pool, || Arc::clone(&self.registry.all()));
     }
@@ -151,6 +208,7 @@ impl Fleet {
             pools: Pools::new(pools),
             registry: Registry::default(),
             sink: Box::new(sink),
+            ejecting: parking_lot::Mutex::default(),
             metrics_interval: metrics.interval,
             timing,
             models: models::Cache::new(),
@@ -232,18 +290,21 @@ impl Fleet {
         self.inner.pools.get(pool)?.ring.load().pick(hash_of)
     }
 
-    /// A connection to it was refused or timed out: it is down until its health check says otherwise, and that
-    /// runs at once.
-    pub fn connect_failed(&self, id: BackendId) {
-        let fell = self.inner.registry.with(id, |entry| {
-            let fell = entry.fall(&*self.inner.sink, "a connection to it failed".to_owned());
-            if fell {
-                entry.recheck.notify_one();
-            }
-            fell.then_some(entry.backend.pool)
-        });
-        if let Some(pool) = fell.flatten() {
-            self.inner.rebuild_ring(pool);
+    /// A request showed that the backend is not well. A check follows at once; too many faults in a row take it out
+    /// without one.
+    pub fn failed(&self, id: BackendId, fault: Fault) {
+        let inner = &self.inner;
+        let Some(entry) = inner.registry.with(id, Arc::clone) else {
+            return;
+        };
+        let in_a_row = entry.backend.vitals.fault(fault);
+        entry.suspect();
+        let Some(pool) = inner.pools.get(entry.backend.pool) else {
+            return;
+        };
+        if in_a_row >= fault.limit(&pool.health.eject) {
+            let reason = format!("{in_a_row} {} in a row", fault.plural());
+            inner.eject(&entry, Cause::Fault(fault), &reason);
         }
     }
 

@@ -62,7 +62,10 @@ impl Gate {
     pub fn new(config: &Config, telemetry: Arc<Telemetry>) -> Self {
         let pool = |pool: &config::Pool| {
             let policy = Policy::new(&config.scheduler, &config.programs, pool.routing);
-            Mutex::new(Pool { scheduler: Scheduler::new(policy), waiting: HashMap::new() })
+            Mutex::new(Pool {
+                scheduler: Scheduler::new(policy).slow_start(pool.health.slow_start),
+                waiting: HashMap::new(),
+            })
         };
         Self(Arc::new(Inner {
             pools: config.models.iter().map(pool).collect(),

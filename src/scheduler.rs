@@ -60,6 +60,8 @@ pub struct Scheduler {
     draining: bool,
     /// Since when no backend has been usable.
     no_backend_since: Option<Duration>,
+    /// See [`Scheduler::slow_start`].
+    slow_start: Duration,
     /// Round robin goes on after this one.
     last_choice: Option<BackendId>,
     next_pid: u64,
@@ -85,11 +87,19 @@ impl Scheduler {
             frozen: false,
             draining: false,
             no_backend_since: Some(Duration::ZERO),
+            slow_start: Duration::ZERO,
             last_choice: None,
             next_pid: 0,
             next_order: 0,
             out: Vec::new(),
         }
+    }
+
+    /// A backend that returns gets its full share of the steps that are routed by load after this time only.
+    #[must_use]
+    pub fn slow_start(mut self, time: Duration) -> Self {
+        self.slow_start = time;
+        self
     }
 
     /// Takes in what happened at `now` and appends what is to be done. A time before the last event's

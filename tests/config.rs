@@ -230,7 +230,7 @@ fn an_unknown_key_names_the_nearest_one() {
 fn an_unknown_key_far_from_all_names_those_that_exist() {
     assert_eq!(
         mistake_beside("retry: {frobnicate: 1}\n"),
-        "2:9: retry.frobnicate: unknown key; known here: `connect_attempts`"
+        "2:9: retry.frobnicate: unknown key; known here: `connect_attempts`, `budget`"
     );
 }
 

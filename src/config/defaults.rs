@@ -1,8 +1,8 @@
 //! The one place for defaults, and the small constructors around them.
 
 use super::tree::{
-    Access, AccessFormat, Auth, Backend, Config, Health, Identity, Limits, Listener, Logging, Metrics, OnTimeout,
-    PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
+    Access, AccessFormat, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
+    OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
 };
 use super::{Anonymous, humane};
 use crate::identity::DEFAULT_SOURCES;
@@ -73,6 +73,23 @@ impl Default for Health {
             timeout: seconds(2),
             unhealthy_after: 3,
             healthy_after: 2,
+            slow_start: seconds(30),
+            eject: Eject::default(),
+        }
+    }
+}
+
+impl Default for Eject {
+    /// A backend that is out has lost the KV cache of its programs to them, so each number is on the patient side.
+    fn default() -> Self {
+        Self {
+            connect_failures: 3,
+            resets: 3,
+            errors: 5,
+            no_progress: seconds(60),
+            base: seconds(10),
+            max: minutes(5),
+            share: 0.5,
         }
     }
 }
@@ -129,7 +146,7 @@ impl Default for Timeouts {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { connect_attempts: 2 }
+        Self { connect_attempts: 2, budget: 0.2 }
     }
 }
 

@@ -154,7 +154,7 @@ pub struct Pool {
     /// The servers: an URL each, or a mapping.
     #[schemars(with = "Vec<UrlOrBackend>")]
     pub backends: Vec<Backend>,
-    /// How the backends' health is asked for.
+    /// When a backend is well enough to be used.
     pub health: Health,
 }
 
@@ -194,7 +194,7 @@ pub(super) enum UrlOrBackend {
     Backend(Backend),
 }
 
-/// How often a backend is asked whether it is well, and when it is believed.
+/// When a backend is well enough to be used: how often it is asked, and what its requests may show.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
@@ -214,6 +214,48 @@ pub struct Health {
     /// Good checks in a row that bring it back.
     #[schemars(range(min = 1))]
     pub healthy_after: u32,
+    /// How long a backend that returns takes to get its full share of the steps that are routed by load. Programs
+    /// need no such time: they return one prefill after another.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub slow_start: Duration,
+    /// When a backend is taken out by what its requests show, whatever its checks say.
+    pub eject: Eject,
+}
+
+/// When a backend is taken out by what its requests show, whatever its checks say. Answers below 500 never count
+/// against it. Whenever a request fails, a check follows at once, and if that one fails too, the backend is out.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eject {
+    /// Failed connections in a row.
+    #[schemars(range(min = 1))]
+    pub connect_failures: u32,
+    /// Connections in a row that broke before the end of an answer.
+    #[schemars(range(min = 1))]
+    pub resets: u32,
+    /// Answers in a row with status 500, 502, 503 or 504.
+    #[schemars(range(min = 1))]
+    pub errors: u32,
+    /// Steps in flight, and in this time not a byte of an answer and nothing that moves in the backend's metrics,
+    /// while another backend of the pool answers; five times this, if none does. It is longer where a prompt is so
+    /// large that computing it at 1,000 tokens a second would take longer.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub no_progress: Duration,
+    /// How long a backend stays out the first time; each time it is doubled. It returns after that, once its
+    /// checks are good. It counts as the first time again when it was well for as long as `max`.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub base: Duration,
+    /// Longest time out.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub max: Duration,
+    /// Share of the pool's backends that may be out this way at once, rounded down: 0 to 1; 0 takes none out.
+    /// The last one that is left is never taken out. A backend that fails its checks is out regardless.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub share: f64,
 }
 
 /// What happens to a step that was held for `scheduler.hold.max`.
@@ -363,6 +405,10 @@ pub struct Retry {
     /// Further backends tried after the first one could not be connected to: 0 to 15.
     #[schemars(range(max = 15))]
     pub connect_attempts: usize,
+    /// Share of a pool's requests of the last 10 s that may be tried again: 0 to 1. Besides it 10 a second may
+    /// always be. Beyond both the client gets 503.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub budget: f64,
 }
 
 /// What is logged, and where.

@@ -116,9 +116,19 @@ impl Check {
                 format!("{path}.health.path"),
                 "expected a path that starts with `/`",
             );
-            for (count, key) in [(health.unhealthy_after, "unhealthy_after"), (health.healthy_after, "healthy_after")] {
+            let eject = &health.eject;
+            for (count, key) in [
+                (health.unhealthy_after, "unhealthy_after"),
+                (health.healthy_after, "healthy_after"),
+                (eject.connect_failures, "eject.connect_failures"),
+                (eject.resets, "eject.resets"),
+                (eject.errors, "eject.errors"),
+            ] {
                 self.that(count > 0, format!("{path}.health.{key}"), "must be above 0");
             }
+            self.within(eject.share, 0.0, 1.0, &format!("{path}.health.eject.share"));
+            let ordered = eject.base <= eject.max;
+            self.that(ordered, format!("{path}.health.eject.max"), "must not be below `eject.base`");
         }
     }
 
@@ -240,6 +250,7 @@ impl Check {
             );
         }
         self.within(config.retry.connect_attempts, 0, 15, "retry.connect_attempts");
+        self.within(config.retry.budget, 0.0, 1.0, "retry.budget");
     }
 }
 

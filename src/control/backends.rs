@@ -4,7 +4,7 @@ use super::overview::{Overview, capacity, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
-use crate::fleet::{BackendStatus, Fleet};
+use crate::fleet::{BackendStatus, Cause, Fleet};
 use crate::gate::{LoadView, PoolId};
 use crate::scheduler::BackendId;
 use http::StatusCode;
@@ -22,6 +22,10 @@ pub(super) struct Entry<'a> {
     healthy: bool,
     draining: bool,
     down_because: Option<&'a str>,
+    /// `check`, `connect`, `reset`, `error` or `no_progress`.
+    down_cause: Option<&'static str>,
+    /// At the earliest; `null` if only its checks keep it out.
+    returns_in_seconds: Option<f64>,
     weight: u32,
     steps_in_flight: usize,
     programs_running: usize,
@@ -204,6 +208,8 @@ impl<'a> Entry<'a> {
             healthy: status.healthy,
             draining: status.draining,
             down_because: status.down_reason.as_deref(),
+            down_cause: status.down_cause.map(Cause::label),
+            returns_in_seconds: status.returns_in.map(|time| time.as_secs_f64()),
             weight: status.backend.weight,
             steps_in_flight: load.map_or(0, |load| load.in_flight),
             programs_running: load.map_or(0, |load| load.leased_running),

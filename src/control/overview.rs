@@ -91,6 +91,7 @@ impl Overview {
             url: status.backend.url.clone(),
             model: model_name(config, status.backend.pool).to_owned(),
             healthy: status.healthy,
+            downs: status.downs.iter().map(|(cause, count)| (cause.label(), *count)).collect(),
             capacity: capacity(status).or(effective),
             effective_capacity: effective,
             charged_running: load.map_or(0, |load| load.charged_running.0),

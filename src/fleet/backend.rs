@@ -1,5 +1,6 @@
 //! A backend as configured, and the rules for its URL.
 
+use super::vitals::Vitals;
 use crate::config::{self, Secret};
 use crate::gate::PoolId;
 use crate::scheduler::BackendId;
@@ -23,6 +24,7 @@ pub struct Backend {
     pub weight: u32,
     /// KV cache size given by the user, in tokens; overrides what the engine says.
     pub capacity_tokens: Option<u64>,
+    pub(super) vitals: Vitals,
 }
 
 // === impl Backend ===
@@ -57,6 +59,7 @@ impl Backend {
             api_key: config.api_key.clone(),
             weight: config.weight,
             capacity_tokens: config.capacity_tokens,
+            vitals: Vitals::new(),
         })
     }
 }

@@ -2,13 +2,16 @@
 //! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
 
 use super::link::{Failure, Link};
-use super::{Backend, BackendStatus, Gauges, Sink};
+use super::{Backend, BackendStatus, Cause, Gauges, Sink};
+use crate::config::Eject;
 use crate::scheduler::{BackendReport, Event};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Different reasons for one outage that are logged; a server that fails in ever new words is cut short.
 const LOGGED_REASONS: usize = 4;
@@ -20,12 +23,25 @@ pub(super) struct Entry {
     pub(super) recheck: Notify,
     /// Starts the wait for the last step in flight.
     pub(super) drain: Notify,
+    /// A request failed since the last check began.
+    suspected: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     up: bool,
+    /// Since it came up last.
+    risen: Option<Instant>,
+    /// Taken out by what its requests showed.
+    out: Option<Out>,
+    /// How often that happened lately.
+    times_out: u32,
+    /// When it was logged last that it stays in only because others are out.
+    spared: Option<Instant>,
+    /// Why it is down, and how often it went so, by [`Cause::ALL`].
+    cause: Option<Cause>,
+    downs: [u64; Cause::ALL.len()],
     draining: bool,
     /// For good, and then it is not `up`.
     removed: bool,
@@ -34,6 +50,11 @@ struct State {
     gauges: Option<Gauges>,
     scraped: Option<Instant>,
     scrape_fails: bool,
+}
+
+struct Out {
+    since: Instant,
+    until: Instant,
 }
 
 // === impl Entry ===
@@ -45,6 +66,7 @@ impl Entry {
             link: ArcSwapOption::empty(),
             recheck: Notify::new(),
             drain: Notify::new(),
+            suspected: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -63,6 +85,30 @@ impl Entry {
         self.state.lock().draining
     }
 
+    /// Down by what its requests showed.
+    pub(super) fn is_out(&self) -> bool {
+        self.state.lock().out.is_some()
+    }
+
+    /// A request failed: a check is to follow at once.
+    pub(super) fn suspect(&self) {
+        if !self.suspected.swap(true, Ordering::Relaxed) {
+            self.recheck.notify_one();
+        }
+    }
+
+    pub(super) fn take_suspicion(&self) -> bool {
+        self.suspected.swap(false, Ordering::Relaxed)
+    }
+
+    /// A check found nothing wrong: steps that could not be delivered may try here again.
+    pub(super) fn cleared(&self, sink: &dyn Sink) {
+        let state = self.state.lock();
+        if state.up && !state.draining {
+            sink.tell(self.backend.pool, Event::BackendUp(self.backend.id));
+        }
+    }
+
     pub(super) fn status(&self) -> BackendStatus {
         let state = self.state.lock();
         BackendStatus {
@@ -70,18 +116,34 @@ impl Entry {
             healthy: state.up,
             draining: state.draining,
             down_reason: if state.up { None } else { state.reasons.last().cloned() },
+            down_cause: state.cause.filter(|_| !state.up),
+            returns_in: state.out.as_ref().map(|out| out.until.saturating_duration_since(Instant::now())),
+            downs: std::array::from_fn(|at| (Cause::ALL[at], state.downs[at])),
             gauges: state.gauges.clone(),
             scrape_age: state.scraped.map(|at| at.elapsed()),
         }
     }
 
-    pub(super) fn rise(&self, sink: &dyn Sink) {
+    /// Its checks are good. One that was taken out stays out for its time, and while it leaves its steps waiting;
+    /// `pardoned`: not even then.
+    pub(super) fn rise(&self, sink: &dyn Sink, pardoned: bool) {
         let mut state = self.state.lock();
         if state.up || state.removed {
             return;
         }
+        let now = Instant::now();
+        if let Some(out) = &state.out {
+            let vitals = &self.backend.vitals;
+            let stalls = state.cause == Some(Cause::NoProgress) && vitals.is_awaited();
+            if !pardoned && (now < out.until || stalls && !vitals.heard_since(out.since)) {
+                return;
+            }
+        }
+        state.out = None;
         state.up = true;
+        state.risen = Some(now);
         state.reasons.clear();
+        self.backend.vitals.forget_faults();
         log::info!("backend {} is up", self.backend.url);
         // To the scheduler `BackendUp` would end the draining.
         if !state.draining {
@@ -89,17 +151,53 @@ impl Entry {
         }
     }
 
-    /// `true` if it was up until now.
+    /// Its checks fail. `true` if it was up until now.
     pub(super) fn fall(&self, sink: &dyn Sink, reason: String) -> bool {
         let mut state = self.state.lock();
+        self.goes_down(&mut state, sink, Cause::Check, reason)
+    }
+
+    /// Its requests show that it is not well. `true` if it was up until now.
+    pub(super) fn eject(&self, sink: &dyn Sink, cause: Cause, reason: &str, eject: &Eject) -> bool {
+        let mut state = self.state.lock();
+        if !state.up || state.draining {
+            return false;
+        }
+        let now = Instant::now();
+        if state.risen.is_some_and(|risen| now.duration_since(risen) >= eject.max) {
+            state.times_out = 0;
+        }
+        let time = eject.base.saturating_mul(2_u32.saturating_pow(state.times_out)).min(eject.max);
+        state.times_out = state.times_out.saturating_add(1);
+        state.out = Some(Out { since: now, until: now + time });
+        self.goes_down(&mut state, sink, cause, format!("{reason}; it stays out for {time:?} at least"))
+    }
+
+    fn goes_down(&self, state: &mut State, sink: &dyn Sink, cause: Cause, reason: String) -> bool {
         if !state.up {
             return false;
         }
         state.up = false;
+        state.cause = Some(cause);
+        for (_, downs) in Cause::ALL.iter().zip(&mut state.downs).filter(|(of, _)| **of == cause) {
+            *downs += 1;
+        }
         log::warn!("backend {} is down: {reason}", self.backend.url);
         state.reasons = vec![reason];
         sink.tell(self.backend.pool, Event::BackendDown(self.backend.id));
         true
+    }
+
+    /// It would be taken out, but too many others are. Logged now and then.
+    pub(super) fn spare(&self, reason: &str, every: Duration) {
+        let mut state = self.state.lock();
+        if state.up && !state.draining && state.spared.is_none_or(|last| last.elapsed() >= every) {
+            state.spared = Some(Instant::now());
+            log::warn!(
+                "backend {} stays although it is not well, for too few others are left: {reason}",
+                self.backend.url
+            );
+        }
     }
 
     /// It is down already, for this reason; a reason is logged once.
@@ -134,6 +232,9 @@ impl Entry {
                 "backend {} does not tell the size of its KV cache: give it as `capacity_tokens`",
                 self.backend.url
             );
+        }
+        if state.gauges.as_ref().is_some_and(|last| gauges.moved_since(last)) {
+            self.backend.vitals.sign();
         }
         state.scrape_fails = false;
         state.gauges = Some(gauges);

@@ -2,7 +2,7 @@
 
 use super::link::{self, Failure, Link};
 use super::vllm::{self, Tracker};
-use super::{Entry, Inner};
+use super::{Cause, Entry, Inner};
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,6 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// Bounds a configured interval from below, so that a zero cannot make a busy loop.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Between the start of a check and of one that a failed request asks for.
+const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitor {
     inner: Arc<Inner>,
@@ -35,8 +38,9 @@ struct Streak {
 
 impl Streak {
     /// Takes in a check; `true` if the state is to change. A backend that was never up comes up at the first
-    /// success: there is nothing to be careful about yet.
-    fn turns(&mut self, up: bool, healthy: bool, limits: &Health) -> bool {
+    /// success: there is nothing to be careful about yet. One of which a request has failed just before (`suspected`)
+    /// goes down at the first failure: two independent signs agree.
+    fn turns(&mut self, up: bool, healthy: bool, suspected: bool, limits: &Health) -> bool {
         if healthy == up || up != self.up {
             // It may have gone down by a failed connection since: counting starts anew.
             self.against = 0;
@@ -47,6 +51,7 @@ impl Streak {
         }
         self.against += 1;
         let needed = match (healthy, self.ever_up) {
+            (false, _) if suspected => 1,
             (false, _) => limits.unhealthy_after,
             (true, true) => limits.healthy_after,
             (true, false) => 1,
@@ -87,17 +92,23 @@ impl Monitor {
         let mut streak = Streak::default();
         loop {
             let started = Instant::now();
+            let suspected = self.entry.take_suspicion();
             let outcome = self.check().await;
-            if streak.turns(self.entry.is_up(), outcome.is_ok(), &self.health) {
+            let up = self.entry.is_up();
+            if streak.turns(up, outcome.is_ok(), suspected, &self.health) {
                 self.turn(&outcome).await;
-            } else if let (Err(reason), false) = (&outcome, self.entry.is_up()) {
-                self.entry.still_down(reason.to_string());
+            } else {
+                match &outcome {
+                    Err(reason) if !up => self.entry.still_down(reason.to_string()),
+                    Ok(()) if suspected => self.entry.cleared(&*self.inner.sink),
+                    _ => {}
+                }
             }
             let retry = self.health.interval.min(self.inner.timing.retry);
             let pause = if self.entry.is_up() { self.health.interval } else { retry };
             tokio::select! {
                 () = tokio::time::sleep_until(started + pause) => {}
-                () = self.entry.recheck.notified() => {}
+                () = self.entry.recheck.notified() => tokio::time::sleep_until(started + SHORTEST_RECHECK).await,
             }
         }
     }
@@ -107,7 +118,7 @@ impl Monitor {
             Ok(()) => {
                 // First what it can hold, then that it is there: the scheduler places by capacity.
                 self.scrape().await;
-                self.entry.rise(&*self.inner.sink);
+                self.entry.rise(&*self.inner.sink, !self.inner.is_left(&self.entry));
             }
             Err(reason) => {
                 self.entry.fall(&*self.inner.sink, reason.to_string());
@@ -176,8 +187,20 @@ impl Monitor {
                     report.capacity = None;
                 }
                 self.entry.report(&*self.inner.sink, gauges, report);
+                self.watch_progress();
             }
             Err(reason) => self.entry.scrape_failed(&reason),
+        }
+    }
+
+    /// Looked at only when a page was read: what moves on it may be the one sign of life.
+    fn watch_progress(&self) {
+        let (all, me) = (self.inner.registry.all(), &self.entry.backend);
+        let peers = all.iter().filter(|peer| peer.backend.pool == me.pool && peer.backend.id != me.id);
+        let others = peers.filter(|peer| peer.is_up()).map(|peer| &peer.backend.vitals);
+        if let Some(silent) = me.vitals.stalled(self.health.eject.no_progress, others) {
+            let silent = silent.as_secs_f64();
+            self.inner.eject(&self.entry, Cause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
         }
     }
 
@@ -214,19 +237,11 @@ impl Monitor {
 mod tests {
     use super::*;
 
-    const LIMITS: Health = Health {
-        path: String::new(),
-        interval: Duration::ZERO,
-        timeout: Duration::ZERO,
-        unhealthy_after: 3,
-        healthy_after: 2,
-    };
-
     /// The states after each check, from a backend that was never up.
     fn states(checks: &[bool]) -> Vec<bool> {
-        let (mut streak, mut up) = (Streak::default(), false);
+        let (mut streak, mut up, limits) = (Streak::default(), false, Health::default());
         let mut after = |healthy: &bool| {
-            up ^= streak.turns(up, *healthy, &LIMITS);
+            up ^= streak.turns(up, *healthy, false, &limits);
             up
         };
         checks.iter().map(&mut after).collect()
@@ -247,9 +262,12 @@ mod tests {
     #[test]
     fn failures_before_a_refused_connection_do_not_count_as_successes_after_it() {
         let mut streak = Streak::default();
-        assert!(streak.turns(false, true, &LIMITS));
-        assert!(!streak.turns(true, false, &LIMITS));
-        assert!(!streak.turns(false, true, &LIMITS), "first success since");
-        assert!(streak.turns(false, true, &LIMITS));
+        let mut turns = |up, healthy, suspected| streak.turns(up, healthy, suspected, &Health::default());
+        assert!(turns(false, true, false));
+        assert!(!turns(true, false, false));
+        assert!(!turns(false, true, false), "first success since");
+        assert!(turns(false, true, false));
+        assert!(!turns(true, true, true));
+        assert!(turns(true, false, true), "one failure is enough where a request failed too");
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+mod eject;
 mod engine;
 
 const POOL: PoolId = PoolId(0);
@@ -72,6 +73,7 @@ fn health() -> Health {
         timeout: Duration::from_secs(5),
         unhealthy_after: 3,
         healthy_after: 2,
+        ..Health::default()
     }
 }
 
@@ -223,23 +225,6 @@ async fn a_server_without_the_health_path_is_down_and_told_the_remedy() {
     let run = run(&[pool("", vec![backend(&engine.url())])]);
     until("the reason is known", || down_reason(&run.fleet).contains("`health.path`")).await;
     assert_eq!(run.heard.count(&Event::BackendUp(FIRST)), 0);
-}
-
-#[tokio::test]
-async fn a_refused_connection_is_told_at_once_and_the_health_check_follows_at_once() {
-    let engine = Engine::start().await;
-    let mut pool = pool("", vec![backend(&engine.url())]);
-    pool.health.interval = NEVER;
-    let run = run(&[pool]);
-    run.heard.until_event(Event::BackendUp(FIRST)).await;
-
-    run.fleet.connect_failed(FIRST);
-    assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 1, "before any check");
-    assert_eq!(run.fleet.preferred(POOL, b"x"), None);
-    run.fleet.connect_failed(FIRST);
-    assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 1, "once an outage");
-    run.heard.until_times(Event::BackendUp(FIRST), 2).await;
-    run.fleet.connect_failed(BackendId(77));
 }
 
 #[tokio::test]
@@ -422,7 +407,7 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
     run.heard.until_event(Event::BackendRemoved(FIRST)).await;
     until("it is forgotten", || run.fleet.get(FIRST).is_none()).await;
     assert!(!run.fleet.remove(FIRST));
-    run.fleet.connect_failed(FIRST);
+    run.fleet.failed(FIRST, Fault::Connect);
     let events = run.heard.events.borrow().clone();
     assert_eq!(events.last(), Some(&(POOL, Event::BackendRemoved(FIRST))), "the last word");
 }
@@ -431,9 +416,9 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
     let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1")).unwrap());
-    entry.rise(&heard);
+    entry.rise(&heard, false);
     entry.remove(&heard);
-    entry.rise(&heard);
+    entry.rise(&heard, false);
     assert!(!entry.fall(&heard, String::new()));
     entry.report(&heard, Gauges::default(), BackendReport::default());
     entry.start_draining(&heard);
@@ -449,7 +434,9 @@ async fn a_draining_backend_that_returns_from_an_outage_is_not_opened_again() {
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     run.heard.in_flight.store(1, SeqCst);
     run.fleet.remove(FIRST);
-    run.fleet.connect_failed(FIRST);
+    engine.set(|e| e.health = StatusCode::SERVICE_UNAVAILABLE);
+    until("it is down", || !run.fleet.statuses()[0].healthy).await;
+    engine.set(|e| e.health = StatusCode::OK);
     until("it is healthy again", || run.fleet.statuses()[0].healthy).await;
     assert_eq!(run.heard.count(&Event::BackendUp(FIRST)), 1);
     assert_eq!(run.fleet.preferred(POOL, b"x"), None);

@@ -4,6 +4,7 @@ use super::Proxy;
 use super::ctx::Ctx;
 use super::observe::Observer;
 use super::reply::REQUEST_ID;
+use crate::fleet::Fault;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
@@ -19,6 +20,12 @@ impl Proxy {
         }
         ctx.answer.status = head.status.as_u16();
         ctx.expect_within(self.app.config.timeouts.stream_idle);
+        if let Some(awaited) = &ctx.awaited {
+            awaited.heard();
+        }
+        if let (Some(backend), Some(fault)) = (&ctx.backend, Fault::of_status(ctx.answer.status)) {
+            self.app.fleet.failed(backend.id, fault);
+        }
         head.insert_header(REQUEST_ID, ctx.id.clone())?;
         head.insert_header(HELD, ctx.held.as_millis().to_string())?;
         if let Some(backend) = &ctx.backend {
@@ -48,6 +55,9 @@ impl Proxy {
     /// One piece of the answer, `end` with the last.
     pub(super) fn response_piece(&self, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
         ctx.expect_within(self.app.config.timeouts.stream_idle);
+        if let Some(awaited) = &ctx.awaited {
+            awaited.heard();
+        }
         if let Some(mut observer) = ctx.answer.observer.take() {
             let seen = body.take().map(|piece| observer.feed(piece));
             *body = match end {

@@ -5,7 +5,7 @@ use super::observe::Observer;
 use super::pulse::{Busy, Pulse};
 use crate::app::OpenGuard;
 use crate::error::Refusal;
-use crate::fleet::Backend;
+use crate::fleet::{Awaited, Backend};
 use crate::gate::{Admission, PoolId, Step};
 use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
@@ -29,6 +29,8 @@ pub struct Ctx {
     pub admission: Option<Admission>,
     pub held: Duration,
     pub backend: Option<Arc<Backend>>,
+    /// The step is at the backend.
+    pub awaited: Option<Awaited>,
     /// Backends that could not be reached.
     pub unreached: usize,
     /// What goes upstream in place of the body that was read; `None`: the body streams through.
@@ -85,6 +87,7 @@ impl Ctx {
             admission: None,
             held: Duration::ZERO,
             backend: None,
+            awaited: None,
             unreached: 0,
             body: None,
             inference: false,
@@ -113,6 +116,9 @@ impl Ctx {
 
     /// The backend's answer came whole.
     pub fn settle_by_status(&mut self) {
+        if let (200..400, Some(awaited)) = (self.answer.status, self.awaited.take()) {
+            awaited.well();
+        }
         let outcome = match self.answer.status {
             200..=299 => Outcome::Completed(self.answer.usage),
             500.. => Outcome::Failed,

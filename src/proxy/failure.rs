@@ -6,6 +6,7 @@ use super::pulse::Busy;
 use super::reply;
 use crate::body::replay::Stop;
 use crate::error::Refusal;
+use crate::fleet::Fault;
 use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -37,7 +38,7 @@ impl Proxy {
         };
         if let Some(backend) = &ctx.backend {
             self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-            self.app.fleet.connect_failed(backend.id);
+            self.app.fleet.failed(backend.id, Fault::Connect);
         }
         match self.unreached(ctx) {
             Ok(()) => e.set_retry(true),
@@ -66,6 +67,10 @@ impl Proxy {
             (true, false) => UpstreamError::Broken,
         };
         self.app.telemetry.metrics.upstream_error(&backend.url, kind);
+        if !silent {
+            self.app.fleet.failed(backend.id, Fault::Reset);
+        }
+        ctx.awaited = None;
         if unsent && ctx.body.is_some() && self.unreached(ctx).is_ok() {
             e.set_retry(true);
             return e;

@@ -6,7 +6,7 @@ use super::ctx::Ctx;
 use super::reply::REQUEST_ID;
 use crate::body::replay::{self, Stop};
 use crate::error::Refusal;
-use crate::fleet::Backend;
+use crate::fleet::{Awaited, Backend, Fault};
 use crate::scheduler::Outcome;
 use http::header;
 use pingora::http::RequestHeader;
@@ -34,6 +34,9 @@ const NO_BACKEND_RETRY: Duration = Duration::from_secs(5);
 impl Proxy {
     /// The backend that the gate chose; asks again for each one that turns out to be out of reach.
     pub(super) async fn peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Stop> {
+        if let (0, Some(pool)) = (ctx.unreached, ctx.pool) {
+            self.app.retries.request(pool);
+        }
         loop {
             let admission = match ctx.admission.take() {
                 Some(admission) => admission,
@@ -45,7 +48,7 @@ impl Proxy {
             if let (Some(backend), Some(address)) = (backend, address) {
                 return Ok(Box::new(self.peer_at(&backend, address)));
             }
-            self.app.fleet.connect_failed(admission.backend);
+            self.app.fleet.failed(admission.backend, Fault::Connect);
             self.unreached(ctx)?;
         }
     }
@@ -53,7 +56,7 @@ impl Proxy {
     /// Nothing was sent: the step wants another backend, if it may still have one.
     ///
     /// # Errors
-    /// `NoBackend` when all tries are used up.
+    /// `NoBackend` when all tries are used up, `RetryBudget` when those of the whole pool are.
     pub(super) fn unreached(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
         ctx.unreached += 1;
         if let Some(pulse) = &ctx.pulse {
@@ -65,6 +68,12 @@ impl Proxy {
         if ctx.unreached > self.app.config.retry.connect_attempts {
             ctx.settle(Outcome::Abandoned);
             return Err(Refusal::NoBackend { waited: ctx.arrived.elapsed(), retry_after: NO_BACKEND_RETRY });
+        }
+        let granted = ctx.pool.is_some_and(|pool| self.app.retries.take(pool));
+        self.app.telemetry.metrics.model(ctx.pool).retry(granted);
+        if !granted {
+            ctx.settle(Outcome::Abandoned);
+            return Err(Refusal::RetryBudget { retry_after: NO_BACKEND_RETRY });
         }
         Ok(())
     }
@@ -90,6 +99,9 @@ impl Proxy {
         let Some(backend) = &ctx.backend else {
             return Ok(());
         };
+        if let (true, Some(body)) = (ctx.inference, &ctx.body) {
+            ctx.awaited = Some(Awaited::begin(backend, body.len()));
+        }
         if request.raw_path() != ctx.target.as_bytes() || !backend.prefix.is_empty() {
             let target = format!("{}{}", backend.prefix, ctx.target);
             request.set_raw_path(target.as_bytes())?;

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Prefill speed before any was measured, tokens/s: a mid-sized model on one datacentre GPU.
 const FIRST_RATE: f64 = 10_000.0;
+/// Share of its weight that a backend has at the moment of its return.
+const FIRST_SHARE: f64 = 0.1;
 /// The best rate seen fades by this factor a window, so that a slower life after it is noticed.
 const FADE: f64 = 0.995;
 
@@ -17,6 +19,11 @@ const FADE: f64 = 0.995;
 pub struct Backend {
     pub weight: u32,
     pub up: bool,
+    /// It was down after it had been up, and returned then.
+    returned: Option<Duration>,
+    went: bool,
+    /// The part of its weight that counts for load: below one for a while after a return.
+    ramp: f64,
     pub draining: bool,
     /// Given by hand: no report changes it.
     fixed: bool,
@@ -49,6 +56,9 @@ impl Backend {
         Self {
             weight: weight.max(1),
             up: false,
+            returned: None,
+            went: false,
+            ramp: 1.0,
             draining: false,
             fixed: capacity.is_some(),
             capacity,
@@ -153,7 +163,32 @@ impl Backend {
         self.mean_in_flight.max(self.in_flight as f64).max(1.0)
     }
 
-    pub fn tick(&mut self) {
+    pub fn rise(&mut self, now: Duration, slow_start: Duration) {
+        if !self.up && self.went {
+            self.returned = Some(now);
+            self.climb(now, slow_start);
+        }
+        self.up = true;
+    }
+
+    pub fn fall(&mut self) {
+        self.went |= self.up;
+        self.up = false;
+    }
+
+    fn climb(&mut self, now: Duration, slow_start: Duration) {
+        let Some(returned) = self.returned else { return };
+        let since = now.saturating_sub(returned);
+        if since >= slow_start {
+            self.returned = None;
+            self.ramp = 1.0;
+        } else {
+            self.ramp = (since.as_secs_f64() / slow_start.as_secs_f64()).max(FIRST_SHARE);
+        }
+    }
+
+    pub fn tick(&mut self, now: Duration, slow_start: Duration) {
+        self.climb(now, slow_start);
         self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
     }
 
@@ -174,9 +209,11 @@ impl Backend {
         Duration::from_secs_f64(tokens.as_f64() / self.rate.unwrap_or(FIRST_RATE))
     }
 
-    /// Load for the choice between backends: what runs here, in shares of its weight.
+    /// Load for the choice between backends: what runs here, in shares of its weight. Just after a return what would
+    /// run here counts: none is not yet less than a few elsewhere.
     pub fn load(&self) -> f64 {
-        self.in_flight as f64 / f64::from(self.weight)
+        let next = if self.ramp < 1.0 { 1.0 } else { 0.0 };
+        (self.in_flight as f64 + next) / (f64::from(self.weight) * self.ramp)
     }
 
     /// The server started anew: its cache is empty.

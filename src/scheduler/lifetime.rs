@@ -68,7 +68,7 @@ impl Scheduler {
 
     pub(super) fn tick(&mut self) {
         for backend in self.backends.values_mut() {
-            backend.tick();
+            backend.tick(self.now, self.slow_start);
         }
         self.expire_programs();
         self.refuse_without_backend();

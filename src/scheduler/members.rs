@@ -7,7 +7,7 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        backend.up = true;
+        backend.rise(self.now, self.slow_start);
         backend.draining = false;
         for &(_, step) in &self.queue.steps {
             if let Some(step) = self.steps.get_mut(&step).filter(|step| step.avoid == Some(id)) {
@@ -22,7 +22,7 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        backend.up = false;
+        backend.fall();
         let leased: Vec<Pid> = backend.leased.iter().copied().collect();
         for pid in leased {
             self.unlease(pid, Some(PauseReason::BackendDown));

@@ -1,6 +1,7 @@
 //! Behaviours of the scheduler, one by one; `tests/random.rs` asks for its invariants under everything at once.
 
 mod random;
+mod returning;
 mod world;
 
 use super::*;

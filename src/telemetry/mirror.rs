@@ -1,5 +1,6 @@
 //! Gauges that mirror the ledger and the fleet: read at scrape time, kept nowhere.
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -24,6 +25,8 @@ pub struct BackendMirror {
     /// The pool's name.
     pub model: String,
     pub healthy: bool,
+    /// How often it went down, by cause.
+    pub downs: Vec<(&'static str, u64)>,
     /// The KV cache, in tokens.
     pub capacity: Option<u64>,
     /// What the scheduler fills: the capacity after headroom and what it has learned.
@@ -99,6 +102,19 @@ impl Mirror {
             }
         }
         self.charged(r);
+        self.downs(r);
+    }
+
+    fn downs(&self, r: &mut Registry) {
+        let family = Family::<Labels<3>, Counter>::default();
+        r.register("backend_ejections", "Times that the backend was taken out, by cause", family.clone());
+        for backend in &self.backends {
+            for (cause, count) in &backend.downs {
+                let [url, model] = backend.labels();
+                let labels = [url, model, ("cause", (*cause).to_owned())];
+                family.get_or_create_owned(&labels).inc_by(*count);
+            }
+        }
     }
 
     fn charged(&self, r: &mut Registry) {

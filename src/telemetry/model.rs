@@ -25,6 +25,8 @@ pub struct ModelMetrics {
     prompt_tokens: Counter,
     cached_tokens: Counter,
     completion_tokens: Counter,
+    retries: Counter,
+    retries_refused: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +65,15 @@ impl ModelMetrics {
         self.inter_token.observe(gap.as_secs_f64());
     }
 
+    /// A request of which nothing was sent goes to another backend, or `retry.budget` does not let it.
+    pub fn retry(&self, granted: bool) {
+        if granted {
+            self.retries.inc()
+        } else {
+            self.retries_refused.inc()
+        };
+    }
+
     /// What the backend reported for a step.
     pub fn usage(&self, usage: Usage) {
         self.prompt_tokens.inc_by(usage.prompt.0);
@@ -93,6 +104,8 @@ pub(super) fn register(registry: &mut Registry, names: &[String]) -> Vec<ModelMe
     let prompt = family(registry, "prompt_tokens", "Prompt tokens, cached ones too");
     let cached = family(registry, "cached_tokens", "Prompt tokens that the backend found in its prefix cache");
     let completion = family(registry, "completion_tokens", "Tokens generated");
+    let retries = family(registry, "retries", "Requests tried again, of which nothing had reached a backend");
+    let refused = family(registry, "retries_refused", "Requests not tried again: retry.budget was used up");
     let named = names.iter().map(|name| match name.as_str() {
         "" => "default",
         name => name,
@@ -111,6 +124,8 @@ pub(super) fn register(registry: &mut Registry, names: &[String]) -> Vec<ModelMe
                 prompt_tokens: prompt.get_or_create_owned(&label),
                 cached_tokens: cached.get_or_create_owned(&label),
                 completion_tokens: completion.get_or_create_owned(&label),
+                retries: retries.get_or_create_owned(&label),
+                retries_refused: refused.get_or_create_owned(&label),
             }
         })
         .collect()

@@ -35,6 +35,7 @@ fn mirror() -> Mirror {
             url: "http://gpu1:8000".into(),
             model: "glm \"x\"\n".into(),
             healthy: true,
+            downs: vec![("check", 0), ("reset", 3)],
             capacity: Some(1000),
             effective_capacity: Some(980),
             charged_running: 400,
@@ -114,6 +115,8 @@ fn backend_gauges_show_what_is_known_and_escape_names() {
     }
     let charged = format!("thundergate_backend_charged_tokens{},state=\"idle\"}}", labels.trim_end_matches('}'));
     assert_eq!(sample(&text, &charged), Some("300"));
+    let downs = format!("thundergate_backend_ejections_total{},cause=\"reset\"}}", labels.trim_end_matches('}'));
+    assert_eq!(sample(&text, &downs), Some("3"));
     assert!(!text.contains("backend_prefix_hit_ratio{"), "not reported");
 }
 

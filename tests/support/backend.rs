@@ -62,11 +62,7 @@ impl Backend {
             out,
         });
         let shared = Arc::clone(&state);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                Io::accept(stream, &shared).serve();
-            }
-        });
+        let task = accept(listener, shared);
         Self { address, state, exchanges, task }
     }
 
@@ -93,6 +89,21 @@ impl Backend {
     pub fn stop_listening(&self) {
         self.task.abort();
     }
+
+    /// Takes connections again, at the same address.
+    pub async fn listen_again(&mut self) {
+        let _ = (&mut self.task).await;
+        let listener = TcpListener::bind(self.address).await.expect("the port is still free");
+        self.task = accept(listener, Arc::clone(&self.state));
+    }
+}
+
+fn accept(listener: TcpListener, state: Arc<State>) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            Io::accept(stream, &state).serve();
+        }
+    })
 }
 
 impl Drop for Backend {

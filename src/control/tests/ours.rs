@@ -60,7 +60,7 @@ async fn deleting_a_program_releases_it() {
 async fn backends_are_listed_added_and_removed() {
     let app = app();
     let (_, listed) = get(&app, "/backends").await;
-    let golden = "id url model healthy draining down_because weight steps_in_flight programs_running programs_idle \
+    let golden = "id url model healthy draining down_because down_cause returns_in_seconds weight steps_in_flight programs_running programs_idle \
         charged_running_tokens charged_idle_tokens capacity_tokens effective_capacity_tokens kv_usage_ratio \
         prefix_hit_ratio requests_running requests_waiting scrape_age_seconds";
     assert_eq!(keys(&listed["backends"][0]), sorted(golden));

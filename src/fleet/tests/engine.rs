@@ -78,6 +78,23 @@ impl Engine {
         read(&self.behaviour.lock())
     }
 
+    /// Sets how far its KV cache is filled, in permille.
+    pub fn mover(&self) -> impl Fn(u32) + Send + 'static {
+        let behaviour = Arc::clone(&self.behaviour);
+        move |permille| {
+            let fill = |line: &str| match line.strip_prefix("vllm:kv_cache_usage_perc{") {
+                Some(rest) => format!(
+                    "vllm:kv_cache_usage_perc{{{} {}\n",
+                    rest.split(' ').next().unwrap(),
+                    f64::from(permille % 1000) / 1000.0
+                ),
+                None => format!("{line}\n"),
+            };
+            let mut behaviour = behaviour.lock();
+            behaviour.metrics = behaviour.metrics.lines().map(fill).collect();
+        }
+    }
+
     /// How many requests for `path` have come.
     pub fn asked(&self, path: &str) -> usize {
         self.get(|behaviour| behaviour.asked.iter().filter(|asked| *asked == path).count())

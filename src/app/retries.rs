@@ -1,0 +1,124 @@
+//! How many requests may be tried again. When a fleet fails, retries must not become its load.
+
+use crate::gate::PoolId;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use tokio::time::Instant;
+
+/// Seconds that are looked back.
+const WINDOW: u64 = 10;
+
+/// Retries a second that need no requests to stand on: one backend's steps may all fail at the same moment. This and
+/// the window are what Finagle and linkerd have.
+const RESERVE: u64 = 10;
+
+/// The budgets of all pools.
+#[derive(Debug)]
+pub struct Retries {
+    start: Instant,
+    /// Share of the requests.
+    budget: f64,
+    pools: Vec<[Second; WINDOW as usize]>,
+}
+
+/// What happened in one second. Two threads that enter a new one at once may lose a count: nobody is harmed.
+#[derive(Debug, Default)]
+struct Second {
+    /// After the start, from one.
+    number: AtomicU64,
+    requests: AtomicU32,
+    retries: AtomicU32,
+}
+
+// === impl Retries ===
+
+impl Retries {
+    #[must_use]
+    pub fn new(budget: f64, pools: usize) -> Self {
+        let pools = (0..pools).map(|_| Default::default()).collect();
+        Self { start: Instant::now(), budget, pools }
+    }
+
+    /// A request goes to the pool for the first time.
+    pub fn request(&self, pool: PoolId) {
+        if let Some((second, _)) = self.now(pool) {
+            second.requests.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Takes one retry out of the budget; `false` if it is used up.
+    #[must_use]
+    pub fn take(&self, pool: PoolId) -> bool {
+        let Some((second, number)) = self.now(pool) else {
+            return false;
+        };
+        let recent = self.pools[pool.0].iter().filter(|slot| slot.number.load(Relaxed) + WINDOW > number);
+        let (requests, retries) = recent.fold((0, 0), |(requests, retries), slot| {
+            (requests + u64::from(slot.requests.load(Relaxed)), retries + u64::from(slot.retries.load(Relaxed)))
+        });
+        let left = (retries as f64) < self.budget * requests as f64 + (RESERVE * WINDOW) as f64;
+        if left {
+            second.retries.fetch_add(1, Relaxed);
+        }
+        left
+    }
+
+    fn now(&self, pool: PoolId) -> Option<(&Second, u64)> {
+        let number = self.start.elapsed().as_secs() + 1;
+        let second = self.pools.get(pool.0)?.get((number % WINDOW) as usize)?;
+        let before = second.number.load(Relaxed);
+        if before != number && second.number.compare_exchange(before, number, Relaxed, Relaxed).is_ok() {
+            second.requests.store(0, Relaxed);
+            second.retries.store(0, Relaxed);
+        }
+        Some((second, number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::advance;
+
+    const POOL: PoolId = PoolId(1);
+
+    fn granted(retries: &Retries, pool: PoolId) -> usize {
+        (0..10_000).take_while(|_| retries.take(pool)).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_of_the_recent_requests_and_a_reserve_may_be_tried_again() {
+        let retries = Retries::new(0.2, 2);
+        assert_eq!(granted(&retries, POOL), 100, "the reserve");
+        for _ in 0..10 {
+            for _ in 0..100 {
+                retries.request(POOL);
+            }
+            advance(Duration::from_secs(1)).await;
+        }
+        // The first second is out of sight, and the retries of then with it.
+        assert_eq!(granted(&retries, POOL), 100 + 180);
+        assert_eq!(granted(&retries, POOL), 0);
+        assert_eq!(granted(&retries, PoolId(0)), 100, "each pool has its own");
+        advance(Duration::from_secs(WINDOW)).await;
+        assert_eq!(granted(&retries, POOL), 100);
+        assert!(!retries.take(PoolId(7)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_outage_at_most_the_share_is_added_to_the_load() {
+        let retries = Retries::new(0.2, 2);
+        let mut sent = 0;
+        for _ in 0..60 {
+            for _ in 0..1_000 {
+                retries.request(POOL);
+                sent += usize::from(retries.take(POOL));
+            }
+            advance(Duration::from_secs(1)).await;
+        }
+        let asked = 60_000.0;
+        assert!((sent as f64) <= 0.2 * asked + 600.0, "{sent}");
+        assert!((sent as f64) >= 0.19 * asked, "{sent}");
+    }
+}

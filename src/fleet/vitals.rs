@@ -1,0 +1,300 @@
+//! What the steps sent to a backend tell of it, beside its own checks. Written on the request path: atomics only.
+
+use super::Backend;
+use crate::config::Eject;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bytes of a JSON body that make a token of prompt.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Tokens/s: slower than any GPU that serves agents. vLLM counts a prompt when all of it is computed; in between only
+/// its KV usage grows, and without chunked prefill not even that.
+const SLOWEST_PREFILL: u64 = 1_000;
+
+/// How much longer a silence must be when no other backend speaks: a trainer may have stopped them all.
+const ALONE: u32 = 5;
+
+/// Another backend speaks if it did so within this part of the silence that is looked for.
+const LATELY: u32 = 4;
+
+/// How a request can show that its backend is not well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No connection could be made.
+    Connect,
+    /// The connection broke before the end of the answer.
+    Reset,
+    /// Status 500, 502, 503 or 504.
+    Error,
+}
+
+/// Why a backend is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its checks fail.
+    Check,
+    Fault(Fault),
+    /// It answers its checks and nothing else.
+    NoProgress,
+}
+
+#[derive(Debug)]
+pub struct Vitals {
+    start: Instant,
+    /// Steps sent whose answers have not ended.
+    awaited: AtomicUsize,
+    /// When the first of them was sent; like `heard` in milliseconds after `start`, from one: zero is never.
+    began: AtomicU64,
+    /// The last byte of an answer, or movement in the backend's metrics.
+    heard: AtomicU64,
+    /// Largest body of a step since none was awaited, bytes.
+    largest: AtomicU64,
+    /// Faults in a row, by kind.
+    faults: [AtomicU32; 3],
+}
+
+/// A step that was sent; counted until this is dropped.
+#[derive(Debug)]
+pub struct Awaited(Arc<Backend>);
+
+// === impl Fault ===
+
+impl Fault {
+    /// Of an answer with this status. A 4xx is the client's, 501 and 505 tell what a server cannot do.
+    #[must_use]
+    pub fn of_status(status: u16) -> Option<Self> {
+        matches!(status, 500 | 502..=504).then_some(Self::Error)
+    }
+
+    pub(super) fn limit(self, eject: &Eject) -> u32 {
+        match self {
+            Self::Connect => eject.connect_failures,
+            Self::Reset => eject.resets,
+            Self::Error => eject.errors,
+        }
+    }
+
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Connect => "failed connections",
+            Self::Reset => "broken connections",
+            Self::Error => "answers with a 5xx",
+        }
+    }
+}
+
+// === impl Cause ===
+
+impl Cause {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Check,
+        Self::Fault(Fault::Connect),
+        Self::Fault(Fault::Reset),
+        Self::Fault(Fault::Error),
+        Self::NoProgress,
+    ];
+
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Fault(Fault::Connect) => "connect",
+            Self::Fault(Fault::Reset) => "reset",
+            Self::Fault(Fault::Error) => "error",
+            Self::NoProgress => "no_progress",
+        }
+    }
+}
+
+// === impl Vitals ===
+
+impl Vitals {
+    pub(super) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            awaited: AtomicUsize::new(0),
+            began: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            largest: AtomicU64::new(0),
+            faults: Default::default(),
+        }
+    }
+
+    /// One more in a row; how many it is now.
+    pub(super) fn fault(&self, fault: Fault) -> u32 {
+        self.faults[fault as usize].fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    pub(super) fn forget_faults(&self) {
+        for faults in &self.faults {
+            // Mostly there is none, and then all cores may share the line.
+            if faults.load(Relaxed) != 0 {
+                faults.store(0, Relaxed);
+            }
+        }
+    }
+
+    /// A sign of life.
+    pub(super) fn sign(&self) {
+        self.heard.store(self.now(), Relaxed);
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Relaxed) > 0
+    }
+
+    /// There was a sign of life after `at`.
+    pub(super) fn heard_since(&self, at: Instant) -> bool {
+        self.at(&self.heard).is_some_and(|heard| heard > at)
+    }
+
+    /// How long steps have been waiting without a sign of life, if that is longer than is possible for a living
+    /// engine; `others` are the backends that may show that there is nothing wrong with all of them.
+    pub(super) fn stalled<'a>(
+        &self,
+        no_progress: Duration,
+        mut others: impl Iterator<Item = &'a Self>,
+    ) -> Option<Duration> {
+        if !self.is_awaited() {
+            return None;
+        }
+        let since = self.at(&self.began).max(self.at(&self.heard))?;
+        let silent = since.elapsed();
+        let prefill = Duration::from_secs(self.largest.load(Relaxed) / (BYTES_PER_TOKEN * SLOWEST_PREFILL));
+        let patience = no_progress.max(prefill);
+        let lately = Instant::now().checked_sub(patience / LATELY)?;
+        let enough = silent >= patience * ALONE || silent >= patience && others.any(|other| other.heard_since(lately));
+        enough.then_some(silent)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn at(&self, time: &AtomicU64) -> Option<Instant> {
+        let after = time.load(Relaxed).checked_sub(1)?;
+        self.start.checked_add(Duration::from_millis(after))
+    }
+}
+
+// === impl Awaited ===
+
+impl Awaited {
+    /// A step with a body of so many bytes goes to the backend.
+    #[must_use]
+    pub fn begin(backend: &Arc<Backend>, bytes: usize) -> Self {
+        let vitals = &backend.vitals;
+        if vitals.awaited.fetch_add(1, Relaxed) == 0 {
+            vitals.began.store(vitals.now(), Relaxed);
+            vitals.largest.store(bytes as u64, Relaxed);
+        } else {
+            vitals.largest.fetch_max(bytes as u64, Relaxed);
+        }
+        Self(Arc::clone(backend))
+    }
+
+    /// Some of the answer came.
+    pub fn heard(&self) {
+        self.0.vitals.sign();
+    }
+
+    /// The answer came whole, and was no fault.
+    pub fn well(&self) {
+        self.0.vitals.forget_faults();
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.vitals.awaited.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::gate::PoolId;
+    use crate::scheduler::BackendId;
+    use tokio::time::advance;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn backend() -> Arc<Backend> {
+        let config = config::Backend::at("http://gpu:1").unwrap();
+        Arc::new(Backend::new(BackendId(0), PoolId(0), &config).unwrap())
+    }
+
+    fn stalled(one: &Backend, other: &Backend) -> bool {
+        one.vitals.stalled(LIMIT, [&other.vitals].into_iter()).is_some()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_only_while_a_step_waits_and_from_the_last_sign_of_life() {
+        let (one, other) = (backend(), backend());
+        advance(100 * LIMIT).await;
+        assert!(!stalled(&one, &other), "nothing is awaited");
+        let step = Awaited::begin(&one, 1000);
+        advance(LIMIT - SECOND).await;
+        let later = Awaited::begin(&one, 1000);
+        other.vitals.sign();
+        assert!(!stalled(&one, &other));
+        advance(SECOND).await;
+        assert!(stalled(&one, &other), "the later step does not excuse it");
+        step.heard();
+        assert!(!stalled(&one, &other));
+        advance(LIMIT).await;
+        other.vitals.sign();
+        assert!(stalled(&one, &other), "mid-answer too");
+        drop((step, later));
+        assert!(!stalled(&one, &other));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_all_are_silent_it_takes_five_times_as_long() {
+        let (one, other) = (backend(), backend());
+        let (_step, _another) = (Awaited::begin(&one, 1000), Awaited::begin(&other, 1000));
+        advance(SECOND).await;
+        // The last byte before a trainer stopped them both.
+        other.vitals.sign();
+        advance(LIMIT * 5 - SECOND * 2).await;
+        assert!(!stalled(&one, &other));
+        advance(SECOND).await;
+        assert!(stalled(&one, &other));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_giant_prompt_is_given_the_time_that_it_may_take() {
+        let (one, other) = (backend(), backend());
+        // 400,000 tokens: 400 s at 1,000 a second.
+        let giant = Awaited::begin(&one, 1_600_000);
+        advance(Duration::from_secs(399)).await;
+        other.vitals.sign();
+        assert!(!stalled(&one, &other));
+        advance(SECOND).await;
+        assert!(stalled(&one, &other));
+        drop(giant);
+        let _small = Awaited::begin(&one, 1000);
+        advance(LIMIT).await;
+        other.vitals.sign();
+        assert!(stalled(&one, &other), "the giant is gone");
+    }
+
+    #[test]
+    fn faults_are_the_backends_own_and_in_a_row() {
+        let faulty = |status| Fault::of_status(status).is_some();
+        assert!([500, 502, 503, 504].into_iter().all(faulty));
+        assert!(![200, 301, 400, 404, 408, 429, 499, 501, 505].into_iter().any(faulty));
+        let backend = backend();
+        assert_eq!([0; 3].map(|_| backend.vitals.fault(Fault::Error)), [1, 2, 3]);
+        assert_eq!(backend.vitals.fault(Fault::Reset), 1, "each kind for itself");
+        Awaited::begin(&backend, 0).well();
+        assert_eq!(backend.vitals.fault(Fault::Error), 1);
+    }
+}
