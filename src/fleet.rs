@@ -13,7 +13,7 @@ mod vitals;
 mod vllm;
 
 pub use backend::Backend;
-pub use vitals::{Awaited, Cause, Fault};
+pub use vitals::{Awaited, Cause, Fault, Vitals};
 
 use crate::config;
 use crate::gate::{Gate, LoadView, PoolId};
@@ -298,7 +298,7 @@ impl Fleet {
             return;
         };
         let in_a_row = entry.backend.vitals.fault(fault);
-        entry.suspect();
+        entry.suspect(fault);
         let Some(pool) = inner.pools.get(entry.backend.pool) else {
             return;
         };

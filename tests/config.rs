@@ -387,6 +387,19 @@ fn validation_knows_the_place_too() {
         ("limits: {per_key: {concurrent: 1}}\n", "2:32: limits.per_key.concurrent: there are no keys to limit"),
         ("limits: {connections: 0}\n", "2:23: limits.connections: must be above 0"),
         ("retry: {connect_attempts: 16}\n", "2:27: retry.connect_attempts: expected 0 to 15"),
+        (
+            "models: [{name: a, backends: [http://a], health: {eject: {share: 1.5}}}]\n",
+            "2:66: models[0].health.eject.share: expected 0 to 1, found 1.5",
+        ),
+        (
+            "models: [{name: a, backends: [http://a], health: {eject: {resets: 0}}}]\n",
+            "2:67: models[0].health.eject.resets: must be above 0",
+        ),
+        (
+            "models: [{name: a, backends: [http://a], health: {eject: {base: 10m}}}]\n",
+            "2:58: models[0].health.eject.max: must not be below `eject.base`",
+        ),
+        ("retry: {budget: 20}\n", "2:17: retry.budget: expected 0 to 1, found 20"),
         ("programs: {max: 0}\n", "2:17: programs.max: must be above 0"),
         ("scheduler: {acting_weight: 2}\n", "2:28: scheduler.acting_weight: expected 0 to 1"),
         ("scheduler: {evict: {idle_factor: -1}}\n", "2:34: scheduler.evict.idle_factor: must not be negative"),

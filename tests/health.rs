@@ -301,3 +301,54 @@ async fn beyond_the_budget_nothing_is_tried_again() {
     assert!(metrics.text().contains("\nthundergate_retries_total{model=\"default\"} 0\n"));
     proxy.settled().await;
 }
+
+#[tokio::test]
+async fn a_request_that_fails_ever_again_does_not_take_out_a_backend_that_answers_others() {
+    let (one, other) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::with(quiet(&[&one, &other])).await;
+    let (mut busy, _other) = settle(&proxy, "p", one, other).await;
+    let mut long = proxy.client().await;
+    long.post(CHAT, "", br#"{"model":"tiny","messages":[],"program_id":"p","stream":true}"#).await;
+    let mut answer = busy.next().await.events().await;
+    let mut message = long.head().await;
+    for _ in 0..20 {
+        // The other step of the program runs where the first one does.
+        let response = ask(&proxy, "p", &mut busy, async |exchange| exchange.json(500, "{}").await).await;
+        assert_eq!(response.status(), 500);
+        answer.event(r#"{"choices":[{"index":0,"delta":{"content":"x"}}]}"#).await;
+        long.piece(&mut message, 0).await.expect("an event");
+    }
+    assert!(status(&proxy, &busy).healthy);
+    answer.finish().await;
+    proxy.settled().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_returns_does_not_get_all_that_comes_next() {
+    let (mut one, mut other) = (Backend::start().await, Backend::start().await);
+    let mut config = config(&[&one, &other]);
+    config.models[0].health.unhealthy_after = 1;
+    let proxy = Proxy::with(config).await;
+    let healthy = |backend: &Backend, is: bool| backend.state.healthy.store(is, std::sync::atomic::Ordering::Relaxed);
+    healthy(&one, false);
+    proxy.wait_for("a check that fails", || !status(&proxy, &one).healthy).await;
+    let mut waiting = Vec::new();
+    let mut ask = async |backend: &mut Backend| {
+        let mut client = proxy.client().await;
+        client.post(CHAT, "", br#"{"model":"tiny","messages":[]}"#).await;
+        waiting.push((client, backend.next().await));
+    };
+    for _ in 0..6 {
+        ask(&mut other).await;
+    }
+    healthy(&one, true);
+    proxy.wait_for("its return", || status(&proxy, &one).healthy).await;
+    ask(&mut other).await;
+    ask(&mut other).await;
+    assert!(one.is_quiet());
+    for (mut client, exchange) in waiting {
+        exchange.json(200, WHOLE).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.settled().await;
+}

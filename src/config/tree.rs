@@ -224,7 +224,8 @@ pub struct Health {
 }
 
 /// When a backend is taken out by what its requests show, whatever its checks say. Answers below 500 never count
-/// against it. Whenever a request fails, a check follows at once, and if that one fails too, the backend is out.
+/// against it. Whenever a request fails, a check follows at once, and if that one fails too, the backend is out. (A
+/// check that is only late agrees with a connection that could not be made, with nothing else.)
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Eject {
@@ -234,7 +235,7 @@ pub struct Eject {
     /// Connections in a row that broke before the end of an answer.
     #[schemars(range(min = 1))]
     pub resets: u32,
-    /// Answers in a row with status 500, 502, 503 or 504.
+    /// Answers in a row with status 500, 502, 503 or 504, and not a byte of a good one in between.
     #[schemars(range(min = 1))]
     pub errors: u32,
     /// Steps in flight, and in this time not a byte of an answer and nothing that moves in the backend's metrics,

@@ -24,7 +24,8 @@ pub struct Backend {
     pub weight: u32,
     /// KV cache size given by the user, in tokens; overrides what the engine says.
     pub capacity_tokens: Option<u64>,
-    pub(super) vitals: Vitals,
+    /// What requests tell of it.
+    pub vitals: Vitals,
 }
 
 // === impl Backend ===

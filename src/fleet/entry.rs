@@ -2,13 +2,12 @@
 //! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
 
 use super::link::{Failure, Link};
-use super::{Backend, BackendStatus, Cause, Gauges, Sink};
+use super::{Backend, BackendStatus, Cause, Fault, Gauges, Sink};
 use crate::config::Eject;
 use crate::scheduler::{BackendReport, Event};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -23,8 +22,8 @@ pub(super) struct Entry {
     pub(super) recheck: Notify,
     /// Starts the wait for the last step in flight.
     pub(super) drain: Notify,
-    /// A request failed since the last check began.
-    suspected: AtomicBool,
+    /// A request failed since the last check began; by not being connected, if one did.
+    suspicion: Mutex<Option<Fault>>,
     state: Mutex<State>,
 }
 
@@ -66,7 +65,7 @@ impl Entry {
             link: ArcSwapOption::empty(),
             recheck: Notify::new(),
             drain: Notify::new(),
-            suspected: AtomicBool::new(false),
+            suspicion: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -91,14 +90,18 @@ impl Entry {
     }
 
     /// A request failed: a check is to follow at once.
-    pub(super) fn suspect(&self) {
-        if !self.suspected.swap(true, Ordering::Relaxed) {
+    pub(super) fn suspect(&self, fault: Fault) {
+        let mut suspicion = self.suspicion.lock();
+        if suspicion.is_none() {
             self.recheck.notify_one();
+        }
+        if *suspicion != Some(Fault::Connect) {
+            *suspicion = Some(fault);
         }
     }
 
-    pub(super) fn take_suspicion(&self) -> bool {
-        self.suspected.swap(false, Ordering::Relaxed)
+    pub(super) fn take_suspicion(&self) -> Option<Fault> {
+        self.suspicion.lock().take()
     }
 
     /// A check found nothing wrong: steps that could not be delivered may try here again.
@@ -143,7 +146,7 @@ impl Entry {
         state.up = true;
         state.risen = Some(now);
         state.reasons.clear();
-        self.backend.vitals.forget_faults();
+        self.backend.vitals.well();
         log::info!("backend {} is up", self.backend.url);
         // To the scheduler `BackendUp` would end the draining.
         if !state.draining {

@@ -2,7 +2,7 @@
 
 use super::link::{self, Failure, Link};
 use super::vllm::{self, Tracker};
-use super::{Cause, Entry, Inner};
+use super::{Cause, Entry, Fault, Inner};
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -38,9 +38,9 @@ struct Streak {
 
 impl Streak {
     /// Takes in a check; `true` if the state is to change. A backend that was never up comes up at the first
-    /// success: there is nothing to be careful about yet. One of which a request has failed just before (`suspected`)
-    /// goes down at the first failure: two independent signs agree.
-    fn turns(&mut self, up: bool, healthy: bool, suspected: bool, limits: &Health) -> bool {
+    /// success: there is nothing to be careful about yet. `confirms`: a request failed just before, and two
+    /// independent signs are enough.
+    fn turns(&mut self, up: bool, healthy: bool, confirms: bool, limits: &Health) -> bool {
         if healthy == up || up != self.up {
             // It may have gone down by a failed connection since: counting starts anew.
             self.against = 0;
@@ -51,7 +51,7 @@ impl Streak {
         }
         self.against += 1;
         let needed = match (healthy, self.ever_up) {
-            (false, _) if suspected => 1,
+            (false, _) if confirms => 1,
             (false, _) => limits.unhealthy_after,
             (true, true) => limits.healthy_after,
             (true, false) => 1,
@@ -59,6 +59,15 @@ impl Streak {
         let turns = self.against >= needed;
         self.ever_up |= turns && healthy;
         turns
+    }
+}
+
+/// A check that is only late may have met a server that is only busy; unless a connection was late as well.
+fn confirms(suspicion: Option<Fault>, outcome: &Result<(), Failure>) -> bool {
+    match outcome {
+        Err(Failure::Timeout(_)) => suspicion == Some(Fault::Connect),
+        Err(_) => suspicion.is_some(),
+        Ok(()) => false,
     }
 }
 
@@ -92,15 +101,15 @@ impl Monitor {
         let mut streak = Streak::default();
         loop {
             let started = Instant::now();
-            let suspected = self.entry.take_suspicion();
+            let suspicion = self.entry.take_suspicion();
             let outcome = self.check().await;
             let up = self.entry.is_up();
-            if streak.turns(up, outcome.is_ok(), suspected, &self.health) {
+            if streak.turns(up, outcome.is_ok(), confirms(suspicion, &outcome), &self.health) {
                 self.turn(&outcome).await;
             } else {
                 match &outcome {
                     Err(reason) if !up => self.entry.still_down(reason.to_string()),
-                    Ok(()) if suspected => self.entry.cleared(&*self.inner.sink),
+                    Ok(()) if suspicion.is_some() => self.entry.cleared(&*self.inner.sink),
                     _ => {}
                 }
             }
@@ -262,12 +271,23 @@ mod tests {
     #[test]
     fn failures_before_a_refused_connection_do_not_count_as_successes_after_it() {
         let mut streak = Streak::default();
-        let mut turns = |up, healthy, suspected| streak.turns(up, healthy, suspected, &Health::default());
+        let mut turns = |up, healthy, confirms| streak.turns(up, healthy, confirms, &Health::default());
         assert!(turns(false, true, false));
         assert!(!turns(true, false, false));
         assert!(!turns(false, true, false), "first success since");
         assert!(turns(false, true, false));
-        assert!(!turns(true, true, true));
+        assert!(!turns(true, true, false));
         assert!(turns(true, false, true), "one failure is enough where a request failed too");
+    }
+
+    #[test]
+    fn a_late_check_confirms_only_that_no_connection_could_be_made() {
+        let [late, wrong] = [Failure::Timeout(Duration::ZERO), Failure::Broken(String::new())].map(Err);
+        for (fault, by_late) in [(Fault::Connect, true), (Fault::Reset, false), (Fault::Error, false)] {
+            assert_eq!(confirms(Some(fault), &late), by_late);
+            assert!(confirms(Some(fault), &wrong));
+            assert!(!confirms(Some(fault), &Ok(())));
+        }
+        assert!(!confirms(None, &wrong));
     }
 }

@@ -130,12 +130,22 @@ impl Vitals {
         self.faults[fault as usize].fetch_add(1, Relaxed).saturating_add(1)
     }
 
-    pub(super) fn forget_faults(&self) {
-        for faults in &self.faults {
-            // Mostly there is none, and then all cores may share the line.
-            if faults.load(Relaxed) != 0 {
-                faults.store(0, Relaxed);
-            }
+    /// An answer came whole, and was no fault.
+    pub fn well(&self) {
+        [Fault::Connect, Fault::Reset, Fault::Error].into_iter().for_each(|fault| self.forgive(fault));
+    }
+
+    /// Part of an answer came that is no fault. One request may fail ever again by itself, while long answers to
+    /// others are under way.
+    pub fn answers(&self) {
+        self.forgive(Fault::Error);
+    }
+
+    fn forgive(&self, fault: Fault) {
+        let faults = &self.faults[fault as usize];
+        // Mostly there is none, and then all cores may share the line.
+        if faults.load(Relaxed) != 0 {
+            faults.store(0, Relaxed);
         }
     }
 
@@ -201,11 +211,6 @@ impl Awaited {
     /// Some of the answer came.
     pub fn heard(&self) {
         self.0.vitals.sign();
-    }
-
-    /// The answer came whole, and was no fault.
-    pub fn well(&self) {
-        self.0.vitals.forget_faults();
     }
 }
 
@@ -294,7 +299,9 @@ mod tests {
         let backend = backend();
         assert_eq!([0; 3].map(|_| backend.vitals.fault(Fault::Error)), [1, 2, 3]);
         assert_eq!(backend.vitals.fault(Fault::Reset), 1, "each kind for itself");
-        Awaited::begin(&backend, 0).well();
-        assert_eq!(backend.vitals.fault(Fault::Error), 1);
+        backend.vitals.answers();
+        assert_eq!([Fault::Error, Fault::Reset].map(|fault| backend.vitals.fault(fault)), [1, 2]);
+        backend.vitals.well();
+        assert_eq!([Fault::Error, Fault::Reset].map(|fault| backend.vitals.fault(fault)), [1, 1]);
     }
 }

@@ -107,6 +107,16 @@ impl Ctx {
         }
     }
 
+    /// Some of the answer came.
+    pub fn heard(&self) {
+        if let Some(awaited) = &self.awaited {
+            awaited.heard();
+        }
+        if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
+            backend.vitals.answers();
+        }
+    }
+
     /// The step is over; a later call changes nothing.
     pub fn settle(&mut self, outcome: Outcome) {
         if let Some(mut step) = self.step.take() {
@@ -116,8 +126,9 @@ impl Ctx {
 
     /// The backend's answer came whole.
     pub fn settle_by_status(&mut self) {
-        if let (200..400, Some(awaited)) = (self.answer.status, self.awaited.take()) {
-            awaited.well();
+        self.awaited = None;
+        if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
+            backend.vitals.well();
         }
         let outcome = match self.answer.status {
             200..=299 => Outcome::Completed(self.answer.usage),

@@ -67,6 +67,7 @@ impl Proxy {
             (true, false) => UpstreamError::Broken,
         };
         self.app.telemetry.metrics.upstream_error(&backend.url, kind);
+        // Slow is not dead: the fleet judges silence by what else the backend does.
         if !silent {
             self.app.fleet.failed(backend.id, Fault::Reset);
         }

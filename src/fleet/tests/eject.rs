@@ -56,7 +56,7 @@ fn each_kind_of_fault_has_its_own_number_in_a_row() {
         let first = fleet.get(FIRST).unwrap();
         for _ in 0..10 {
             fail(&fleet, FIRST, fault, limit - 1);
-            Awaited::begin(&first, 0).well();
+            first.vitals.well();
         }
         assert_eq!(up(&fleet), [true, true], "{label}");
         fail(&fleet, FIRST, fault, limit);
