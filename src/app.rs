@@ -1,23 +1,34 @@
 //! What every part of a running proxy shares.
 
 mod open;
+mod reload;
 mod retries;
+mod settings;
 
 pub use open::{Open, OpenGuard};
+pub use reload::ReloadError;
 pub use retries::Retries;
+pub use settings::Settings;
 
-use crate::config::Config;
+use crate::config::{Config, Flags};
 use crate::control::WeightSync;
 use crate::fleet::Fleet;
 use crate::gate::Gate;
+use crate::identity::SourceError;
 use crate::telemetry::Telemetry;
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// The running proxy.
 pub struct App {
-    pub config: Arc<Config>,
+    settings: ArcSwap<Settings>,
+    /// Where a reload reads from.
+    flags: Flags,
+    reloading: Mutex<()>,
     pub gate: Gate,
     pub fleet: Fleet,
     pub telemetry: Arc<Telemetry>,
@@ -29,19 +40,41 @@ pub struct App {
     draining: AtomicBool,
 }
 
+/// Why there is no app.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("identity.sources: {0}")]
+    Identity(#[from] SourceError),
+    #[error("logs and profiles: {0}")]
+    Telemetry(#[from] io::Error),
+}
+
 // === impl App ===
 
 impl App {
+    /// An app that cannot be reloaded.
+    ///
     /// # Errors
-    /// What [`Telemetry::new`] says.
-    pub fn new(config: Arc<Config>) -> std::io::Result<Self> {
+    /// Those of [`App::with_flags`].
+    pub fn new(config: Arc<Config>) -> Result<Self, AppError> {
+        Self::with_flags(config, Flags::default())
+    }
+
+    /// `flags` are what `config` was made of.
+    ///
+    /// # Errors
+    /// An identity source that validation would refuse; what [`Telemetry::new`] says.
+    pub fn with_flags(config: Arc<Config>, flags: Flags) -> Result<Self, AppError> {
+        let settings = Settings::new(Arc::clone(&config))?;
         let telemetry = Arc::new(Telemetry::new(&config)?);
         let gate = Gate::new(&config, Arc::clone(&telemetry));
         let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
         Ok(Self {
             weight_sync: WeightSync::new(gate.clone()),
-            retries: Retries::new(config.retry.budget, config.models.len()),
-            config,
+            retries: Retries::new(config.models.len()),
+            settings: ArcSwap::from_pointee(settings),
+            flags,
+            reloading: Mutex::default(),
             gate,
             fleet,
             telemetry,
@@ -49,6 +82,12 @@ impl App {
             open: Arc::default(),
             draining: AtomicBool::new(false),
         })
+    }
+
+    /// The configuration, until the next reload. Not to be held for long.
+    #[must_use]
+    pub fn settings(&self) -> Guard<Arc<Settings>> {
+        self.settings.load()
     }
 
     /// Refuses held and new steps from now on; readiness fails first.

@@ -3,6 +3,7 @@
 mod defaults;
 mod draft;
 mod expand;
+mod fixed;
 pub mod flags;
 mod humane;
 pub mod mistake;

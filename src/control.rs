@@ -66,7 +66,7 @@ pub enum ControlBody {
 
 /// Answers a control request. On the admin listener it asks for the admin token itself; API keys of the main one are
 /// the proxy's to check ([`ControlRoute::needs_key`]).
-pub async fn handle(app: &App, request: ControlRequest) -> ControlResponse {
+pub async fn handle(app: &Arc<App>, request: ControlRequest) -> ControlResponse {
     let mut response = answer(app, &request).await.unwrap_or_else(|refusal| ControlResponse::refusal(&refusal));
     if request.method == Method::HEAD {
         response.body = ControlBody::Full(Bytes::new());
@@ -74,13 +74,13 @@ pub async fn handle(app: &App, request: ControlRequest) -> ControlResponse {
     response
 }
 
-async fn answer(app: &App, request: &ControlRequest) -> Result<ControlResponse, Refusal> {
+async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlResponse, Refusal> {
     if request.listener == Listener::Admin {
-        admin::authorize(app.config.admin.as_ref(), request)?;
+        admin::authorize(app.settings().admin.as_ref(), request)?;
     }
     let not_found = || Refusal::NotFound(request.path.clone());
     let found = route(&request.method, &request.path).ok_or_else(not_found)?;
-    if !found.answers_on(request.listener, &app.config) {
+    if !found.answers_on(request.listener, &app.settings()) {
         return Err(not_found());
     }
     if !found.method_allowed {
@@ -109,6 +109,7 @@ async fn answer(app: &App, request: &ControlRequest) -> Result<ControlResponse, 
         Endpoint::ListWorkers => backends::list_workers(app),
         Endpoint::WeightSyncBegin => weights::begin(app, request),
         Endpoint::WeightSyncEnd => weights::end(app),
+        Endpoint::Reload => reload(app).await,
         Endpoint::Events => events::stream(app.gate.events()),
         Endpoint::Console => console(),
     })
@@ -120,11 +121,11 @@ fn metrics(app: &App, request: &ControlRequest) -> ControlResponse {
     let accepted = Exposition::accepted(accept.and_then(|v| v.to_str().ok()).unwrap_or_default());
     let format = match (accepted, request.listener) {
         (None, Listener::Main) => {
-            return ControlResponse::json(&Overview::of(app).metrics(&app.config));
+            return ControlResponse::json(&Overview::of(app).metrics(&app.settings()));
         }
         (accepted, _) => accepted.unwrap_or(Exposition::Prometheus),
     };
-    let mirror = Overview::of(app).mirror(&app.config, app.gate.held_steps());
+    let mirror = Overview::of(app).mirror(&app.settings(), app.gate.held_steps());
     let text = app.telemetry.metrics.encode(&mirror, format);
     ControlResponse::new(StatusCode::OK, format.content_type(), text)
 }
@@ -138,6 +139,16 @@ fn readyz(app: &App) -> ControlResponse {
         (StatusCode::SERVICE_UNAVAILABLE, "no_backend")
     };
     ControlResponse::json_with(status, &json!({"status": word}))
+}
+
+/// Reads the configuration file again, as SIGHUP does.
+async fn reload(app: &Arc<App>) -> ControlResponse {
+    let app = Arc::clone(app);
+    match tokio::task::spawn_blocking(move || app.reload()).await {
+        Ok(Ok(())) => ControlResponse::json(&json!({"status": "ok"})),
+        Ok(Err(reasons)) => ControlResponse::bad_request(reasons.to_string()),
+        Err(_) => ControlResponse::refusal(&Refusal::Internal),
+    }
 }
 
 fn console() -> ControlResponse {

@@ -1,6 +1,7 @@
 //! What is known of each backend: address, health, capacity, gauges.
 
 mod backend;
+mod discovery;
 mod entry;
 mod link;
 mod models;
@@ -12,21 +13,23 @@ mod ring;
 mod vitals;
 mod vllm;
 
-pub use backend::Backend;
+pub use backend::{Backend, Origin, Settings as BackendSettings};
 pub use vitals::{Awaited, Cause, Fault, Vitals};
 
 use crate::config;
 use crate::gate::{Gate, LoadView, PoolId};
 use crate::scheduler::{BackendId, Event};
-use crate::units::Tokens;
+use arc_swap::ArcSwap;
+use discovery::{Resolve, SystemResolver};
 use entry::Entry;
 use monitor::Monitor;
 use pools::Pools;
 use registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Everything the control API shows of a backend.
@@ -88,9 +91,14 @@ struct Inner {
     sink: Box<dyn Sink>,
     /// Held from the look at how many are out to the decision that one more is.
     ejecting: parking_lot::Mutex<()>,
-    metrics_interval: Duration,
+    metrics_interval: ArcSwap<Duration>,
     timing: Timing,
     models: models::Cache,
+    resolver: Box<dyn Resolve>,
+    /// Reload and discovery change the set of backends one after the other.
+    aligning: parking_lot::Mutex<()>,
+    /// Something was looked at for the first time.
+    progress: watch::Sender<()>,
     /// Backends that have no task yet.
     newcomers: mpsc::UnboundedSender<Arc<Entry>>,
     waiting: Mutex<mpsc::UnboundedReceiver<Arc<Entry>>>,
@@ -158,7 +166,8 @@ impl Inner {
     fn eject(&self, entry: &Entry, cause: Cause, reason: &str) {
         let id = entry.backend.pool;
         let Some(pool) = self.pools.get(id) else { return };
-        let eject = &pool.health.eject;
+        let health = pool.health.load();
+        let eject = &health.eject;
         let fell = {
             let _one_at_a_time = self.ejecting.lock();
             let may = self.may_lose(entry, eject.share);
@@ -190,6 +199,13 @@ impl Inner {
     fn rebuild_ring(&self, pool: PoolId) {
         self.pools.rebuild(pool, || Arc::clone(&self.registry.all()));
     }
+
+    /// Something was looked at; `before` says whether it was already.
+    fn progressed(&self, before: &AtomicBool) {
+        if !before.swap(true, Ordering::Release) {
+            self.progress.send_replace(());
+        }
+    }
 }
 
 // === impl Fleet ===
@@ -199,26 +215,35 @@ impl Fleet {
     /// the scheduler cannot do without. `sink` is the gate; it hears `BackendAdded` of every backend before this returns. A backend whose URL
     /// cannot be used (which validation refuses) is logged and left out.
     pub fn new(pools: &[config::Pool], metrics: &config::Metrics, sink: impl Sink) -> Self {
-        Self::with_timing(pools, metrics, sink, Timing::default())
+        Self::with_parts(pools, metrics, sink, Timing::default(), SystemResolver)
     }
 
-    fn with_timing(pools: &[config::Pool], metrics: &config::Metrics, sink: impl Sink, timing: Timing) -> Self {
+    fn with_parts(
+        pools: &[config::Pool],
+        metrics: &config::Metrics,
+        sink: impl Sink,
+        timing: Timing,
+        resolver: impl Resolve,
+    ) -> Self {
         let (newcomers, waiting) = mpsc::unbounded_channel();
         let inner = Inner {
             pools: Pools::new(pools),
             registry: Registry::default(),
             sink: Box::new(sink),
             ejecting: parking_lot::Mutex::default(),
-            metrics_interval: metrics.interval,
+            metrics_interval: ArcSwap::from_pointee(metrics.interval),
             timing,
             models: models::Cache::new(),
+            resolver: Box::new(resolver),
+            aligning: parking_lot::Mutex::default(),
+            progress: watch::Sender::default(),
             newcomers,
             waiting: Mutex::new(waiting),
         };
         let fleet = Self { inner: Arc::new(inner) };
         for (index, pool) in pools.iter().enumerate() {
             for backend in &pool.backends {
-                if let Err(reason) = fleet.add(PoolId(index), backend.clone()) {
+                if let Err(reason) = fleet.insert(PoolId(index), backend, Origin::File) {
                     log::error!("backend left out: {reason}");
                 }
             }
@@ -230,6 +255,9 @@ impl Fleet {
     pub async fn run(&self) {
         let mut newcomers = self.inner.waiting.lock().await;
         let mut monitors = JoinSet::new();
+        for (pool, _) in self.inner.pools.iter() {
+            monitors.spawn(discovery::run(self.clone(), pool));
+        }
         loop {
             tokio::select! {
                 Some(entry) = newcomers.recv() => {
@@ -239,7 +267,7 @@ impl Fleet {
                 }
                 Some(ended) = monitors.join_next() => {
                     if let Err(error) = ended {
-                        log::error!("task of a backend: {error}");
+                        log::error!("task of the fleet: {error}");
                     }
                 }
                 else => return,
@@ -302,7 +330,7 @@ impl Fleet {
         let Some(pool) = inner.pools.get(entry.backend.pool) else {
             return;
         };
-        if in_a_row >= fault.limit(&pool.health.eject) {
+        if in_a_row >= fault.limit(&pool.health.load().eject) {
             let reason = format!("{in_a_row} {} in a row", fault.plural());
             inner.eject(&entry, Cause::Fault(fault), &reason);
         }
@@ -313,24 +341,79 @@ impl Fleet {
     /// # Errors
     /// Says what is wrong: no such pool, a URL that cannot be used, or one that the pool has already.
     pub fn add(&self, pool: PoolId, backend: config::Backend) -> Result<BackendId, String> {
+        self.insert(pool, &backend, Origin::Api)
+    }
+
+    fn insert(&self, pool: PoolId, backend: &config::Backend, origin: Origin) -> Result<BackendId, String> {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
         let entry = inner.registry.insert(
-            |id| Backend::new(id, pool, &backend).map(Entry::new),
-            |entry| {
-                let added = Event::BackendAdded {
-                    backend: entry.backend.id,
-                    weight: backend.weight,
-                    capacity: backend.capacity_tokens.map(Tokens),
-                };
-                inner.sink.tell(pool, added);
-            },
+            |id| Backend::new(id, pool, backend, origin).map(Entry::new),
+            |entry| entry.announce(&*inner.sink),
         )?;
         let id = entry.backend.id;
         inner.rebuild_ring(pool);
         // The receiver lives as long as the fleet.
         let _ = inner.newcomers.send(entry);
         Ok(id)
+    }
+
+    /// Takes over another configuration of the same pools, in the same order. Backends that it names no more are
+    /// drained; those that came by `POST /backends` or by discovery stay, unless it names them itself.
+    pub fn reload(&self, pools: &[config::Pool], metrics: &config::Metrics) {
+        let inner = &self.inner;
+        inner.metrics_interval.store(Arc::new(metrics.interval));
+        inner.pools.reload(pools);
+        for (index, pool) in pools.iter().enumerate() {
+            self.align(PoolId(index), &pool.backends, Origin::File);
+            inner.rebuild_ring(PoolId(index));
+        }
+        // By the new path, and at the new intervals.
+        inner.registry.all().iter().for_each(|entry| entry.recheck.notify_one());
+    }
+
+    /// Makes the pool's backends of this origin those of `wanted`. What is there already keeps its state.
+    fn align(&self, pool: PoolId, wanted: &[config::Backend], origin: Origin) {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.aligning.lock();
+        let known = Arc::clone(&inner.registry.all());
+        let named = |entry: &Entry| wanted.iter().any(|backend| backend::name(backend) == entry.backend.url);
+        let here = || known.iter().filter(|entry| entry.backend.pool == pool);
+        for entry in here().filter(|entry| entry.is_of(origin) && !named(entry)) {
+            self.remove(entry.backend.id);
+        }
+        for backend in wanted {
+            let is_it = |entry: &&Arc<Entry>| entry.backend.url == backend::name(backend) && !entry.is_draining();
+            match here().find(is_it) {
+                // The file has the last word.
+                Some(entry) if origin == Origin::File || entry.is_of(origin) => {
+                    entry.configure(&*inner.sink, BackendSettings::new(backend, origin));
+                }
+                Some(_) => {}
+                None => {
+                    if let Err(reason) = self.insert(pool, backend, origin) {
+                        log::error!("backend left out: {reason}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns once every backend was checked and every name was looked up, well or not.
+    pub async fn looked_over(&self) {
+        let mut progress = self.inner.progress.subscribe();
+        loop {
+            progress.mark_unchanged();
+            let looked = |at: &AtomicBool| at.load(Ordering::Acquire);
+            let mut pools = self.inner.pools.iter().map(|(_, pool)| pool);
+            let found = pools.all(|pool| pool.discovery.borrow().is_none() || looked(&pool.looked_up));
+            if found && self.inner.registry.all().iter().all(|entry| looked(&entry.checked)) {
+                return;
+            }
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Drains a backend, then forgets it once nothing is in flight there. `false` if there is none with this id.

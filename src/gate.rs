@@ -14,13 +14,13 @@ use crate::config::{self, Config};
 use crate::scheduler::{BackendId, StepId};
 use crate::scheduler::{Decision, DispatchKind, Event, Policy, ProgramKey, RefuseReason, Scheduler};
 use crate::telemetry::Telemetry;
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot};
-use tokio::time::MissedTickBehavior;
 
 /// Decisions that a slow reader of `GET /events` may fall behind.
 const EVENT_BACKLOG: usize = 1024;
@@ -43,7 +43,7 @@ struct Pool {
 
 struct Inner {
     pools: Vec<Mutex<Pool>>,
-    policy: config::Scheduler,
+    policy: ArcSwap<config::Scheduler>,
     start: Instant,
     next_step: AtomicU64,
     telemetry: Arc<Telemetry>,
@@ -69,7 +69,7 @@ impl Gate {
         };
         Self(Arc::new(Inner {
             pools: config.models.iter().map(pool).collect(),
-            policy: config.scheduler.clone(),
+            policy: ArcSwap::from_pointee(config.scheduler.clone()),
             start: Instant::now(),
             next_step: AtomicU64::new(0),
             telemetry,
@@ -87,6 +87,17 @@ impl Gate {
     /// What the fleet learns of a backend, and `Freeze`.
     pub fn tell(&self, pool: PoolId, event: Event) {
         self.handle(pool, event);
+    }
+
+    /// Takes over the settings of the scheduler; its pools are the same ones, in the same order.
+    pub fn reload(&self, config: &Config) {
+        self.0.policy.store(Arc::new(config.scheduler.clone()));
+        for (pool, config_of) in self.0.pools.iter().zip(&config.models) {
+            let policy = Policy::new(&config.scheduler, &config.programs, config_of.routing);
+            pool.lock().scheduler.set_policy(policy);
+        }
+        // There may be room now for some that wait.
+        self.tell_all(&Event::Tick);
     }
 
     /// `Freeze` in every pool.
@@ -173,11 +184,10 @@ impl Gate {
 
     /// Lets the clock run; ends with the process.
     pub async fn run_ticks(&self) {
-        let mut clock = tokio::time::interval(self.0.policy.tick);
-        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            clock.tick().await;
             self.tell_all(&Event::Tick);
+            let tick = self.0.policy.load().tick;
+            tokio::time::sleep(tick).await;
         }
     }
 

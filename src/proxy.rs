@@ -2,7 +2,7 @@
 
 mod answer;
 mod arrive;
-mod auth;
+pub(crate) mod auth;
 mod ctx;
 mod failure;
 mod limit;
@@ -18,9 +18,7 @@ pub use upstream::KEEPALIVE;
 use crate::app::App;
 use crate::body::replay::{self, Stop};
 use crate::control::Listener;
-use crate::identity::{SourceError, Sources};
 use arrive::Next;
-use auth::Keys;
 use bytes::Bytes;
 use ctx::Ctx;
 use limit::Limits;
@@ -36,8 +34,6 @@ use std::time::Duration;
 pub struct Proxy {
     app: Arc<App>,
     listener: Listener,
-    sources: Sources,
-    keys: Keys,
     limits: Limits,
     /// The tenant of those who need no key.
     nobody: Arc<str>,
@@ -46,18 +42,9 @@ pub struct Proxy {
 // === impl Proxy ===
 
 impl Proxy {
-    /// # Errors
-    /// A name in `identity.sources` cannot be used.
-    pub fn new(app: Arc<App>, listener: Listener) -> Result<Self, SourceError> {
-        let config = &app.config;
-        Ok(Self {
-            listener,
-            sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,
-            keys: Keys::new(&config.auth),
-            limits: Limits::new(config.limits.per_key.clone()),
-            nobody: Arc::from(""),
-            app,
-        })
+    #[must_use]
+    pub fn new(app: Arc<App>, listener: Listener) -> Self {
+        Self { app, listener, limits: Limits::new(), nobody: Arc::from("") }
     }
 }
 

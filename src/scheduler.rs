@@ -113,9 +113,7 @@ impl Scheduler {
             Event::End { step, outcome } => self.end(step, outcome),
             Event::Undelivered(step) => self.undelivered(step),
             Event::Release(key) => self.release(&key),
-            Event::BackendAdded { backend, weight, capacity } => {
-                self.backends.entry(backend).or_insert_with(|| Backend::new(weight, capacity));
-            }
+            Event::BackendAdded { backend, weight, capacity } => self.backend_added(backend, weight, capacity),
             Event::BackendUp(backend) => self.backend_up(backend),
             Event::BackendDown(backend) => self.backend_down(backend),
             Event::BackendDraining(backend) => self.backend_draining(backend),
@@ -129,6 +127,11 @@ impl Scheduler {
         self.note_held();
         decisions.append(&mut self.out);
         debug_assert_eq!(self.check(), Ok(()));
+    }
+
+    /// Other settings, from the next event on. Not another `routing`: the ledgers follow from it.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = Policy { routing: self.policy.routing, ..policy };
     }
 
     fn decide(&mut self, decision: Decision) {

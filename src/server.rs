@@ -3,26 +3,30 @@
 mod door;
 mod line;
 mod listen;
+mod table;
+mod upgrade;
 
 pub use listen::ListenError;
+pub use upgrade::UpgradeError;
 
-use crate::app::{App, Open};
-use crate::config::Config;
+use crate::app::{App, AppError, Open};
+use crate::config::{Config, Flags};
 use crate::control::Listener as Side;
-use crate::identity::SourceError;
-use crate::proxy::Proxy;
-use door::Door;
-use listen::Listeners;
+use door::{Closer, Door};
+use listen::{Listeners, Socket};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use upgrade::Predecessor;
 
 /// When the last answer is written, for the last bytes to leave and connections to close.
 const LINGER: Duration = Duration::from_secs(1);
@@ -33,12 +37,24 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Connections to backends that are kept for the next request, all backends together.
 const IDLE_UPSTREAM: usize = 4096;
 
+/// In an upgrade, how long a connection without a request is left open for its next one, so that no client writes
+/// into a connection that is being closed.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
 /// A server that has its sockets and everything behind them, and does not serve yet.
 pub struct Server {
     app: Arc<App>,
     services: Vec<Service<Door>>,
+    closers: Vec<Closer>,
     listeners: Listeners,
     connections: Arc<Open>,
+    /// Connections are to end.
+    leave: watch::Sender<bool>,
+    /// No more connections are accepted.
+    shut: watch::Sender<bool>,
+    /// Where a process that takes over waits.
+    meeting: PathBuf,
+    tasks: JoinSet<()>,
 }
 
 /// How a server is to end.
@@ -46,6 +62,9 @@ pub struct Server {
 pub enum Stop {
     /// Refuse new and held steps, let answers in flight finish within `timeouts.grace`.
     Drain,
+    /// Let the process that waits take over, then finish everything here within `timeouts.grace`. If there is none,
+    /// go on.
+    HandOver,
     Now,
 }
 
@@ -54,32 +73,48 @@ pub enum Stop {
 pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("identity.sources: {0}")]
-    Identity(#[from] SourceError),
-    #[error("logs and profiles: {0}")]
-    Telemetry(io::Error),
+    #[error(transparent)]
+    App(#[from] AppError),
     #[error("runtime: {0}")]
     Runtime(io::Error),
+    #[error("--upgrade: {0}")]
+    Upgrade(#[from] UpgradeError),
 }
 
-/// Serves until SIGTERM (drains) or SIGINT (stops at once).
+/// Serves until SIGTERM (drains), SIGINT (stops at once), or SIGQUIT (lets another process take over). SIGHUP reads
+/// the configuration again. `flags` are what `config` was made of.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: Config, flags: &Flags) -> Result<(), StartError> {
     raise_descriptors(config.limits.connections as u64);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Runtime)?;
-    let served = runtime.block_on(async {
-        let server = Server::bind(config)?;
-        let stop = signals().map_err(StartError::Runtime)?;
-        for address in server.addresses() {
-            log::info!("listening on {address}");
-        }
-        server.serve(stop).await;
-        Ok(())
-    });
+    let served = runtime.block_on(start(config, flags));
     runtime.shutdown_background();
     served
+}
+
+async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
+    let meeting = flags.upgrade_socket.clone().unwrap_or_else(|| upgrade::meeting_place(&config));
+    let (predecessor, inherited) = match flags.upgrade {
+        true => Some(Predecessor::meet(&meeting).await?).unzip(),
+        false => (None, None),
+    };
+    let mut server = Server::launch(config, flags.clone(), meeting, inherited.unwrap_or_default())?;
+    let stop = signals(&server.app).map_err(StartError::Runtime)?;
+    server.watch_fleet();
+    let Some(mut predecessor) = predecessor else {
+        server.open().map_err(StartError::Runtime)?;
+        server.until(stop).await;
+        return Ok(());
+    };
+    predecessor.bequeath(&server.app).await?;
+    server.open().map_err(StartError::Runtime)?;
+    if let Err(e) = predecessor.dismiss().await {
+        log::warn!("the process before this one was gone already: {e}");
+    }
+    server.until(stop).await;
+    Ok(())
 }
 
 /// A client and its backend take a descriptor each, and shells often allow no more than 1,024.
@@ -93,13 +128,27 @@ fn raise_descriptors(connections: u64) {
     }
 }
 
-/// SIGTERM and SIGINT, from now on.
-fn signals() -> io::Result<mpsc::Receiver<Stop>> {
+/// From now on. Without a handler SIGQUIT would leave a core dump.
+fn signals(app: &Arc<App>) -> io::Result<mpsc::Receiver<Stop>> {
     let (out, stop) = mpsc::channel(4);
-    for (kind, stop) in [(SignalKind::terminate(), Stop::Drain), (SignalKind::interrupt(), Stop::Now)] {
+    let words = [
+        (SignalKind::terminate(), Stop::Drain),
+        (SignalKind::quit(), Stop::HandOver),
+        (SignalKind::interrupt(), Stop::Now),
+    ];
+    for (kind, stop) in words {
         tokio::spawn(relay(signal(kind)?, stop, out.clone()));
     }
+    tokio::spawn(reload_on(signal(SignalKind::hangup())?, Arc::clone(app)));
     Ok(stop)
+}
+
+async fn reload_on(mut signal: Signal, app: Arc<App>) {
+    while signal.recv().await.is_some() {
+        let app = Arc::clone(&app);
+        // What came of it is logged and counted there.
+        let _ = tokio::task::spawn_blocking(move || app.reload()).await;
+    }
 }
 
 async fn relay(mut signal: Signal, stop: Stop, out: mpsc::Sender<Stop>) {
@@ -114,29 +163,35 @@ impl Server {
     /// # Errors
     /// What keeps it from starting.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        let app = Arc::new(App::new(Arc::new(config)).map_err(StartError::Telemetry)?);
+        let meeting = upgrade::meeting_place(&config);
+        Self::launch(config, Flags::default(), meeting, Vec::new())
+    }
+
+    fn launch(config: Config, flags: Flags, meeting: PathBuf, inherited: Vec<Socket>) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let app = Arc::new(App::with_flags(Arc::clone(&config), flags)?);
         let connections = Arc::<Open>::default();
-        let mut listeners = Listeners::default();
+        let mut listeners = Listeners::new(inherited);
         let conf = Arc::new(pingora_conf());
-        let config = &app.config;
-        let limit = config.limits.connections;
-        let door = |side, limit| {
-            let proxy = Proxy::new(Arc::clone(&app), side)?;
-            let head = config.timeouts.request_header;
-            Ok::<_, StartError>(Door::new(proxy, &conf, Arc::clone(&connections), limit, head))
+        let leave = watch::Sender::new(false);
+        let mut closers = Vec::new();
+        let mut service = |name: &str, side| {
+            let door = Door::new(Arc::clone(&app), side, &conf, Arc::clone(&connections), leave.subscribe());
+            closers.push(door.closer());
+            Service::new(name.to_owned(), door)
         };
-        let mut main = Service::new("proxy".to_owned(), door(Side::Main, limit)?);
+        let mut main = service("proxy", Side::Main);
         for listener in &config.listeners {
             listeners.add(&mut main, listener.address, listener.tls.as_ref())?;
         }
         let mut services = vec![main];
         if let Some(admin) = &config.admin {
-            // Operators get in when clients have taken every place.
-            let mut service = Service::new("admin".to_owned(), door(Side::Admin, usize::MAX)?);
+            let mut service = service("admin", Side::Admin);
             listeners.add(&mut service, admin.listen, None)?;
             services.push(service);
         }
-        Ok(Self { app, services, listeners, connections })
+        let (shut, tasks) = (watch::Sender::new(false), JoinSet::new());
+        Ok(Self { app, services, closers, listeners, connections, leave, shut, meeting, tasks })
     }
 
     #[must_use]
@@ -151,29 +206,121 @@ impl Server {
     }
 
     /// Serves until it is told to stop, or `stop` is closed.
-    pub async fn serve(self, mut stop: mpsc::Receiver<Stop>) {
-        let Self { app, services, listeners, connections } = self;
-        let (shutdown, watch) = watch::channel(false);
-        let fds = listeners.into_fds();
-        let mut tasks = JoinSet::new();
-        let (fleet, gate) = (app.fleet.clone(), app.gate.clone());
-        tasks.spawn(async move { fleet.run().await });
-        tasks.spawn(async move { gate.run_ticks().await });
-        for mut service in services {
-            let (fds, watch) = (Arc::clone(&fds), watch.clone());
-            tasks.spawn(async move { service.start_service(Some(fds), watch, 1).await });
+    pub async fn serve(mut self, stop: mpsc::Receiver<Stop>) {
+        self.watch_fleet();
+        match self.open() {
+            Ok(()) => self.until(stop).await,
+            Err(e) => log::error!("cannot serve: {e}"),
         }
-        if stop.recv().await == Some(Stop::Drain) {
-            tokio::select! {
-                () = drain(&app, &shutdown, &connections) => {}
-                () = until_now(&mut stop) => {}
+    }
+
+    /// Starts to look after the backends.
+    fn watch_fleet(&mut self) {
+        let (fleet, gate) = (self.app.fleet.clone(), self.app.gate.clone());
+        self.tasks.spawn(async move { fleet.run().await });
+        self.tasks.spawn(async move { gate.run_ticks().await });
+    }
+
+    /// Starts to accept connections.
+    fn open(&mut self) -> io::Result<()> {
+        let fds = self.listeners.open()?;
+        for mut service in self.services.drain(..) {
+            let (fds, shut) = (Arc::clone(&fds), self.shut.subscribe());
+            self.tasks.spawn(async move { service.start_service(Some(fds), shut, 1).await });
+        }
+        for address in self.addresses() {
+            log::info!("listening on {address}");
+        }
+        Ok(())
+    }
+
+    async fn until(mut self, mut stop: mpsc::Receiver<Stop>) {
+        let mut word = stop.recv().await;
+        while word == Some(Stop::HandOver) {
+            // Another word ends the attempt.
+            word = tokio::select! {
+                replaced = self.hand_over() => match replaced {
+                    true => break,
+                    false => stop.recv().await,
+                },
+                other = stop.recv() => other,
+            };
+        }
+        let ending = async {
+            match word {
+                Some(Stop::Drain) => self.drain().await,
+                Some(Stop::HandOver) => self.finish().await,
+                Some(Stop::Now) | None => {}
             }
+        };
+        tokio::select! {
+            () = ending => {}
+            () = until_now(&mut stop) => {}
         }
-        shutdown.send_replace(true);
-        let telemetry = Arc::clone(&app.telemetry);
+        self.shut.send_replace(true);
+        let telemetry = Arc::clone(&self.app.telemetry);
         let flushed = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
         if !flushed.unwrap_or(false) {
             log::warn!("the end of the access log or of the profiles may be lost");
+        }
+    }
+
+    /// Whether another process serves in place of this one.
+    async fn hand_over(&self) -> bool {
+        log::info!("handing over to the process that waits at {}", self.meeting.display());
+        let done = upgrade::hand_over(&self.app, self.listeners.sockets(), &self.meeting).await;
+        if let Err(reason) = &done {
+            log::error!("nobody takes over, this process goes on: {reason}");
+        }
+        done.is_ok()
+    }
+
+    /// Refuses what is new; ends with the last answer, or after the grace.
+    async fn drain(&mut self) {
+        log::info!("draining");
+        self.app.drain();
+        self.leave.send_replace(true);
+        let grace = self.app.settings().timeouts.grace;
+        if timeout(grace, self.app.open.idle()).await.is_err() {
+            log::warn!("{} answers are cut off after {grace:?} of grace", self.app.open.count());
+        }
+        // Nobody is served any more; now the sockets close.
+        self.close().await;
+        let _ = timeout(LINGER, self.connections.idle()).await;
+    }
+
+    /// Another process accepts in place of this one; all that came here is served here, held steps too.
+    async fn finish(&mut self) {
+        log::info!("another process serves; {} answers are finished here", self.app.open.count());
+        self.listeners.close();
+        self.shut.send_replace(true);
+        self.leave.send_replace(true);
+        let grace = self.app.settings().timeouts.grace;
+        if timeout(grace, self.deserted()).await.is_err() {
+            log::warn!("{} answers are cut off after {grace:?} of grace", self.app.open.count());
+        }
+        self.close().await;
+        let _ = timeout(LINGER, self.connections.idle()).await;
+    }
+
+    /// Returns when no request is open, and none has come for a while on a connection that is still there.
+    async fn deserted(&self) {
+        loop {
+            self.app.open.idle().await;
+            tokio::select! {
+                () = self.connections.idle() => return,
+                () = self.app.open.busy() => {}
+                () = sleep(LAST_REQUEST) => return,
+            }
+        }
+    }
+
+    /// Closes the sockets, and the connections without a request.
+    async fn close(&mut self) {
+        self.listeners.close();
+        self.shut.send_replace(true);
+        for closer in &self.closers {
+            closer.close().await;
         }
     }
 }
@@ -181,18 +328,6 @@ impl Server {
 fn pingora_conf() -> ServerConf {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     ServerConf { threads, upstream_keepalive_pool_size: IDLE_UPSTREAM, ..ServerConf::default() }
-}
-
-async fn drain(app: &App, shutdown: &watch::Sender<bool>, connections: &Open) {
-    log::info!("draining");
-    app.drain();
-    let grace = app.config.timeouts.grace;
-    if tokio::time::timeout(grace, app.open.idle()).await.is_err() {
-        log::warn!("{} answers are cut off after {grace:?} of grace", app.open.count());
-    }
-    // Nobody is served any more; now the sockets close.
-    shutdown.send_replace(true);
-    let _ = tokio::time::timeout(LINGER, connections.idle()).await;
 }
 
 /// A second word may cut a drain short.

@@ -18,17 +18,21 @@ pub use mirror::{BackendMirror, Mirror};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
 
-use crate::config::Config;
+use crate::config::{Access, Config, Profile};
+use arc_swap::ArcSwapOption;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use writer::Writer;
 
 /// Everything that is counted or written down. One per process.
 pub struct Telemetry {
     pub metrics: Metrics,
-    access: Option<Writer<Box<AccessRecord>>>,
-    profiles: Option<Profiles>,
+    access: ArcSwapOption<AccessLog>,
+    profiles: ArcSwapOption<Profiles>,
 }
+
+type AccessLog = Writer<Box<AccessRecord>>;
 
 // === impl Telemetry ===
 
@@ -40,36 +44,69 @@ impl Telemetry {
     pub fn new(config: &Config) -> io::Result<Self> {
         let models = config.models.iter().map(|pool| pool.name.clone());
         let metrics = Metrics::new(&models.collect::<Vec<_>>(), &config.identity.sources);
-        let access = config.logging.access.as_ref().map(|access| {
-            let dropped = metrics.access_lines_dropped.clone();
+        let telemetry = Self { metrics, access: ArcSwapOption::empty(), profiles: ArcSwapOption::empty() };
+        telemetry.write_to(config.logging.access.as_ref(), config.profile.as_ref(), config)?;
+        Ok(telemetry)
+    }
+
+    /// Takes over what `new` has changed against `old`, and opens log files anew, after they were rotated.
+    ///
+    /// # Errors
+    /// Those of [`Telemetry::new`]; then nothing has changed.
+    pub fn reload(&self, old: &Config, new: &Config) -> io::Result<()> {
+        let access = Some(&new.logging.access).filter(|access| **access != old.logging.access);
+        let profile = Some(&new.profile).filter(|profile| **profile != old.profile);
+        self.write_to(access.and_then(Option::as_ref), profile.and_then(Option::as_ref), new)?;
+        if new.logging.access.is_none() {
+            self.access.store(None);
+        }
+        if new.profile.is_none() {
+            self.profiles.store(None);
+        }
+        self.metrics.count_sources(&new.identity.sources);
+        self.reopen();
+        Ok(())
+    }
+
+    /// Starts writing to what is given here, or to nothing of it.
+    fn write_to(&self, access: Option<&Access>, profile: Option<&Profile>, config: &Config) -> io::Result<()> {
+        let log = access.map(|access| {
+            let dropped = self.metrics.access_lines_dropped.clone();
             Writer::spawn("access-log", access.path.clone(), access.format, dropped)
         });
-        let profiles = config.profile.as_ref().map(|profile| {
-            let dropped = metrics.profile_rows_dropped.clone();
+        let profiles = profile.map(|profile| {
+            let dropped = self.metrics.profile_rows_dropped.clone();
             Profiles::new(&profile.dir, config.programs.max, dropped)
         });
-        Ok(Self { access: access.transpose()?, profiles: profiles.transpose()?, metrics })
+        let (log, profiles) = (log.transpose()?, profiles.transpose()?);
+        if let Some(log) = log {
+            self.access.store(Some(Arc::new(log)));
+        }
+        if let Some(profiles) = profiles {
+            self.profiles.store(Some(Arc::new(profiles)));
+        }
+        Ok(())
     }
 
     /// Logs a finished request; `record` is asked only when the log is on. Never waits.
     pub fn access(&self, record: impl FnOnce() -> AccessRecord) {
-        if let Some(log) = &self.access {
+        if let Some(log) = &*self.access.load() {
             log.send(Box::new(record()));
         }
     }
 
     /// `None` unless profiling is on.
     #[must_use]
-    pub fn profiles(&self) -> Option<&Profiles> {
-        self.profiles.as_ref()
+    pub fn profiles(&self) -> Option<Arc<Profiles>> {
+        self.profiles.load_full()
     }
 
     /// Opens the log files anew, after they were rotated.
     pub fn reopen(&self) {
-        if let Some(log) = &self.access {
+        if let Some(log) = &*self.access.load() {
             log.reopen();
         }
-        if let Some(profiles) = &self.profiles {
+        if let Some(profiles) = &*self.profiles.load() {
             profiles.reopen();
         }
     }
@@ -77,8 +114,8 @@ impl Telemetry {
     /// Waits until every line so far is written; `false` when a file took longer than `limit`.
     /// Blocks: for the end of the process, not for a request.
     pub fn flush(&self, limit: Duration) -> bool {
-        let logged = self.access.as_ref().is_none_or(|log| log.flush(limit));
-        let profiled = self.profiles.as_ref().is_none_or(|p| p.flush(limit));
+        let logged = self.access.load().as_ref().is_none_or(|log| log.flush(limit));
+        let profiled = self.profiles.load().as_ref().is_none_or(|p| p.flush(limit));
         logged && profiled
     }
 }
@@ -86,7 +123,8 @@ impl Telemetry {
 impl Default for Telemetry {
     /// Counts for one unnamed pool; writes nothing.
     fn default() -> Self {
-        Self { metrics: Metrics::new(&[String::new()], &[]), access: None, profiles: None }
+        let metrics = Metrics::new(&[String::new()], &[]);
+        Self { metrics, access: ArcSwapOption::empty(), profiles: ArcSwapOption::empty() }
     }
 }
 

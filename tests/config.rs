@@ -311,10 +311,6 @@ frobnicate: 1
 fn what_this_version_lacks_is_refused_in_so_many_words() {
     let cases = [
         ("state: {snapshot: /x}\n", "2:1: state: `state.snapshot`"),
-        (
-            "models: [{name: m, backends: [http://b], discovery: {dns: x}}]\n",
-            "2:42: models[0].discovery: `models[].discovery`",
-        ),
         ("models: [{name: m, backends: [http://b], engine: sglang}]\n", "2:50: models[0].engine: `sglang`"),
         ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
         ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
@@ -625,7 +621,20 @@ fn a_mistake_in_a_flag_names_the_flag() {
     assert_eq!(told("--acting-token-weight 3"), "--acting-token-weight: expected 0 to 1, found 3");
     assert!(told("--metrics-interval 0").starts_with("--metrics-interval: expected seconds"));
     assert!(told("--log-level loud").starts_with("--log-level: expected off"));
-    assert!(told("--upgrade").starts_with("--upgrade: not supported"));
+}
+
+#[test]
+fn a_pool_may_have_a_name_to_look_up_in_place_of_backends() {
+    let text = "listen: 127.0.0.1:1\nmodels: [{name: m, discovery: {dns: 'vllm.default.svc:8000', interval: 2s}}]\n";
+    let config = config::from_yaml(text, &nowhere()).unwrap();
+    let discovery = config.models[0].discovery.as_ref().unwrap();
+    assert_eq!((discovery.dns.host.as_str(), discovery.dns.port), ("vllm.default.svc", 8000));
+    assert_eq!(discovery.interval, Duration::from_secs(2));
+    for (dns, from) in [("vllm", 21), ("'a b:1'", 21), ("'vllm:0'", 21), ("http://vllm:1", 21)] {
+        let text = format!("backends: [http://b]\nmodels: [{{name: m, discovery: {{dns: {dns}}}}}]\n");
+        let found = config::from_yaml(&text, &nowhere()).unwrap_err().to_string();
+        assert!(found.contains("models[0].discovery.dns: expected a name and port"), "{from} {found}");
+    }
 }
 
 #[test]

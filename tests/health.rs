@@ -286,7 +286,7 @@ async fn beyond_the_budget_nothing_is_tried_again() {
     config.models[0].health.interval = NEVER;
     config.retry.budget = 0.0;
     let proxy = Proxy::with(config).await;
-    while proxy.app.retries.take(PoolId(0)) {}
+    while proxy.app.retries.take(PoolId(0), 0.2) {}
     let response = ask(&proxy, "p", &mut backend, async |mut exchange| {
         let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{WHOLE}", WHOLE.len());
         exchange.raw(head.as_bytes()).await;
@@ -294,7 +294,7 @@ async fn beyond_the_budget_nothing_is_tried_again() {
     .await;
     assert_eq!(response.status(), 200, "a first try needs no budget");
     backend.stop_listening();
-    while proxy.app.retries.take(PoolId(0)) {}
+    while proxy.app.retries.take(PoolId(0), 0.2) {}
     let mut client = proxy.client().await;
     client.post(CHAT, "", &step("p")).await;
     let response = client.response().await;

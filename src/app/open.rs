@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 pub struct Open {
     count: AtomicUsize,
     idle: Notify,
+    busy: Notify,
 }
 
 /// One of them; counted until it is dropped.
@@ -19,7 +20,9 @@ pub struct OpenGuard(Arc<Open>);
 impl Open {
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> OpenGuard {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.busy.notify_waiters();
+        }
         OpenGuard(Arc::clone(self))
     }
 
@@ -30,13 +33,22 @@ impl Open {
 
     /// Waits until none is open.
     pub async fn idle(&self) {
+        self.until(&self.idle, |count| count == 0).await;
+    }
+
+    /// Waits until one is open.
+    pub async fn busy(&self) {
+        self.until(&self.busy, |count| count > 0).await;
+    }
+
+    async fn until(&self, change: &Notify, holds: impl Fn(usize) -> bool) {
         loop {
-            // Registered before the count is read, so that no last one is missed.
-            let idle = self.idle.notified();
-            if self.count.load(Ordering::Acquire) == 0 {
+            // Registered before the count is read, so that no change is missed.
+            let changed = change.notified();
+            if holds(self.count.load(Ordering::Acquire)) {
                 return;
             }
-            idle.await;
+            changed.await;
         }
     }
 }

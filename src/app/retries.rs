@@ -16,8 +16,6 @@ const RESERVE: u64 = 10;
 #[derive(Debug)]
 pub struct Retries {
     start: Instant,
-    /// Share of the requests.
-    budget: f64,
     pools: Vec<[Second; WINDOW as usize]>,
 }
 
@@ -34,9 +32,9 @@ struct Second {
 
 impl Retries {
     #[must_use]
-    pub fn new(budget: f64, pools: usize) -> Self {
+    pub fn new(pools: usize) -> Self {
         let pools = (0..pools).map(|_| Default::default()).collect();
-        Self { start: Instant::now(), budget, pools }
+        Self { start: Instant::now(), pools }
     }
 
     /// A request goes to the pool for the first time.
@@ -46,9 +44,9 @@ impl Retries {
         }
     }
 
-    /// Takes one retry out of the budget; `false` if it is used up.
+    /// Takes one retry out of the budget, a share of the requests; `false` if it is used up.
     #[must_use]
-    pub fn take(&self, pool: PoolId) -> bool {
+    pub fn take(&self, pool: PoolId, budget: f64) -> bool {
         let Some((second, number)) = self.now(pool) else {
             return false;
         };
@@ -56,7 +54,7 @@ impl Retries {
         let (requests, retries) = recent.fold((0, 0), |(requests, retries), slot| {
             (requests + u64::from(slot.requests.load(Relaxed)), retries + u64::from(slot.retries.load(Relaxed)))
         });
-        let left = (retries as f64) < self.budget * requests as f64 + (RESERVE * WINDOW) as f64;
+        let left = (retries as f64) < budget * requests as f64 + (RESERVE * WINDOW) as f64;
         if left {
             second.retries.fetch_add(1, Relaxed);
         }
@@ -84,12 +82,12 @@ mod tests {
     const POOL: PoolId = PoolId(1);
 
     fn granted(retries: &Retries, pool: PoolId) -> usize {
-        (0..10_000).take_while(|_| retries.take(pool)).count()
+        (0..10_000).take_while(|_| retries.take(pool, 0.2)).count()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_share_of_the_recent_requests_and_a_reserve_may_be_tried_again() {
-        let retries = Retries::new(0.2, 2);
+        let retries = Retries::new(2);
         assert_eq!(granted(&retries, POOL), 100, "the reserve");
         for _ in 0..10 {
             for _ in 0..100 {
@@ -103,17 +101,17 @@ mod tests {
         assert_eq!(granted(&retries, PoolId(0)), 100, "each pool has its own");
         advance(Duration::from_secs(WINDOW)).await;
         assert_eq!(granted(&retries, POOL), 100);
-        assert!(!retries.take(PoolId(7)));
+        assert!(!retries.take(PoolId(7), 0.2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn in_an_outage_at_most_the_share_is_added_to_the_load() {
-        let retries = Retries::new(0.2, 2);
+        let retries = Retries::new(2);
         let mut sent = 0;
         for _ in 0..60 {
             for _ in 0..1_000 {
                 retries.request(POOL);
-                sent += usize::from(retries.take(POOL));
+                sent += usize::from(retries.take(POOL, 0.2));
             }
             advance(Duration::from_secs(1)).await;
         }

@@ -1,5 +1,6 @@
 //! A configuration while it is put together: what was read, from where, and what is wrong with it.
 
+use super::fixed;
 use super::mistake::{Mistake, Mistakes};
 use super::node::Node;
 use super::tree::{Config, Notes};
@@ -35,11 +36,26 @@ impl Draft {
     ///
     /// # Errors
     /// Every mistake, those of reading too.
-    pub fn finish(mut self) -> Result<(Config, Notes), Mistakes> {
-        let found = match &self.config {
+    pub fn finish(self) -> Result<(Config, Notes), Mistakes> {
+        self.settle(None)
+    }
+
+    /// Validates for a server that runs with `running`.
+    ///
+    /// # Errors
+    /// Every mistake, and what needs a restart.
+    pub fn finish_for(self, running: &Config) -> Result<(Config, Notes), Mistakes> {
+        self.settle(Some(running))
+    }
+
+    fn settle(mut self, running: Option<&Config>) -> Result<(Config, Notes), Mistakes> {
+        let mut found = match &self.config {
             Some(config) => validate(config, self.without_backends),
             None => Vec::new(),
         };
+        if let (Some(running), Some(config)) = (running, &self.config) {
+            found.extend(fixed::changes(running, config));
+        }
         for mistake in found {
             self.place(mistake);
         }

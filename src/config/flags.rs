@@ -54,9 +54,12 @@ pub struct Flags {
     /// Let that weight halve with every second that the program is idle
     #[arg(long)]
     pub use_acting_token_decay: bool,
-    /// Take the listening sockets over from a running server
+    /// Take over from the running server, without a refused connection: wait until it is sent SIGQUIT
     #[arg(long)]
     pub upgrade: bool,
+    /// Where the two meet, the same for both [default: in the directory for temporary files, by user and address]
+    #[arg(long, value_name = "SOCKET")]
+    pub upgrade_socket: Option<PathBuf>,
 }
 
 /// ThunderAgent's `--router`.
@@ -69,18 +72,34 @@ pub enum Router {
 // === impl Flags ===
 
 impl Flags {
-    /// Reads the YAML, if there is one, puts the flags over it, and validates the whole. May be called
-    /// again, to reload.
+    /// Reads the YAML, if there is one, puts the flags over it, and validates the whole.
     ///
     /// # Errors
     /// A file that cannot be read, or every mistake.
     pub fn load(&self) -> Result<(Config, Notes), Failure> {
+        Ok(self.draft()?.finish()?)
+    }
+
+    /// The same again, for a server that runs with `running`: its pools keep their places.
+    ///
+    /// # Errors
+    /// Those of [`Flags::load`]; what cannot change while the server runs; that there is no file.
+    pub fn reload(&self, running: &Config) -> Result<Config, Failure> {
+        if self.config.is_none() {
+            return Err(Failure::NoFile);
+        }
+        let (mut config, _) = self.draft()?.finish_for(running)?;
+        config.models.sort_by_key(|pool| running.models.iter().position(|known| known.name == pool.name));
+        Ok(config)
+    }
+
+    fn draft(&self) -> Result<Draft, Failure> {
         let mut draft = match &self.config {
             Some(file) => yaml::open(file)?,
             None => self.alone(),
         };
         self.apply(&mut draft);
-        Ok(draft.finish()?)
+        Ok(draft)
     }
 
     /// What ThunderAgent does without any file.
@@ -98,9 +117,6 @@ impl Flags {
 
     /// Puts the flags over what the draft has.
     pub(super) fn apply(&self, draft: &mut Draft) {
-        if self.upgrade {
-            wrong(draft, "--upgrade", "not supported by this version");
-        }
         let Some(mut config) = draft.config.take() else {
             return;
         };

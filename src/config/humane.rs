@@ -2,6 +2,7 @@
 //!
 //! Every error reads "expected …"; the reader of the YAML adds what it found instead.
 
+use super::tree::HostPort;
 use log::LevelFilter;
 use schemars::JsonSchema;
 use serde::de::{self, Deserialize, Deserializer};
@@ -103,6 +104,17 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and port such as 0.0.0.0:8300".into())
 }
 
+fn parse_host_port(text: &str) -> Result<HostPort, String> {
+    let parse = || {
+        let (host, port) = text.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let label = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let named = !host.is_empty() && host.chars().all(label);
+        named.then(|| HostPort { host: host.to_owned(), port })
+    };
+    parse().ok_or_else(|| "expected a name and port such as vllm.default.svc:8000".into())
+}
+
 // === the same for serde ===
 
 fn read<'de, D: Deserializer<'de>, T>(source: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
@@ -112,6 +124,10 @@ fn read<'de, D: Deserializer<'de>, T>(source: D, parse: impl Fn(&str) -> Result<
 
 pub(super) fn address<'de, D: Deserializer<'de>>(source: D) -> Result<SocketAddr, D::Error> {
     read(source, parse_address)
+}
+
+pub(super) fn host_port<'de, D: Deserializer<'de>>(source: D) -> Result<HostPort, D::Error> {
+    read(source, parse_host_port)
 }
 
 pub(super) fn some_address<'de, D: Deserializer<'de>>(source: D) -> Result<Option<SocketAddr>, D::Error> {

@@ -35,6 +35,8 @@ pub struct Mistakes {
 pub enum Failure {
     #[error("{}: {source}", .file.display())]
     Unreadable { file: PathBuf, source: std::io::Error },
+    #[error("nothing to read again: the server was started without --config")]
+    NoFile,
     #[error("{0}")]
     Invalid(#[from] Mistakes),
 }
@@ -89,7 +91,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Invalid(_) => 1,
-            Self::Unreadable { .. } => 2,
+            Self::Unreadable { .. } | Self::NoFile => 2,
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct Config {
 }
 
 /// One address that clients connect to.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// IP address and port, such as `0.0.0.0:8300`.
@@ -45,7 +45,7 @@ pub struct Listener {
 }
 
 /// Certificate and key of a listener. Relative paths start at the directory of the YAML file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// PEM file with the certificate chain, the server's own certificate first.
@@ -154,8 +154,38 @@ pub struct Pool {
     /// The servers: an URL each, or a mapping.
     #[schemars(with = "Vec<UrlOrBackend>")]
     pub backends: Vec<Backend>,
+    /// Backends that a name server knows, besides those of `backends`.
+    pub discovery: Option<Discovery>,
     /// When a backend is well enough to be used.
     pub health: Health,
+}
+
+/// One backend for each address of a name, such as a Kubernetes headless service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Discovery {
+    /// Name and port, such as `vllm.default.svc:8000`; all its IPv4 and IPv6 addresses are backends.
+    #[serde(deserialize_with = "humane::host_port")]
+    #[schemars(with = "String")]
+    pub dns: HostPort,
+    /// Time between two lookups.
+    #[serde(default = "discovery_interval", with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub interval: Duration,
+    /// Sent to the backends as `Authorization: Bearer KEY` in place of the client's own.
+    #[serde(default)]
+    pub api_key: Option<Secret>,
+}
+
+fn discovery_interval() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// A name of the DNS, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub host: String,
+    pub port: u16,
 }
 
 /// One inference server.
@@ -435,7 +465,7 @@ pub enum AccessFormat {
 }
 
 /// The access log.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
     /// How a line looks.
@@ -445,7 +475,7 @@ pub struct Access {
 }
 
 /// Times of every step, kept and written to `step_profiles.csv`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Profile {
     /// Directory of `step_profiles.csv`, made when missing.

@@ -105,11 +105,13 @@ impl Check {
             self.names(pool, &path, &mut names);
             self.engine(pool.engine, format!("{path}.engine"));
             self.that(
-                !pool.backends.is_empty() || without_backends,
+                !pool.backends.is_empty() || pool.discovery.is_some() || without_backends,
                 format!("{path}.backends"),
                 "at least one backend is needed",
             );
             self.backends(pool, &path, &mut urls);
+            let key = pool.discovery.as_ref().and_then(|discovery| discovery.api_key.as_ref());
+            self.secret(key, format!("{path}.discovery.api_key"));
             let health = &pool.health;
             self.that(
                 health.path.starts_with('/'),

@@ -56,7 +56,7 @@ struct NewBackend {
 
 pub(super) fn list(app: &App) -> ControlResponse {
     let overview = Overview::of_backends(app);
-    ControlResponse::json(&json!({"backends": entries(&overview, &app.config)}))
+    ControlResponse::json(&json!({"backends": entries(&overview, &app.settings())}))
 }
 
 pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Entry<'a>> {
@@ -210,7 +210,7 @@ impl<'a> Entry<'a> {
             down_because: status.down_reason.as_deref(),
             down_cause: status.down_cause.map(Cause::label),
             returns_in_seconds: status.returns_in.map(|time| time.as_secs_f64()),
-            weight: status.backend.weight,
+            weight: status.backend.settings().weight,
             steps_in_flight: load.map_or(0, |load| load.in_flight),
             programs_running: load.map_or(0, |load| load.leased_running),
             programs_idle: load.map_or(0, |load| load.leased_idle),

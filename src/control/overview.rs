@@ -143,7 +143,7 @@ impl Activity {
 /// The KV cache size in tokens, as configured or else as the backend reports it.
 pub(super) fn capacity(status: &BackendStatus) -> Option<u64> {
     let reported = status.gauges.as_ref().map(|gauges| gauges.capacity_tokens);
-    status.backend.capacity_tokens.or(reported).filter(|&capacity| capacity > 0)
+    status.backend.settings().capacity_tokens.or(reported).filter(|&capacity| capacity > 0)
 }
 
 /// Prefix cache hits over queries since the backend started.

@@ -114,12 +114,13 @@ pub(super) fn list(app: &App, scope: &Scope) -> ControlResponse {
 
 pub(super) fn show(app: &App, scope: &Scope, id: &str) -> ControlResponse {
     let overview = Overview::of_backends(app);
-    let keys = scope.keys(id, &app.config);
+    let settings = app.settings();
+    let keys = scope.keys(id, &settings);
     let mut views: Vec<_> = keys.iter().flat_map(|key| app.gate.program(key)).collect();
     views.sort_by_key(activity_rank);
     let mut details = views.iter().rev().map(|(pool, view)| {
         let program = thunderagent(*pool, view, &overview, app);
-        detail(*pool, view, program, &app.config)
+        detail(*pool, view, program, &settings)
     });
     match details.next() {
         Some(busiest) => ControlResponse::json(&Details { busiest, others: details.collect() }),
@@ -173,7 +174,7 @@ fn falsy(json: &str) -> bool {
 
 fn release(app: &App, scope: &Scope, id: &str) -> bool {
     let mut released = false;
-    for key in scope.keys(id, &app.config) {
+    for key in scope.keys(id, &app.settings()) {
         released |= app.gate.release(&key);
         if let Some(profiles) = app.telemetry.profiles() {
             profiles.forget(&key);
@@ -196,7 +197,7 @@ pub(super) fn profile(app: &App, scope: &Scope, id: &str) -> ControlResponse {
     let Some(profiles) = app.telemetry.profiles() else {
         return profiling_off();
     };
-    let mut keys = scope.keys(id, &app.config).into_iter();
+    let mut keys = scope.keys(id, &app.settings()).into_iter();
     match keys.find_map(|key| profiles.get(&key)) {
         Some(summary) => ControlResponse::json(&summary),
         None => {
@@ -209,7 +210,7 @@ pub(super) fn profile(app: &App, scope: &Scope, id: &str) -> ControlResponse {
 fn thunderagent<'a>(pool: PoolId, view: &ProgramView, overview: &'a Overview, app: &App) -> Program<'a> {
     let backend = view.backend.and_then(|id| overview.url(id));
     let profile = app.telemetry.profiles().and_then(|p| p.get(&view.key));
-    Program::new(pool, view, backend, profile, &app.config)
+    Program::new(pool, view, backend, profile, &app.settings())
 }
 
 pub(super) fn detail<'a>(

@@ -25,6 +25,7 @@ pub enum Endpoint {
     ListWorkers,
     WeightSyncBegin,
     WeightSyncEnd,
+    Reload,
     Events,
     Console,
 }
@@ -41,7 +42,7 @@ pub struct ControlRoute {
 }
 
 /// Whole paths, with the methods they take.
-const EXACT: [(&str, &str, Endpoint); 19] = [
+const EXACT: [(&str, &str, Endpoint); 20] = [
     ("/programs", "GET, HEAD", Endpoint::Programs),
     ("/programs/release", "POST", Endpoint::Release),
     ("/v1/programs/release", "POST", Endpoint::Release),
@@ -57,6 +58,7 @@ const EXACT: [(&str, &str, Endpoint); 19] = [
     ("/list_workers", "GET, HEAD", Endpoint::ListWorkers),
     ("/weight_sync/begin", "POST", Endpoint::WeightSyncBegin),
     ("/weight_sync/end", "POST", Endpoint::WeightSyncEnd),
+    ("/reload", "POST", Endpoint::Reload),
     ("/events", "GET, HEAD", Endpoint::Events),
     ("/console", "GET, HEAD", Endpoint::Console),
     // As browsers and people type them.
@@ -142,6 +144,7 @@ impl ControlRoute {
             | Endpoint::ListWorkers
             | Endpoint::WeightSyncBegin
             | Endpoint::WeightSyncEnd
+            | Endpoint::Reload
             | Endpoint::Events
             | Endpoint::Console => true,
         }

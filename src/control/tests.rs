@@ -20,15 +20,15 @@ fn config() -> Config {
 }
 
 /// An app whose backends are up as far as the gate knows, with no network.
-fn app_of(config: Config) -> App {
-    let app = App::new(Arc::new(config)).unwrap();
+fn app_of(config: Config) -> Arc<App> {
+    let app = Arc::new(App::new(Arc::new(config)).unwrap());
     for status in app.fleet.statuses() {
         app.gate.tell(status.backend.pool, Event::BackendUp(status.backend.id));
     }
     app
 }
 
-fn app() -> App {
+fn app() -> Arc<App> {
     app_of(config())
 }
 
@@ -95,13 +95,13 @@ fn header<'a>(response: &'a ControlResponse, name: &str) -> Option<&'a str> {
 }
 
 /// The status and the JSON of an answer.
-async fn ask(app: &App, request: ControlRequest) -> (u16, Value) {
+async fn ask(app: &Arc<App>, request: ControlRequest) -> (u16, Value) {
     let response = handle(app, request).await;
     assert_eq!(header(&response, "content-type"), Some("application/json"));
     (response.status.as_u16(), serde_json::from_slice(full(&response)).unwrap())
 }
 
-async fn get(app: &App, target: &str) -> (u16, Value) {
+async fn get(app: &Arc<App>, target: &str) -> (u16, Value) {
     ask(app, request("GET", target)).await
 }
 

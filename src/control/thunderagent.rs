@@ -135,7 +135,7 @@ impl<'a> Program<'a> {
 impl Overview {
     pub(super) fn health(&self, app: &App) -> Health<'_> {
         let status = if app.draining() { "draining" } else { "ok" };
-        self.health_of(&app.config, status, app.telemetry.profiles().is_some())
+        self.health_of(&app.settings(), status, app.telemetry.profiles().is_some())
     }
 
     pub(super) fn health_of(&self, config: &Config, status: &'static str, profile_enabled: bool) -> Health<'_> {

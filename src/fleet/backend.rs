@@ -4,6 +4,8 @@ use super::vitals::Vitals;
 use crate::config::{self, Secret};
 use crate::gate::PoolId;
 use crate::scheduler::BackendId;
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
 
 /// A backend as configured.
 #[derive(Debug)]
@@ -20,12 +22,30 @@ pub struct Backend {
     pub tls: bool,
     /// Path in front of every request (`http://gpu/prefix`), empty or without a trailing slash.
     pub prefix: String,
+    /// What requests tell of it.
+    pub vitals: Vitals,
+    settings: ArcSwap<Settings>,
+}
+
+/// What may change while the backend is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
     pub api_key: Option<Secret>,
     pub weight: u32,
     /// KV cache size given by the user, in tokens; overrides what the engine says.
     pub capacity_tokens: Option<u64>,
-    /// What requests tell of it.
-    pub vitals: Vitals,
+    pub origin: Origin,
+}
+
+/// Who named a backend, and so may take it away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The configuration.
+    File,
+    /// `POST /backends`.
+    Api,
+    /// `models[].discovery`.
+    Dns,
 }
 
 // === impl Backend ===
@@ -33,7 +53,7 @@ pub struct Backend {
 impl Backend {
     /// # Errors
     /// Says what is wrong with the URL.
-    pub(super) fn new(id: BackendId, pool: PoolId, config: &config::Backend) -> Result<Self, String> {
+    pub(super) fn new(id: BackendId, pool: PoolId, config: &config::Backend, origin: Origin) -> Result<Self, String> {
         let url = &config.url;
         let tls = match url.scheme() {
             "http" => false,
@@ -51,18 +71,40 @@ impl Backend {
         Ok(Self {
             id,
             pool,
-            url: url.as_str().trim_end_matches('/').to_owned(),
+            url: name(config).to_owned(),
             authority: url.port().map_or_else(|| bracketed.to_owned(), |port| format!("{bracketed}:{port}")),
             host: bracketed.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port,
             tls,
             prefix: url.path().trim_end_matches('/').to_owned(),
-            api_key: config.api_key.clone(),
-            weight: config.weight,
-            capacity_tokens: config.capacity_tokens,
             vitals: Vitals::new(),
+            settings: ArcSwap::from_pointee(Settings::new(config, origin)),
         })
     }
+
+    /// As they are now.
+    #[must_use]
+    pub fn settings(&self) -> Guard<Arc<Settings>> {
+        self.settings.load()
+    }
+
+    pub(super) fn configure(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+}
+
+// === impl Settings ===
+
+impl Settings {
+    pub(super) fn new(config: &config::Backend, origin: Origin) -> Self {
+        let config::Backend { api_key, weight, capacity_tokens, .. } = config.clone();
+        Self { api_key, weight, capacity_tokens, origin }
+    }
+}
+
+/// What a backend is known by: its URL without a trailing slash.
+pub(super) fn name(config: &config::Backend) -> &str {
+    config.url.as_str().trim_end_matches('/')
 }
 
 #[cfg(test)]
@@ -71,7 +113,7 @@ mod tests {
 
     fn parse(url: &str) -> Result<Backend, String> {
         let config = config::Backend { url: url.parse().unwrap(), api_key: None, weight: 1, capacity_tokens: None };
-        Backend::new(BackendId(1), PoolId(0), &config)
+        Backend::new(BackendId(1), PoolId(0), &config, Origin::File)
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
 
 use super::link::{Failure, Link};
-use super::{Backend, BackendStatus, Cause, Fault, Gauges, Sink};
+use super::{Backend, BackendSettings, BackendStatus, Cause, Fault, Gauges, Origin, Sink};
 use crate::config::Eject;
 use crate::scheduler::{BackendReport, Event};
+use crate::units::Tokens;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,6 +26,8 @@ pub(super) struct Entry {
     pub(super) drain: Notify,
     /// A request failed since the last check began; by not being connected, if one did.
     suspicion: Mutex<Option<Fault>>,
+    /// Its first health check has ended, well or not.
+    pub(super) checked: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -66,8 +70,34 @@ impl Entry {
             recheck: Notify::new(),
             drain: Notify::new(),
             suspicion: Mutex::default(),
+            checked: AtomicBool::new(false),
             state: Mutex::default(),
         }
+    }
+
+    /// Tells the sink that it is there.
+    pub(super) fn announce(&self, sink: &dyn Sink) {
+        let settings = self.backend.settings();
+        let added = Event::BackendAdded {
+            backend: self.backend.id,
+            weight: settings.weight,
+            capacity: settings.capacity_tokens.map(Tokens),
+        };
+        sink.tell(self.backend.pool, added);
+    }
+
+    /// Other settings from now on.
+    pub(super) fn configure(&self, sink: &dyn Sink, settings: BackendSettings) {
+        let state = self.state.lock();
+        if !state.removed && *self.backend.settings().as_ref() != settings {
+            self.backend.configure(settings);
+            self.announce(sink);
+        }
+    }
+
+    /// A backend of this origin that is to stay.
+    pub(super) fn is_of(&self, origin: Origin) -> bool {
+        self.backend.settings().origin == origin && !self.is_draining()
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -229,7 +259,7 @@ impl Entry {
         if report.restarted {
             log::warn!("backend {} has restarted: its KV cache is empty", self.backend.url);
         }
-        let sized = gauges.capacity_tokens > 0 || self.backend.capacity_tokens.is_some();
+        let sized = gauges.capacity_tokens > 0 || self.backend.settings().capacity_tokens.is_some();
         if !sized && state.gauges.is_none() {
             log::warn!(
                 "backend {} does not tell the size of its KV cache: give it as `capacity_tokens`",

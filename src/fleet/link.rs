@@ -122,7 +122,7 @@ impl Link {
 
     async fn get(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Response, Failure> {
         let mut request = self.client.get(format!("{}{path}", backend.url)).timeout(limit);
-        if let Some(key) = &backend.api_key {
+        if let Some(key) = &backend.settings().api_key {
             request = request.bearer_auth(&key.0);
         }
         let response = request.send().await.map_err(|error| failure(&error, limit))?;
@@ -191,7 +191,9 @@ mod tests {
             weight: 1,
             capacity_tokens: None,
         };
-        let backend = Backend::new(crate::scheduler::BackendId(1), crate::gate::PoolId(0), &config).unwrap();
+        let backend =
+            Backend::new(crate::scheduler::BackendId(1), crate::gate::PoolId(0), &config, super::super::Origin::File)
+                .unwrap();
         assert!(Link::new(&backend, address("127.0.0.1:443")).is_ok());
     }
 }

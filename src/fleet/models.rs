@@ -88,7 +88,8 @@ impl Cache {
 
     /// Lists the pool's name and aliases, unless a backend did.
     fn name(&self, pool: &Pool, collected: &mut Collected) {
-        let names = std::iter::once(&pool.name).chain(&pool.aliases);
+        let aliases = pool.aliases.load();
+        let names = std::iter::once(&pool.name).chain(&**aliases);
         for id in names.filter(|name| !name.is_empty()) {
             let root = if pool.name.is_empty() { id } else { &pool.name };
             let parent = (root != id).then_some(root.as_str());

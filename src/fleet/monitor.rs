@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// Bounds a configured interval from below, so that a zero cannot make a busy loop.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -20,7 +20,6 @@ const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 pub(super) struct Monitor {
     inner: Arc<Inner>,
     entry: Arc<Entry>,
-    health: Health,
     /// `None` for an engine whose metrics we cannot read.
     tracker: Option<Mutex<Tracker>>,
 }
@@ -76,13 +75,13 @@ fn confirms(suspicion: Option<Fault>, outcome: &Result<(), Failure>) -> bool {
 impl Monitor {
     pub(super) fn new(inner: Arc<Inner>, entry: Arc<Entry>) -> Option<Self> {
         let pool = inner.pools.get(entry.backend.pool)?;
-        let mut health = pool.health.clone();
-        health.interval = health.interval.max(SHORTEST_INTERVAL);
-        if !health.path.starts_with('/') {
-            health.path.insert(0, '/');
-        }
         let tracker = (pool.engine == Engine::Vllm).then(Mutex::default);
-        Some(Self { inner, entry, health, tracker })
+        Some(Self { inner, entry, tracker })
+    }
+
+    /// As configured now.
+    fn health(&self) -> Arc<Health> {
+        self.inner.pools.get(self.entry.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
     }
 
     /// Runs until the backend is removed.
@@ -102,9 +101,10 @@ impl Monitor {
         loop {
             let started = Instant::now();
             let suspicion = self.entry.take_suspicion();
+            let health = self.health();
             let outcome = self.check().await;
             let up = self.entry.is_up();
-            if streak.turns(up, outcome.is_ok(), confirms(suspicion, &outcome), &self.health) {
+            if streak.turns(up, outcome.is_ok(), confirms(suspicion, &outcome), &health) {
                 self.turn(&outcome).await;
             } else {
                 match &outcome {
@@ -113,8 +113,9 @@ impl Monitor {
                     _ => {}
                 }
             }
-            let retry = self.health.interval.min(self.inner.timing.retry);
-            let pause = if self.entry.is_up() { self.health.interval } else { retry };
+            self.inner.progressed(&self.entry.checked);
+            let interval = health.interval.max(SHORTEST_INTERVAL);
+            let pause = if self.entry.is_up() { interval } else { interval.min(self.inner.timing.retry) };
             tokio::select! {
                 () = tokio::time::sleep_until(started + pause) => {}
                 () = self.entry.recheck.notified() => tokio::time::sleep_until(started + SHORTEST_RECHECK).await,
@@ -138,16 +139,17 @@ impl Monitor {
 
     async fn check(&self) -> Result<(), Failure> {
         let current = self.entry.link.load().as_ref().map(|link| link.address);
-        let addresses = link::resolve(&self.entry.backend, current, self.health.timeout).await?;
+        let addresses = link::resolve(&self.entry.backend, current, self.health().timeout).await?;
         self.check_each(&addresses).await
     }
 
     /// Checks the first address that answers; that one is used from then on.
     pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), Failure> {
+        let health = self.health();
         let mut result = Err(Failure::Unresolved("no address".to_owned()));
         for address in addresses {
             let link = self.link_to(*address)?;
-            result = link.check(&self.entry.backend, &self.health.path, self.health.timeout).await;
+            result = link.check(&self.entry.backend, &health.path, health.timeout).await;
             let elsewhere = result.as_ref().is_err_and(Failure::is_about_the_address);
             if !elsewhere {
                 self.entry.link.store(Some(link));
@@ -168,14 +170,13 @@ impl Monitor {
         if self.tracker.is_none() {
             return std::future::pending().await;
         }
-        let period = self.inner.metrics_interval.max(SHORTEST_INTERVAL);
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            let started = Instant::now();
             if self.entry.is_up() {
                 self.scrape().await;
             }
+            let period = (**self.inner.metrics_interval.load()).max(SHORTEST_INTERVAL);
+            tokio::time::sleep_until(started + period).await;
         }
     }
 
@@ -192,7 +193,7 @@ impl Monitor {
                     log::debug!("metrics of {url}: {} lines not understood", reading.malformed);
                 }
                 let (gauges, mut report) = tracker.observe(Instant::now().into_std(), reading);
-                if self.entry.backend.capacity_tokens.is_some() {
+                if self.entry.backend.settings().capacity_tokens.is_some() {
                     report.capacity = None;
                 }
                 self.entry.report(&*self.inner.sink, gauges, report);
@@ -207,7 +208,7 @@ impl Monitor {
         let (all, me) = (self.inner.registry.all(), &self.entry.backend);
         let peers = all.iter().filter(|peer| peer.backend.pool == me.pool && peer.backend.id != me.id);
         let others = peers.filter(|peer| peer.is_up()).map(|peer| &peer.backend.vitals);
-        if let Some(silent) = me.vitals.stalled(self.health.eject.no_progress, others) {
+        if let Some(silent) = me.vitals.stalled(self.health().eject.no_progress, others) {
             let silent = silent.as_secs_f64();
             self.inner.eject(&self.entry, Cause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
         }

@@ -8,11 +8,13 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tokio::sync::watch;
 
 pub(super) struct Pools {
     list: Vec<Pool>,
     /// Names and aliases.
-    names: HashMap<String, PoolId>,
+    names: ArcSwap<HashMap<String, PoolId>>,
     unnamed: Option<PoolId>,
     /// Rebuilt under this lock: a slower, older view must not win.
     rebuild: Mutex<()>,
@@ -20,9 +22,12 @@ pub(super) struct Pools {
 
 pub(super) struct Pool {
     pub(super) name: String,
-    pub(super) aliases: Vec<String>,
+    pub(super) aliases: ArcSwap<Vec<String>>,
     pub(super) engine: config::Engine,
-    pub(super) health: config::Health,
+    pub(super) health: ArcSwap<config::Health>,
+    pub(super) discovery: watch::Sender<Option<config::Discovery>>,
+    /// The first lookup has ended, well or not.
+    pub(super) looked_up: AtomicBool,
     pub(super) ring: ArcSwap<Ring>,
 }
 
@@ -30,20 +35,19 @@ pub(super) struct Pool {
 
 impl Pools {
     pub(super) fn new(configs: &[config::Pool]) -> Self {
-        let mut names = HashMap::new();
-        let mut unnamed = None;
-        for (index, config) in configs.iter().enumerate() {
-            if config.name.is_empty() {
-                unnamed.get_or_insert(PoolId(index));
-            } else {
-                names.insert(config.name.clone(), PoolId(index));
-            }
-            for alias in &config.aliases {
-                names.entry(alias.clone()).or_insert(PoolId(index));
-            }
-        }
+        let unnamed = configs.iter().position(|config| config.name.is_empty()).map(PoolId);
         let list = configs.iter().map(Pool::new).collect();
-        Self { list, names, unnamed, rebuild: Mutex::new(()) }
+        Self { list, names: ArcSwap::from_pointee(names(configs)), unnamed, rebuild: Mutex::new(()) }
+    }
+
+    /// Takes over what may change; `configs` are the same pools in the same order.
+    pub(super) fn reload(&self, configs: &[config::Pool]) {
+        self.names.store(Arc::new(names(configs)));
+        for (pool, config) in self.list.iter().zip(configs) {
+            pool.aliases.store(Arc::new(config.aliases.clone()));
+            pool.health.store(Arc::new(config.health.clone()));
+            pool.discovery.send_replace(config.discovery.clone());
+        }
     }
 
     pub(super) fn get(&self, id: PoolId) -> Option<&Pool> {
@@ -56,7 +60,7 @@ impl Pools {
 
     pub(super) fn serving(&self, model: Option<&str>) -> Option<PoolId> {
         match model {
-            Some(model) => self.names.get(model).copied().or(self.unnamed),
+            Some(model) => self.names.load().get(model).copied().or(self.unnamed),
             None if self.list.len() == 1 => Some(PoolId(0)),
             None => self.unnamed,
         }
@@ -76,15 +80,30 @@ impl Pools {
     }
 }
 
+fn names(configs: &[config::Pool]) -> HashMap<String, PoolId> {
+    let mut names = HashMap::new();
+    for (index, config) in configs.iter().enumerate() {
+        if !config.name.is_empty() {
+            names.insert(config.name.clone(), PoolId(index));
+        }
+        for alias in &config.aliases {
+            names.entry(alias.clone()).or_insert(PoolId(index));
+        }
+    }
+    names
+}
+
 // === impl Pool ===
 
 impl Pool {
     fn new(config: &config::Pool) -> Self {
         Self {
             name: config.name.clone(),
-            aliases: config.aliases.clone(),
+            aliases: ArcSwap::from_pointee(config.aliases.clone()),
             engine: config.engine,
-            health: config.health.clone(),
+            health: ArcSwap::from_pointee(config.health.clone()),
+            discovery: watch::Sender::new(config.discovery.clone()),
+            looked_up: AtomicBool::new(false),
             ring: ArcSwap::from_pointee(Ring::build(std::iter::empty())),
         }
     }

@@ -21,7 +21,7 @@ impl Ring {
     /// `backends`: all of the pool, each with whether it is usable now. The unusable ones have no point on the
     /// ring, but their weights count for the scale, so that the others' points stay where they are.
     pub(super) fn build<'a>(backends: impl Iterator<Item = (&'a Backend, bool)> + Clone) -> Self {
-        let weights = backends.clone().map(|(backend, _)| backend.weight);
+        let weights = backends.clone().map(|(backend, _)| backend.settings().weight);
         let unit = weights.clone().fold(0, gcd).max(1);
         let largest = weights.max().unwrap_or(0) / unit;
         let points = |weight: u32| match weight / unit {
@@ -30,8 +30,8 @@ impl Ring {
             weight => (u64::from(weight) * u64::from(MAX_WEIGHT) / u64::from(largest)).max(1) as u32,
         };
         let usable: BTreeSet<LbBackend> = backends
-            .filter(|(backend, usable)| *usable && backend.weight > 0)
-            .map(|(backend, _)| node(backend, points(backend.weight) as usize))
+            .filter(|(backend, usable)| *usable && backend.settings().weight > 0)
+            .map(|(backend, _)| node(backend, points(backend.settings().weight) as usize))
             .collect();
         Self(Arc::new(Consistent::build(&usable)))
     }
@@ -71,7 +71,7 @@ mod tests {
             weight,
             capacity_tokens: None,
         };
-        Backend::new(BackendId(id), PoolId(0), &config).unwrap()
+        Backend::new(BackendId(id), PoolId(0), &config, super::super::Origin::File).unwrap()
     }
 
     fn ring(backends: &[(Backend, bool)]) -> Ring {

@@ -3,12 +3,13 @@
 use super::*;
 use crate::config::{Engine as EngineKind, Health, Metrics, Pool, Routing, Secret};
 use crate::scheduler::BackendReport;
+use crate::units::Tokens;
 use engine::Engine;
 use http::StatusCode;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use tokio::sync::watch;
 use tokio::time::timeout;
 
+mod change;
 mod eject;
 mod engine;
 
@@ -88,6 +89,7 @@ fn pool(name: &str, backends: Vec<config::Backend>) -> Pool {
         engine: EngineKind::Vllm,
         routing: Routing::Program,
         backends,
+        discovery: None,
         health: health(),
     }
 }
@@ -115,9 +117,13 @@ fn run(pools: &[Pool]) -> Running {
 }
 
 fn run_with(pools: &[Pool], timing: Timing) -> Running {
+    run_resolving(pools, timing, SystemResolver)
+}
+
+fn run_resolving(pools: &[Pool], timing: Timing, resolver: impl Resolve) -> Running {
     let metrics = Metrics { enabled: true, interval: Duration::from_millis(20) };
     let heard = Recorder::new();
-    let fleet = Fleet::with_timing(pools, &metrics, heard.clone(), timing);
+    let fleet = Fleet::with_parts(pools, &metrics, heard.clone(), timing, resolver);
     let runner = fleet.clone();
     let task = tokio::spawn(async move { runner.run().await });
     Running { fleet, heard, task }
@@ -415,7 +421,7 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 #[test]
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
-    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1")).unwrap());
+    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), Origin::File).unwrap());
     entry.rise(&heard, false);
     entry.remove(&heard);
     entry.rise(&heard, false);

@@ -167,7 +167,7 @@ impl Step {
     }
 
     fn refusal(&self, reason: RefuseReason) -> Refusal {
-        let policy = &self.gate.0.policy;
+        let policy = self.gate.0.policy.load();
         match reason {
             RefuseReason::QueueFull => Refusal::QueueFull { retry_after: Duration::from_secs(5) },
             RefuseReason::HeldTooLong => {

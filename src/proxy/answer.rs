@@ -19,7 +19,7 @@ impl Proxy {
             return Ok(());
         }
         ctx.answer.status = head.status.as_u16();
-        ctx.expect_within(self.app.config.timeouts.stream_idle);
+        ctx.expect_within(self.app.settings().timeouts.stream_idle);
         ctx.heard();
         if let (Some(backend), Some(fault)) = (&ctx.backend, Fault::of_status(ctx.answer.status)) {
             self.app.fleet.failed(backend.id, fault);
@@ -52,7 +52,7 @@ impl Proxy {
 
     /// One piece of the answer, `end` with the last.
     pub(super) fn response_piece(&self, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
-        ctx.expect_within(self.app.config.timeouts.stream_idle);
+        ctx.expect_within(self.app.settings().timeouts.stream_idle);
         ctx.heard();
         if let Some(mut observer) = ctx.answer.observer.take() {
             let seen = body.take().map(|piece| observer.feed(piece));

@@ -1,6 +1,7 @@
 //! From the request's head to a place on a backend: who asks, for what, for which program, and when it may go.
 
 use super::Proxy;
+use super::auth::Key;
 use super::ctx::{Ctx, Guards, new_id};
 use super::reply;
 use super::route::{Inference, Route, normal};
@@ -13,6 +14,7 @@ use crate::gate::{Admission, PoolId, Step, StepInfo};
 use crate::identity::final_step;
 use bytes::Bytes;
 use http::{Method, header};
+use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 use std::sync::Arc;
 
@@ -50,8 +52,8 @@ impl Proxy {
         {
             return Err(Refusal::MethodNotAllowed.into());
         }
-        ctx.key = self.keys.check(&request.headers)?.cloned();
-        let concurrent = ctx.key.as_ref().map(|key| self.limits.enter(key)).transpose()?;
+        ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
+        let concurrent = self.place_of(ctx.key.as_deref())?;
         ctx.guards =
             Some(Guards { open: self.app.open.enter(), in_flight: self.app.telemetry.metrics.in_flight(), concurrent });
         let (pool, info) = match route {
@@ -64,8 +66,14 @@ impl Proxy {
         Ok(Next::Upstream)
     }
 
+    /// The key's place among its requests in flight.
+    fn place_of(&self, key: Option<&Key>) -> Result<Option<Guard>, Refusal> {
+        key.map(|key| self.limits.enter(&self.app.settings().limits.per_key, key)).transpose()
+    }
+
     fn prepare_connection(&self, session: &mut Session) {
-        let timeouts = &self.app.config.timeouts;
+        let settings = self.app.settings();
+        let timeouts = &settings.timeouts;
         let downstream = &mut session.downstream_session;
         downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.request_header));
@@ -87,7 +95,7 @@ impl Proxy {
         let request = session.req_header();
         let on_main = self.listener == control::Listener::Main;
         if on_main && route.needs_key() {
-            ctx.key = self.keys.check(&request.headers)?.cloned();
+            ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
         }
         let mut request = ControlRequest {
             method: request.method.clone(),
@@ -116,7 +124,7 @@ impl Proxy {
     ) -> Result<(PoolId, StepInfo), Stop> {
         ctx.inference = true;
         let body = replay::read(session, self.bounds()).await?;
-        let envelope = Envelope::scan(body, self.app.config.limits.json_depth)?;
+        let envelope = Envelope::scan(body, self.app.settings().limits.json_depth)?;
         let model = envelope.model();
         let pool = self.pool_of(model.as_deref())?;
         let headers = &session.req_header().headers;
@@ -136,7 +144,7 @@ impl Proxy {
         };
         let edits = Edits {
             model: model.as_deref().and_then(|model| self.app.fleet.canonical(pool, model)),
-            usage: inference.ask_usage(self.app.config.models[pool.0].engine),
+            usage: inference.ask_usage(self.app.settings().models[pool.0].engine),
         };
         let Forwarded { body, usage_added } = envelope.forward(&edits);
         ctx.body = Some(body);
@@ -149,14 +157,14 @@ impl Proxy {
     async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
         let fleet = &self.app.fleet;
         let unframed = session.is_http2() && session.get_header(header::CONTENT_LENGTH).is_none();
-        let choice = self.app.config.models.len() > 1;
+        let choice = self.app.settings().models.len() > 1;
         if session.is_body_empty() || !(unframed || choice) {
             return Ok(fleet.pool_for(None).unwrap_or(PoolId(0)));
         }
         let body = replay::read(session, self.bounds()).await?;
         let mut pool = fleet.pool_for(None).unwrap_or(PoolId(0));
         // What is no JSON, such as a form with an audio file, goes to the first pool.
-        if choice && let Ok(envelope) = Envelope::scan(body.clone(), self.app.config.limits.json_depth) {
+        if choice && let Ok(envelope) = Envelope::scan(body.clone(), self.app.settings().limits.json_depth) {
             pool = self.pool_of(envelope.model().as_deref())?;
         }
         ctx.body = Some(body);
@@ -175,7 +183,8 @@ impl Proxy {
         envelope: &Envelope,
     ) -> Result<Option<crate::scheduler::ProgramKey>, Refusal> {
         let tenant = ctx.key.as_ref().map_or(&self.nobody, |key| &key.tenant);
-        let found = self.sources.find(headers, envelope, tenant)?;
+        let settings = self.app.settings();
+        let found = settings.sources.find(headers, envelope, tenant)?;
         let metrics = &self.app.telemetry.metrics;
         match found {
             Some((program, source)) => {
@@ -184,14 +193,14 @@ impl Proxy {
             }
             None => {
                 metrics.identity_source("none");
-                let folded = self.app.config.programs.anonymous == Anonymous::Default;
-                Ok(folded.then(|| self.sources.key(tenant, "default")))
+                let folded = settings.programs.anonymous == Anonymous::Default;
+                Ok(folded.then(|| settings.sources.key(tenant, "default")))
             }
         }
     }
 
     fn bounds(&self) -> Bounds {
-        let config = &self.app.config;
+        let config = self.app.settings();
         Bounds { size: config.limits.body, pause: config.timeouts.request_header }
     }
 }

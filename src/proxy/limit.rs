@@ -12,7 +12,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// What all keys have used. A key is counted by its name.
 pub struct Limits {
-    per_key: PerKey,
     requests: Rate,
     tokens: Rate,
     concurrent: Inflight,
@@ -22,19 +21,19 @@ pub struct Limits {
 
 impl Limits {
     #[must_use]
-    pub fn new(per_key: PerKey) -> Self {
-        Self { per_key, requests: Rate::new(MINUTE), tokens: Rate::new(MINUTE), concurrent: Inflight::new() }
+    pub fn new() -> Self {
+        Self { requests: Rate::new(MINUTE), tokens: Rate::new(MINUTE), concurrent: Inflight::new() }
     }
 
-    /// Counts a request of `key`; the guard counts as one in flight until it is dropped.
+    /// Counts a request of `key` within the limits of `per_key`; the guard counts as one in flight until it is dropped.
     ///
     /// # Errors
     /// `RateLimited`.
-    pub fn enter(&self, key: &Key) -> Result<Guard, Refusal> {
-        within(&self.requests, key, self.per_key.requests_per_minute, "requests_per_minute")?;
-        within(&self.tokens, key, self.per_key.tokens_per_minute, "tokens_per_minute")?;
+    pub fn enter(&self, per_key: &PerKey, key: &Key) -> Result<Guard, Refusal> {
+        within(&self.requests, key, per_key.requests_per_minute, "requests_per_minute")?;
+        within(&self.tokens, key, per_key.tokens_per_minute, "tokens_per_minute")?;
         let (guard, in_flight) = self.concurrent.incr(&key.name, 1);
-        if self.per_key.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
+        if per_key.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
             return Err(refused("concurrent", Duration::from_secs(1)));
         }
         self.requests.observe(&key.name, 1);
@@ -91,35 +90,38 @@ mod tests {
 
     #[test]
     fn requests_over_the_limit_are_refused_for_that_key_only() {
-        let limits = Limits::new(PerKey { requests_per_minute: Some(2), ..PerKey::default() });
+        let limits = Limits::new();
+        let limits = |key| limits.enter(&PerKey { requests_per_minute: Some(2), ..PerKey::default() }, key);
         let (one, other) = (key("one"), key("other"));
         for _ in 0..2 {
-            assert!(limits.enter(&one).is_ok());
+            assert!(limits(&one).is_ok());
         }
-        let refusal = limits.enter(&one).expect_err("the third");
+        let refusal = limits(&one).expect_err("the third");
         assert_eq!((refusal.code(), refusal.status().as_u16()), ("rate_limited", 429));
         assert!(refusal.retry_after().is_some_and(|wait| wait <= MINUTE && wait > Duration::ZERO));
-        assert!(limits.enter(&other).is_ok());
+        assert!(limits(&other).is_ok());
     }
 
     #[test]
     fn tokens_used_count_against_the_next_request() {
-        let limits = Limits::new(PerKey { tokens_per_minute: Some(100), ..PerKey::default() });
+        let limits = Limits::new();
+        let per_key = PerKey { tokens_per_minute: Some(100), ..PerKey::default() };
         let key = key("one");
         limits.used(&key, Usage { prompt: Tokens(60), completion: Tokens(39), cached: None });
-        assert!(limits.enter(&key).is_ok());
+        assert!(limits.enter(&per_key, &key).is_ok());
         limits.used(&key, Usage { prompt: Tokens(1), completion: Tokens(0), cached: None });
-        assert!(limits.enter(&key).is_err());
+        assert!(limits.enter(&per_key, &key).is_err());
     }
 
     #[test]
     fn a_place_in_flight_is_given_back_with_its_guard() {
-        let limits = Limits::new(PerKey { concurrent: Some(1), ..PerKey::default() });
+        let limits = Limits::new();
+        let per_key = PerKey { concurrent: Some(1), ..PerKey::default() };
         let key = key("one");
-        let first = limits.enter(&key).expect("the first");
-        assert!(limits.enter(&key).is_err());
-        assert!(limits.enter(&key).is_err(), "a refusal takes no place");
+        let first = limits.enter(&per_key, &key).expect("the first");
+        assert!(limits.enter(&per_key, &key).is_err());
+        assert!(limits.enter(&per_key, &key).is_err(), "a refusal takes no place");
         drop(first);
-        assert!(limits.enter(&key).is_ok());
+        assert!(limits.enter(&per_key, &key).is_ok());
     }
 }

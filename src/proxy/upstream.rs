@@ -65,11 +65,12 @@ impl Proxy {
         if let Some(step) = &mut ctx.step {
             step.undelivered();
         }
-        if ctx.unreached > self.app.config.retry.connect_attempts {
+        let retry = self.app.settings().retry.clone();
+        if ctx.unreached > retry.connect_attempts {
             ctx.settle(Outcome::Abandoned);
             return Err(Refusal::NoBackend { waited: ctx.arrived.elapsed(), retry_after: NO_BACKEND_RETRY });
         }
-        let granted = ctx.pool.is_some_and(|pool| self.app.retries.take(pool));
+        let granted = ctx.pool.is_some_and(|pool| self.app.retries.take(pool, retry.budget));
         self.app.telemetry.metrics.model(ctx.pool).retry(granted);
         if !granted {
             ctx.settle(Outcome::Abandoned);
@@ -79,7 +80,8 @@ impl Proxy {
     }
 
     fn peer_at(&self, backend: &Backend, address: SocketAddr) -> HttpPeer {
-        let timeouts = &self.app.config.timeouts;
+        let settings = self.app.settings();
+        let timeouts = &settings.timeouts;
         let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
         let options = &mut peer.options;
         options.connection_timeout = Some(timeouts.connect);
@@ -95,7 +97,7 @@ impl Proxy {
     /// Makes the client's head into the one that goes to the backend.
     pub(super) fn request_head(&self, request: &mut RequestHeader, ctx: &mut Ctx) -> pingora::Result<()> {
         ctx.answer.sent = Some(Instant::now());
-        ctx.expect_within(self.app.config.timeouts.first_byte);
+        ctx.expect_within(self.app.settings().timeouts.first_byte);
         let Some(backend) = &ctx.backend else {
             return Ok(());
         };
@@ -108,12 +110,13 @@ impl Proxy {
         }
         request.insert_header(header::HOST, &backend.authority)?;
         request.insert_header(REQUEST_ID, ctx.id.clone())?;
-        if backend.api_key.is_some() || self.keys.required() {
+        let settings = backend.settings();
+        if settings.api_key.is_some() || self.app.settings().keys.required() {
             // The client's key is for us.
             request.remove_header(&header::AUTHORIZATION);
             request.remove_header("x-api-key");
         }
-        if let Some(key) = &backend.api_key {
+        if let Some(key) = &settings.api_key {
             request.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.0))?;
         }
         match &ctx.body {

@@ -92,6 +92,13 @@ impl Backend {
         self.capacity
     }
 
+    /// Weight and capacity as given by hand; without a capacity, the next report counts.
+    pub fn configure(&mut self, weight: u32, capacity: Option<Tokens>) {
+        self.weight = weight.max(1);
+        self.fixed = capacity.is_some();
+        self.capacity = capacity.or(self.capacity);
+    }
+
     pub fn reported_capacity(&mut self, capacity: Tokens) {
         if !self.fixed && capacity > Tokens::ZERO {
             self.capacity = Some(capacity);

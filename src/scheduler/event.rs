@@ -75,7 +75,8 @@ pub enum Outcome {
 /// What happens. Times are given beside the event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A backend joins, down until `BackendUp`. A `capacity` given here overrides every report.
+    /// A backend joins, down until `BackendUp`; or one that is there gets other settings. A `capacity` given here
+    /// overrides every report.
     BackendAdded {
         backend: BackendId,
         weight: u32,

@@ -1,8 +1,15 @@
 //! Backends that come, go, start anew and report.
 
 use super::*;
+use crate::units::Tokens;
 
 impl Scheduler {
+    pub(super) fn backend_added(&mut self, id: BackendId, weight: u32, capacity: Option<Tokens>) {
+        let backend = self.backends.entry(id).or_insert_with(|| Backend::new(weight, capacity));
+        backend.configure(weight, capacity);
+        backend.press(|class| self.classes.shared(class));
+    }
+
     pub(super) fn backend_up(&mut self, id: BackendId) {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;

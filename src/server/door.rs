@@ -1,7 +1,8 @@
 //! Where connections come in: counted, limited, and timed.
 
 use super::line::Line;
-use crate::app::Open;
+use crate::app::{App, Open};
+use crate::control::Listener as Side;
 use crate::proxy::Proxy;
 use crate::proxy::pulse::{CONNECTION, Pulse};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
@@ -28,18 +29,29 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 pub struct Door {
     proxy: Arc<HttpProxy<Proxy>>,
+    app: Arc<App>,
     connections: Arc<Open>,
-    limit: usize,
-    /// `timeouts.request_header`
-    head: Duration,
+    /// Operators get in when clients have taken every place.
+    limited: bool,
+    /// Connections end after the request that they have.
+    leave: ShutdownWatch,
 }
+
+/// Ends the connections of a door that have no request.
+pub struct Closer(Arc<HttpProxy<Proxy>>);
 
 // === impl Door ===
 
 impl Door {
-    /// `head` is the time for a request's head.
-    pub fn new(proxy: Proxy, conf: &Arc<ServerConf>, connections: Arc<Open>, limit: usize, head: Duration) -> Self {
-        let mut proxy = HttpProxy::new(proxy, Arc::clone(conf));
+    /// The door of one side; `connections` counts those of all.
+    pub fn new(
+        app: Arc<App>,
+        side: Side,
+        conf: &Arc<ServerConf>,
+        connections: Arc<Open>,
+        leave: ShutdownWatch,
+    ) -> Self {
+        let mut proxy = HttpProxy::new(Proxy::new(Arc::clone(&app), side), Arc::clone(conf));
         proxy.handle_init_modules();
         let mut options = HttpServerOptions::default();
         options.h2c = true;
@@ -47,25 +59,38 @@ impl Door {
         options.h2_idle_timeout = Some(IDLE);
         proxy.server_options = Some(options);
         proxy.h2_options = Some(h2_options());
-        Self { proxy: Arc::new(proxy), connections, limit, head }
+        Self { proxy: Arc::new(proxy), app, connections, limited: side == Side::Main, leave }
+    }
+
+    pub fn closer(&self) -> Closer {
+        Closer(Arc::clone(&self.proxy))
     }
 }
 
 #[async_trait::async_trait]
 impl ServerApp for Door {
-    async fn process_new(self: &Arc<Self>, connection: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    /// That the door is closed means nothing to those who came in; `leave` does.
+    async fn process_new(self: &Arc<Self>, connection: Stream, _closed: &ShutdownWatch) -> Option<Stream> {
         let _place = self.connections.enter();
-        if self.connections.count() > self.limit {
-            log::warn!("a connection is refused: limits.connections ({}) are open", self.limit);
+        let (limit, head) = {
+            let settings = self.app.settings();
+            (settings.limits.connections, settings.timeouts.request_header)
+        };
+        if self.limited && self.connections.count() > limit {
+            log::warn!("a connection is refused: limits.connections ({limit}) are open");
             return None;
         }
         let pulse = Arc::new(Pulse::new());
-        let line = Line::new(connection, Arc::clone(&pulse), self.head);
-        CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), shutdown)).await
+        let line = Line::new(connection, Arc::clone(&pulse), head);
+        CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), &self.leave)).await
     }
+}
 
-    async fn cleanup(&self) {
-        ServerApp::cleanup(&*self.proxy).await;
+// === impl Closer ===
+
+impl Closer {
+    pub async fn close(&self) {
+        ServerApp::cleanup(&*self.0).await;
     }
 }
 

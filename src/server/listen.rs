@@ -13,11 +13,18 @@ use std::os::fd::IntoRawFd;
 use std::path::Path;
 use std::sync::Arc;
 
-/// All sockets, to be handed to Pingora as if they came from a process before this one.
+/// All sockets, to be handed to Pingora as if they came from a process before this one; some do.
 #[derive(Default)]
 pub struct Listeners {
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Socket>,
     addresses: Vec<SocketAddr>,
+    inherited: Vec<Socket>,
+}
+
+/// A listening socket, and the address that was configured for it.
+pub struct Socket {
+    pub configured: SocketAddr,
+    pub listener: TcpListener,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +38,11 @@ pub enum ListenError {
 // === impl Listeners ===
 
 impl Listeners {
+    /// `inherited` are sockets of the process before this one: they are used where their address is configured.
+    pub fn new(inherited: Vec<Socket>) -> Self {
+        Self { inherited, ..Self::default() }
+    }
+
     /// Listens on `address` for `service`.
     ///
     /// # Errors
@@ -41,24 +53,28 @@ impl Listeners {
         address: SocketAddr,
         tls: Option<&Tls>,
     ) -> Result<(), ListenError> {
-        let bound = || {
-            let socket = TcpListener::bind(address)?;
-            socket.set_nonblocking(true)?;
-            let address = socket.local_addr()?;
-            Ok((socket, address))
+        let configured = address;
+        let mut bound = || {
+            let listener = match self.inherited.iter().position(|socket| socket.configured == configured) {
+                Some(at) => self.inherited.remove(at).listener,
+                None => TcpListener::bind(configured)?,
+            };
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
         };
-        let (socket, address) = bound().map_err(|cause| ListenError::Bind { address, cause })?;
+        let (listener, address) = bound().map_err(|cause| ListenError::Bind { address, cause })?;
         let mut options = TcpSocketOptions::default();
         // Or a client that vanished stays in the queue for ever.
         options.tcp_keepalive = Some(KEEPALIVE);
         // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
         let buffer = L4BufferSettings::default().read(0);
-        let mut listener = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
+        let mut endpoint = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
         if let Some(tls) = tls {
-            listener = listener.tls(settings(tls).map_err(|cause| ListenError::Tls { address, cause })?);
+            endpoint = endpoint.tls(settings(tls).map_err(|cause| ListenError::Tls { address, cause })?);
         }
-        service.add_listener(listener);
-        self.sockets.push(socket);
+        service.add_listener(endpoint);
+        self.sockets.push(Socket { configured, listener });
         self.addresses.push(address);
         Ok(())
     }
@@ -67,13 +83,27 @@ impl Listeners {
         &self.addresses
     }
 
-    /// Gives the sockets away, each by its address.
-    pub fn into_fds(self) -> ListenFds {
+    /// Gives the sockets to Pingora, each by its address. Those that were inherited for nothing are closed.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn open(&mut self) -> io::Result<ListenFds> {
+        self.inherited.clear();
         let mut fds = Fds::new();
-        for (address, socket) in self.addresses.iter().zip(self.sockets) {
-            fds.add(address.to_string(), socket.into_raw_fd());
+        for (address, socket) in self.addresses.iter().zip(&self.sockets) {
+            fds.add(address.to_string(), socket.listener.try_clone()?.into_raw_fd());
         }
-        Arc::new(Mutex::new(fds))
+        Ok(Arc::new(Mutex::new(fds)))
+    }
+
+    /// For the process after this one.
+    pub fn sockets(&self) -> &[Socket] {
+        &self.sockets
+    }
+
+    /// Our own hold on the sockets; Pingora gives up its hold when it stops to accept.
+    pub fn close(&mut self) {
+        self.sockets.clear();
     }
 }
 

@@ -5,6 +5,7 @@ use super::model::{self, ModelMetrics};
 use super::register::{Counters, Histograms, counter, family, gauge, histogram};
 use crate::gate::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason};
+use arc_swap::ArcSwap;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,7 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Up to `scheduler.hold.max` (30 minutes by default).
 const HOLD_SECONDS: [f64; 14] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0];
@@ -37,8 +39,11 @@ pub struct Metrics {
     forced: Counter,
     released: Counters<Released>,
     estimate_error: Histogram,
-    identity_sources: HashMap<String, Counter>,
+    identity: Family<[(&'static str, String); 1], Counter>,
+    /// A handle for each source of the configuration.
+    identity_sources: ArcSwap<HashMap<String, Counter>>,
     config_reload_success: Gauge,
+    config_reloaded_at: Gauge,
     pub(super) profile_rows_dropped: Counter,
     pub(super) access_lines_dropped: Counter,
 }
@@ -64,8 +69,14 @@ impl Metrics {
         let models = model::register(r, models);
         let config_reload_success =
             gauge(r, "config_reload_success", "1 if the configuration was last loaded without a mistake");
-        config_reload_success.set(1);
-        Self {
+        let config_reloaded_at = gauge(
+            r,
+            "config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration was last loaded without a mistake",
+        );
+        let identity = Family::default();
+        r.register("identity_source", "Steps by what named their program", identity.clone());
+        let metrics = Self {
             models,
             in_flight: gauge(r, "inflight_requests", "Requests being served, held ones too"),
             client_disconnects: counter(
@@ -126,12 +137,24 @@ impl Metrics {
                 "Estimated minus reported total tokens of a step, over reported",
                 &ESTIMATE_ERROR,
             ),
-            identity_sources: identity_sources(r, sources),
+            identity,
+            identity_sources: ArcSwap::default(),
             config_reload_success,
+            config_reloaded_at,
             profile_rows_dropped: counter(r, "profile_rows_dropped", "Rows of step_profiles.csv that were not written"),
             access_lines_dropped: counter(r, "access_log_dropped", "Lines of the access log that were not written"),
             registry,
-        }
+        };
+        metrics.count_sources(sources);
+        metrics.config_reloaded(true);
+        metrics
+    }
+
+    /// These are the identity sources from now on.
+    pub fn count_sources(&self, sources: &[String]) {
+        let names = sources.iter().map(String::as_str).chain([NO_IDENTITY]);
+        let handle = |name: &str| (name.to_owned(), self.identity.get_or_create_owned(&[("source", name.to_owned())]));
+        self.identity_sources.store(Arc::new(names.map(handle).collect()));
     }
 
     /// The handles of a pool; `None` for a request that reaches no pool.
@@ -198,13 +221,17 @@ impl Metrics {
 
     /// `source`: what named a step's program, as configured; [`NO_IDENTITY`] if nothing did.
     pub fn identity_source(&self, source: impl AsRef<str>) {
-        if let Some(counter) = self.identity_sources.get(source.as_ref()) {
+        if let Some(counter) = self.identity_sources.load().get(source.as_ref()) {
             counter.inc();
         }
     }
 
     pub fn config_reloaded(&self, success: bool) {
         self.config_reload_success.set(success.into());
+        if success {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.config_reloaded_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        }
     }
 }
 
@@ -214,14 +241,6 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-fn identity_sources(registry: &mut Registry, sources: &[String]) -> HashMap<String, Counter> {
-    let series = Family::<[(&'static str, String); 1], Counter>::default();
-    registry.register("identity_source", "Steps by what named their program", series.clone());
-    let names = sources.iter().map(String::as_str).chain([NO_IDENTITY]);
-    let handle = |name: &str| (name.to_owned(), series.get_or_create_owned(&[("source", name.to_owned())]));
-    names.map(handle).collect()
 }
 
 fn hold_histograms(registry: &mut Registry) -> [Histogram; HoldClass::ALL.len()] {

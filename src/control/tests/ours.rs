@@ -71,8 +71,9 @@ async fn backends_are_listed_added_and_removed() {
     assert_eq!(status, 201);
     let id = BackendId(added["id"].as_u64().unwrap().try_into().unwrap());
     let backend = app.fleet.get(id).unwrap();
-    assert_eq!((backend.url.as_str(), backend.weight, backend.capacity_tokens), ("http://gpu3:8000", 2, Some(5000)));
-    assert_eq!(backend.api_key, Some(Secret("k".into())));
+    let settings = backend.settings();
+    assert_eq!((backend.url.as_str(), settings.weight, settings.capacity_tokens), ("http://gpu3:8000", 2, Some(5000)));
+    assert_eq!(settings.api_key, Some(Secret("k".into())));
     assert!(!get(&app, "/backends").await.1.to_string().contains("api_key"));
 
     let draining = |url| app.fleet.statuses().iter().any(|status| status.backend.url == url && status.draining);

@@ -261,7 +261,7 @@ async fn the_metrics_of_a_backend_have_thunderagents_keys() {
             ..status
         })
         .collect();
-    let metrics = serde_json::to_value(overview.metrics(&app.config)).unwrap();
+    let metrics = serde_json::to_value(overview.metrics(&app.settings())).unwrap();
     let golden = "url active_program_tokens reasoning_program_tokens acting_program_tokens active_program_count \
         reasoning_program_count acting_program_count active_program_tokens_ratio total_program_tokens \
         paused_program_count future_paused_tokens shared_tokens buffer_per_program capacity_overflow healthy \

@@ -1,0 +1,47 @@
+//! Another configuration while the server runs: read and validated whole, then taken over, or not at all.
+
+use super::{App, AppError, Settings};
+use crate::config::Failure;
+use crate::logging;
+use std::sync::Arc;
+
+/// Why the old configuration stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error(transparent)]
+    Config(#[from] Failure),
+    #[error(transparent)]
+    App(#[from] AppError),
+}
+
+impl App {
+    /// Reads the configuration file again. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// Every mistake, and every change that needs a new process; then all is as before.
+    pub fn reload(&self) -> Result<(), ReloadError> {
+        let _one_at_a_time = self.reloading.lock();
+        let done = self.take_over();
+        self.telemetry.metrics.config_reloaded(done.is_ok());
+        match &done {
+            Ok(()) => log::info!("the configuration was loaded anew"),
+            // One mistake a line, each with its place in the file.
+            Err(reasons) => reasons.to_string().lines().for_each(|reason| {
+                log::error!("the configuration stays as it was: {reason}");
+            }),
+        }
+        done
+    }
+
+    fn take_over(&self) -> Result<(), ReloadError> {
+        let old = self.settings();
+        let new = Arc::new(Settings::new(Arc::new(self.flags.reload(&old)?)).map_err(AppError::from)?);
+        // All that can fail comes first.
+        self.telemetry.reload(&old, &new).map_err(AppError::from)?;
+        logging::set_level(&new.logging.level);
+        self.settings.store(Arc::clone(&new));
+        self.gate.reload(&new);
+        self.fleet.reload(&new.models, &new.metrics);
+        Ok(())
+    }
+}

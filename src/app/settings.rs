@@ -1,0 +1,36 @@
+//! The configuration as it is now, and what is made of it once.
+
+use crate::config::Config;
+use crate::identity::{SourceError, Sources};
+use crate::proxy::auth::Keys;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// Replaced as a whole by a reload.
+pub struct Settings {
+    config: Arc<Config>,
+    pub sources: Sources,
+    pub keys: Keys,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// # Errors
+    /// A name in `identity.sources` cannot be used, which validation refuses.
+    pub fn new(config: Arc<Config>) -> Result<Self, SourceError> {
+        Ok(Self {
+            sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,
+            keys: Keys::new(&config.auth),
+            config,
+        })
+    }
+}
+
+impl Deref for Settings {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
+}
