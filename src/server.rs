@@ -277,9 +277,9 @@ impl Server {
 
     /// Refuses what is new; ends with the last answer, or after the grace.
     async fn drain(&mut self) {
-        log::info!("draining");
         self.app.drain();
         self.leave.send_replace(true);
+        log::info!("draining");
         let grace = self.app.settings().timeouts.grace;
         if timeout(grace, self.app.open.idle()).await.is_err() {
             log::warn!("{} answers are cut off after {grace:?} of grace", self.app.open.count());
@@ -291,10 +291,10 @@ impl Server {
 
     /// Another process accepts in place of this one; all that came here is served here, held steps too.
     async fn finish(&mut self) {
-        log::info!("another process serves; {} answers are finished here", self.app.open.count());
         self.listeners.close();
         self.shut.send_replace(true);
         self.leave.send_replace(true);
+        log::info!("another process serves; {} answers are finished here", self.app.open.count());
         let grace = self.app.settings().timeouts.grace;
         if timeout(grace, self.deserted()).await.is_err() {
             log::warn!("{} answers are cut off after {grace:?} of grace", self.app.open.count());

@@ -626,14 +626,14 @@ fn a_mistake_in_a_flag_names_the_flag() {
 #[test]
 fn a_pool_may_have_a_name_to_look_up_in_place_of_backends() {
     let text = "listen: 127.0.0.1:1\nmodels: [{name: m, discovery: {dns: 'vllm.default.svc:8000', interval: 2s}}]\n";
-    let config = config::from_yaml(text, &nowhere()).unwrap();
+    let config = config::from_yaml(text, &Surroundings { env: &env, dir: Path::new(".") }).unwrap();
     let discovery = config.models[0].discovery.as_ref().unwrap();
     assert_eq!((discovery.dns.host.as_str(), discovery.dns.port), ("vllm.default.svc", 8000));
     assert_eq!(discovery.interval, Duration::from_secs(2));
-    for (dns, from) in [("vllm", 21), ("'a b:1'", 21), ("'vllm:0'", 21), ("http://vllm:1", 21)] {
+    for dns in ["vllm", "'a b:1'", "'vllm:0'", "http://vllm:1"] {
         let text = format!("backends: [http://b]\nmodels: [{{name: m, discovery: {{dns: {dns}}}}}]\n");
-        let found = config::from_yaml(&text, &nowhere()).unwrap_err().to_string();
-        assert!(found.contains("models[0].discovery.dns: expected a name and port"), "{from} {found}");
+        let found = config::from_yaml(&text, &Surroundings { env: &env, dir: Path::new(".") }).unwrap_err().to_string();
+        assert!(found.contains("models[0].discovery.dns: expected a name and port"), "{found}");
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
+use std::io;
 use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -32,10 +33,27 @@ pub struct H2Request {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the proxy listens");
-        stream.set_nodelay(true).expect("a socket option");
+        Self::try_connect(address).await.expect("the proxy listens")
+    }
+
+    pub async fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
-        Self { reader: Reader::new(reader), writer }
+        Ok(Self { reader: Reader::new(reader), writer })
+    }
+
+    /// A POST and its whole answer, however long that takes.
+    pub async fn exchange(&mut self, path: &str, body: &[u8]) -> io::Result<Message> {
+        let mut bytes = post_head(path, "", body.len()).into_bytes();
+        bytes.extend_from_slice(body);
+        self.writer.write_all(&bytes).await?;
+        let mut message = self.reader.head().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.reader.body(&mut message).await?;
+        match message.complete {
+            true => Ok(message),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -102,6 +120,26 @@ impl H2 {
         let (requests, connection) = handshake.expect("HTTP/2");
         tokio::spawn(connection);
         Self { requests }
+    }
+
+    /// The connection takes no new stream: it was told so, or is closed.
+    pub async fn is_told_to_go(&mut self) -> bool {
+        let gone = async {
+            loop {
+                match self.requests.clone().ready().await {
+                    Err(_) => return true,
+                    // A request that is refused shows it; one that is served does not.
+                    Ok(mut requests) => {
+                        let request = Request::get("http://proxy/livez").body(()).expect("a request");
+                        if requests.send_request(request, true).is_err() {
+                            return true;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        };
+        within("the end of the connection", gone).await
     }
 
     /// Starts a POST; the body is sent by the caller.
