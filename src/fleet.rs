@@ -344,7 +344,9 @@ impl Fleet {
         self.insert(pool, &backend, Origin::Api)
     }
 
-    fn insert(&self, pool: PoolId, backend: &config::Backend, origin: Origin) -> Result<BackendId, String> {
+    /// # Errors
+    /// As for [`Fleet::add`].
+    pub(crate) fn insert(&self, pool: PoolId, backend: &config::Backend, origin: Origin) -> Result<BackendId, String> {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
         let entry = inner.registry.insert(

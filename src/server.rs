@@ -3,6 +3,7 @@
 mod door;
 mod line;
 mod listen;
+mod supervisor;
 mod table;
 mod upgrade;
 
@@ -102,17 +103,22 @@ async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
     };
     let mut server = Server::launch(config, flags.clone(), meeting, inherited.unwrap_or_default())?;
     let stop = signals(&server.app).map_err(StartError::Runtime)?;
-    server.watch_fleet();
-    let Some(mut predecessor) = predecessor else {
-        server.open().map_err(StartError::Runtime)?;
-        server.until(stop).await;
-        return Ok(());
-    };
-    predecessor.bequeath(&server.app).await?;
-    server.open().map_err(StartError::Runtime)?;
-    if let Err(e) = predecessor.dismiss().await {
-        log::warn!("the process before this one was gone already: {e}");
+    match predecessor {
+        None => {
+            server.watch_fleet();
+            server.open().map_err(StartError::Runtime)?;
+        }
+        Some(mut predecessor) => {
+            predecessor.bequeath(&server.app).await?;
+            server.watch_fleet();
+            upgrade::look_over(&server.app).await;
+            server.open().map_err(StartError::Runtime)?;
+            if let Err(e) = predecessor.dismiss().await {
+                log::warn!("the process before this one was gone already: {e}");
+            }
+        }
     }
+    supervisor::serving();
     server.until(stop).await;
     Ok(())
 }
@@ -279,6 +285,7 @@ impl Server {
     async fn drain(&mut self) {
         self.app.drain();
         self.leave.send_replace(true);
+        supervisor::stopping();
         log::info!("draining");
         let grace = self.app.settings().timeouts.grace;
         if timeout(grace, self.app.open.idle()).await.is_err() {

@@ -178,7 +178,7 @@ async fn the_level_of_the_log_changes_with_the_file() {
     let home = Home::with(&yaml(&[&backend], "logging: {level: info}\n"));
     let process = Process::serve(&home.file, &[]);
     let admin = process.address(1).await;
-    process.ready().await;
+    process.says("is up").await;
     home.write(&yaml(&[&backend], "logging: {level: error}\n"));
     assert_eq!(ask(admin, "POST", "/reload").await.status(), 200);
     let quiet = process.lines();

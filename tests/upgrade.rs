@@ -197,6 +197,28 @@ async fn one_process_waits_at_a_time_where_no_other_user_can_reach_it() {
 }
 
 #[tokio::test]
+async fn a_supervisor_is_told_which_process_serves() {
+    let backend = Backend::start().await;
+    let home = Home::of(&[&backend]);
+    let path = home.file.with_extension("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).expect("a socket");
+    let told = async || {
+        let mut word = [0; 256];
+        let length = support::within("a word to the supervisor", socket.recv(&mut word)).await.expect("a datagram");
+        String::from_utf8(word[..length].to_vec()).expect("text")
+    };
+    let variable = [("NOTIFY_SOCKET", path.as_os_str())];
+    let old = Process::serve_in(&home.file, &[], variable);
+    assert_eq!(told().await, format!("READY=1\nMAINPID={}", old.id()));
+    let new = Process::serve_in(&home.file, &["--upgrade"], variable);
+    new.says("waiting at").await;
+    old.signal(Signal::QUIT);
+    assert_eq!(told().await, format!("READY=1\nMAINPID={}", new.id()));
+    new.signal(Signal::TERM);
+    assert_eq!(told().await, "STOPPING=1");
+}
+
+#[tokio::test]
 async fn sigterm_ends_an_attempt_that_nobody_answers() {
     let backend = Backend::start().await;
     let home = Home::of(&[&backend]);

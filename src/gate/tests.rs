@@ -138,3 +138,28 @@ async fn decisions_are_told_to_those_who_listen() {
     let event: serde_json::Value = serde_json::from_str(&events.recv().await.unwrap()).unwrap();
     assert_eq!((event["event"].as_str(), event["kind"].as_str()), (Some("dispatch"), Some("new")));
 }
+
+#[tokio::test]
+async fn a_reload_that_makes_room_lets_a_held_step_in() {
+    let gate = gate();
+    let mut config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
+    config.scheduler.headroom = 0.5;
+    config.scheduler.hold_queue = 1;
+    gate.reload(&config);
+    let mut a = step(&gate, "a", 4_000);
+    assert!(now(a.admitted()).unwrap().is_ok());
+    let mut b = step(&gate, "b", 4_000);
+    assert!(now(b.admitted()).is_none());
+    let mut c = step(&gate, "c", 4_000);
+    assert!(matches!(now(c.admitted()), Some(Err(Refusal::QueueFull { .. }))));
+
+    gate.reload(&Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() });
+    assert!(now(b.admitted()).unwrap().is_ok());
+    // And a backend that is given another size.
+    let mut d = step(&gate, "d", 8_000);
+    assert!(now(d.admitted()).is_none());
+    gate.tell(POOL, Event::BackendAdded { backend: BACKEND, weight: 2, capacity: Some(Tokens(40_000)) });
+    assert!(now(d.admitted()).unwrap().is_ok());
+    gate.tell(POOL, Event::BackendAdded { backend: BACKEND, weight: 2, capacity: Some(Tokens(100)) });
+    assert_eq!(gate.check(), Ok(()), "smaller than what runs there");
+}

@@ -7,5 +7,5 @@ pub(super) fn capture(_app: &App) -> Vec<u8> {
     Vec::new()
 }
 
-/// Takes over what the process before this one knew. Backends have been checked once, and no step has come yet.
+/// Takes over what the process before this one knew. All backends are known and none is up; no step has come yet.
 pub(super) fn restore(_app: &App, _table: &[u8]) {}

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! old ─▶ new   the listening sockets, and what was set at run time
-//! new ─▶ old   READY: it could be started, and has looked at its backends
+//! new ─▶ old   READY: it could be started
 //! old ─▶ new   the program table
-//! new ─▶ old   SERVING: from now on both accept, and the old one stops
+//! new ─▶ old   SERVING: it has looked at its backends; now both accept, and the old one stops
 //! ```
 
 use super::listen::Socket;
@@ -35,8 +35,8 @@ const ARRIVAL: Duration = Duration::from_secs(60);
 const SEARCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(50));
 /// For each answer of the other process.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Backends that are down need not be waited for longer than this.
-const LOOK_OVER: Duration = Duration::from_secs(10);
+/// Backends that hang are waited for no longer: the first check of a healthy one takes `health.timeout` at most.
+const LOOK_OVER: Duration = Duration::from_secs(3);
 /// Descriptors in one message (Linux, `SCM_MAX_FD`).
 const MOST_SOCKETS: usize = 253;
 /// Far above the table of `programs.max` at its default.
@@ -76,12 +76,14 @@ struct Letter {
     version: u32,
     /// As configured, in the order of the descriptors.
     addresses: Vec<SocketAddr>,
-    /// Those of `POST /backends`, of which no file knows.
+    /// Those of which no file knows.
     backends: Vec<AddedBackend>,
 }
 
+/// By `POST /backends` or by discovery. The latter are looked up again, but programs may be at home there.
 #[derive(Serialize, Deserialize)]
 struct AddedBackend {
+    discovered: bool,
     model: String,
     url: String,
     weight: u32,
@@ -116,7 +118,7 @@ impl Predecessor {
         timeout(ARRIVAL, door.visit()).await.map_err(alone)?
     }
 
-    /// Takes the programs over. The backends have been looked at then, as far as they answer.
+    /// Takes backends and programs over, before the fleet of `app` runs.
     ///
     /// # Errors
     /// It has given up.
@@ -124,8 +126,6 @@ impl Predecessor {
         for added in std::mem::take(&mut self.backends) {
             added.add_to(app);
         }
-        // One that is down keeps nobody waiting.
-        let _ = timeout(LOOK_OVER, app.fleet.looked_over()).await;
         self.stream.write_u8(READY).await?;
         let table = timeout(PATIENCE, read_frame(&mut self.stream)).await??;
         table::restore(app, &table);
@@ -138,6 +138,13 @@ impl Predecessor {
     /// It is gone already.
     pub async fn dismiss(mut self) -> io::Result<()> {
         self.stream.write_u8(SERVING).await
+    }
+}
+
+/// Waits until every backend was checked, so that no step is held for want of one.
+pub async fn look_over(app: &App) {
+    if timeout(LOOK_OVER, app.fleet.looked_over()).await.is_err() {
+        log::warn!("some backends have not answered yet");
     }
 }
 
@@ -251,8 +258,9 @@ impl AddedBackend {
         let added = |status: crate::fleet::BackendStatus| {
             let backend = status.backend;
             let settings = backend.settings();
-            let here = settings.origin == Origin::Api && !status.draining;
+            let here = settings.origin != Origin::File && !status.draining;
             here.then(|| Self {
+                discovered: settings.origin == Origin::Dns,
                 model: app.fleet.pool_name(backend.pool).unwrap_or_default().to_owned(),
                 url: backend.url.clone(),
                 weight: settings.weight,
@@ -270,7 +278,8 @@ impl AddedBackend {
             let api_key = self.api_key.map(Secret);
             let backend = config::Backend { api_key, weight: self.weight, capacity_tokens: self.capacity_tokens, ..at };
             let model = Some(self.model.as_str()).filter(|name| !name.is_empty());
-            app.fleet.add(app.fleet.pool_for(model).ok_or("its pool is gone")?, backend)
+            let origin = if self.discovered { Origin::Dns } else { Origin::Api };
+            app.fleet.insert(app.fleet.pool_for(model).ok_or("its pool is gone")?, &backend, origin)
         };
         if let Err(reason) = add() {
             log::info!("{} is not taken over: {reason}", self.url);

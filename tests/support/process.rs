@@ -2,6 +2,7 @@
 
 use super::{client::Client, within};
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -19,9 +20,14 @@ pub struct Process {
 // === impl Process ===
 
 impl Process {
-    pub fn start<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Self {
+    pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Self {
+        Self::start_in(args, [])
+    }
+
+    fn start_in<'a, S: AsRef<OsStr>>(args: &[S], env: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_thundergate"));
-        command.args(args).env_remove("RUST_LOG").stderr(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(args).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET").envs(env);
+        command.stderr(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().expect("the binary");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (writer, log) = watch::channel(Vec::new());
@@ -36,10 +42,15 @@ impl Process {
 
     /// With a configuration file, and the socket for upgrades beside it.
     pub fn serve(file: &Path, more: &[&str]) -> Self {
+        Self::serve_in(file, more, [])
+    }
+
+    /// With more variables in its environment.
+    pub fn serve_in<'a>(file: &Path, more: &[&str], env: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Self {
         let socket = file.with_extension("sock").into_os_string();
         let mut args = vec!["--config".into(), file.as_os_str().to_owned(), "--upgrade-socket".into(), socket];
         args.extend(more.iter().map(Into::into));
-        Self::start(&args)
+        Self::start_in(&args, env)
     }
 
     /// The first line that holds `words`, and has not come before `from` lines.
@@ -84,8 +95,12 @@ impl Process {
         address
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("it runs");
+        let pid = Pid::from_raw(self.id().cast_signed()).expect("it runs");
         kill_process(pid, signal).expect("it runs");
     }
 

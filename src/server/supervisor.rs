@@ -1,0 +1,36 @@
+//! What systemd wants to know of a unit with `Type=notify` (its sd_notify protocol): which process serves, and when.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// This process serves, in place of any before it.
+pub fn serving() {
+    tell(&format!("READY=1\nMAINPID={}", std::process::id()));
+}
+
+/// This process ends, and no other has taken over.
+pub fn stopping() {
+    tell("STOPPING=1");
+}
+
+/// Without a supervisor nobody is told.
+fn tell(words: &str) {
+    if let Some(socket) = env::var_os("NOTIFY_SOCKET")
+        && let Err(e) = send(&socket, words)
+    {
+        log::warn!("NOTIFY_SOCKET: {e}");
+    }
+}
+
+fn send(socket: &OsStr, words: &str) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(words.as_bytes(), &address)?;
+    Ok(())
+}
