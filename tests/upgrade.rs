@@ -105,6 +105,51 @@ async fn an_idle_connection_is_served_once_more_and_then_closed() {
 }
 
 #[tokio::test]
+async fn a_step_that_is_held_is_served_by_the_process_that_it_came_to() {
+    let mut backend = Backend::start().await;
+    let home = Home::of(&[&backend]);
+    let mut old = Process::serve(&home.file, &[]);
+    let (address, admin) = (old.ready().await, old.address(1).await);
+    // Each takes more than half of the cache.
+    let large = |program: &str| {
+        let prompt = "word ".repeat(100_000);
+        format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}],"program_id":"{program}"}}"#).into_bytes()
+    };
+    let (mut one, mut two) = (Client::connect(address).await, Client::connect(address).await);
+    one.post("/v1/chat/completions", "", &large("one")).await;
+    let running = backend.next().await;
+    two.post("/v1/chat/completions", "", &large("two")).await;
+    support::within("a held step", async {
+        while !ask(admin, "GET", "/metrics", "").await.text().contains("thundergate_held_steps 1") {}
+    })
+    .await;
+    let _new = home.upgrade(&old).await;
+    assert!(old.runs());
+    let usage = r#"{"usage": {"prompt_tokens": 100000, "completion_tokens": 1, "total_tokens": 100001}}"#;
+    running.json(200, usage).await;
+    assert_eq!(one.response().await.status(), 200);
+    backend.next().await.json(200, usage).await;
+    assert_eq!(two.response().await.status(), 200);
+    drop((one, two));
+    assert!(old.ended().await.success());
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_is_cut_off() {
+    let mut backend = Backend::start().await;
+    let home = Home::of(&[&backend]);
+    let text = std::fs::read_to_string(&home.file).expect("a file");
+    std::fs::write(&home.file, format!("{text}timeouts: {{grace: 200ms}}\n")).expect("a file");
+    let mut old = Process::serve(&home.file, &[]);
+    let mut client = Client::connect(old.ready().await).await;
+    client.post("/v1/chat/completions", "", b"{\"messages\":[]}").await;
+    let _running = backend.next().await;
+    let _new = home.upgrade(&old).await;
+    old.says("1 answers are cut off").await;
+    assert!(old.ended().await.success());
+}
+
+#[tokio::test]
 async fn a_backend_added_at_run_time_is_handed_over() {
     let (one, two) = (Backend::start().await, Backend::start().await);
     let home = Home::of(&[&one]);
