@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::control::Listener as Side;
 use crate::identity::SourceError;
 use crate::proxy::Proxy;
+use crate::state::{Keeper, StoreError};
 use door::Door;
 use listen::Listeners;
 use pingora_core::server::configuration::ServerConf;
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 /// When the last answer is written, for the last bytes to leave and connections to close.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// For the access log to reach the disk at the end.
+/// For the state, and for the access log, to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Connections to backends that are kept for the next request, all backends together.
@@ -39,6 +40,7 @@ pub struct Server {
     services: Vec<Service<Door>>,
     listeners: Listeners,
     connections: Arc<Open>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 /// How a server is to end.
@@ -56,6 +58,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error("identity.sources: {0}")]
     Identity(#[from] SourceError),
+    #[error("state.snapshot: {0}")]
+    State(#[from] StoreError),
     #[error("logs and profiles: {0}")]
     Telemetry(io::Error),
     #[error("runtime: {0}")]
@@ -119,6 +123,8 @@ impl Server {
         let mut listeners = Listeners::default();
         let conf = Arc::new(pingora_conf());
         let config = &app.config;
+        let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app)).transpose()?;
+        keeper.iter().for_each(Keeper::load);
         let limit = config.limits.connections;
         let door = |side, limit| {
             let proxy = Proxy::new(Arc::clone(&app), side)?;
@@ -136,7 +142,7 @@ impl Server {
             listeners.add(&mut service, admin.listen, None)?;
             services.push(service);
         }
-        Ok(Self { app, services, listeners, connections })
+        Ok(Self { app, services, listeners, connections, keeper: keeper.map(Arc::new) })
     }
 
     #[must_use]
@@ -152,13 +158,16 @@ impl Server {
 
     /// Serves until it is told to stop, or `stop` is closed.
     pub async fn serve(self, mut stop: mpsc::Receiver<Stop>) {
-        let Self { app, services, listeners, connections } = self;
+        let Self { app, services, listeners, connections, keeper } = self;
         let (shutdown, watch) = watch::channel(false);
         let fds = listeners.into_fds();
         let mut tasks = JoinSet::new();
         let (fleet, gate) = (app.fleet.clone(), app.gate.clone());
         tasks.spawn(async move { fleet.run().await });
         tasks.spawn(async move { gate.run_ticks().await });
+        if let Some(keeper) = keeper.clone() {
+            tasks.spawn(async move { keeper.run().await });
+        }
         for mut service in services {
             let (fds, watch) = (Arc::clone(&fds), watch.clone());
             tasks.spawn(async move { service.start_service(Some(fds), watch, 1).await });
@@ -170,6 +179,10 @@ impl Server {
             }
         }
         shutdown.send_replace(true);
+        if let Some(keeper) = keeper {
+            // A disk that hangs does not keep the process.
+            let _ = tokio::time::timeout(FLUSH, tokio::task::spawn_blocking(move || keeper.save())).await;
+        }
         let telemetry = Arc::clone(&app.telemetry);
         let flushed = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
         if !flushed.unwrap_or(false) {

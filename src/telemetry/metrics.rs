@@ -39,6 +39,7 @@ pub struct Metrics {
     estimate_error: Histogram,
     identity_sources: HashMap<String, Counter>,
     config_reload_success: Gauge,
+    state_write_success: Gauge,
     pub(super) profile_rows_dropped: Counter,
     pub(super) access_lines_dropped: Counter,
 }
@@ -65,6 +66,8 @@ impl Metrics {
         let config_reload_success =
             gauge(r, "config_reload_success", "1 if the configuration was last loaded without a mistake");
         config_reload_success.set(1);
+        let state_write_success = gauge(r, "state_write_success", "1 unless the last write of the state failed");
+        state_write_success.set(1);
         Self {
             models,
             in_flight: gauge(r, "inflight_requests", "Requests being served, held ones too"),
@@ -128,6 +131,7 @@ impl Metrics {
             ),
             identity_sources: identity_sources(r, sources),
             config_reload_success,
+            state_write_success,
             profile_rows_dropped: counter(r, "profile_rows_dropped", "Rows of step_profiles.csv that were not written"),
             access_lines_dropped: counter(r, "access_log_dropped", "Lines of the access log that were not written"),
             registry,
@@ -205,6 +209,10 @@ impl Metrics {
 
     pub fn config_reloaded(&self, success: bool) {
         self.config_reload_success.set(success.into());
+    }
+
+    pub fn state_written(&self, success: bool) {
+        self.state_write_success.set(success.into());
     }
 }
 
