@@ -8,6 +8,7 @@ mod step;
 mod tests;
 
 pub use crate::scheduler::{LoadView, ProgramView};
+pub use memory::PORTION;
 pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 

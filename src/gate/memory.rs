@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 use std::time::Duration;
 
 /// Programs copied while a pool is locked: dispatch waits for no more, a tenth of a millisecond or so.
-const PORTION: usize = 256;
+pub const PORTION: usize = 256;
 
 impl Gate {
     /// Grows whenever what [`Gate::remember`] gives changes, save by time alone.
