@@ -19,7 +19,7 @@ test: cmake
 
 # A stream takes four descriptors there, two of them in the benchmark.
 bench: cmake
-	ulimit -n 8192; $(CARGO) bench --locked --bench streams
+	ulimit -n 8192; $(CARGO) bench --locked --bench streams --bench state
 	$(CARGO) bench --locked --bench upgrade
 
 lint: cmake

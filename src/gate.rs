@@ -1,12 +1,14 @@
 //! The async face of the scheduler: one lock a pool, one waker a held step, guards that give every
 //! charge back.
 
+mod memory;
 mod record;
 mod step;
 #[cfg(test)]
 mod tests;
 
 pub use crate::scheduler::{LoadView, ProgramView};
+pub use memory::PORTION;
 pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 
@@ -24,6 +26,9 @@ use tokio::sync::{broadcast, oneshot};
 
 /// Decisions that a slow reader of `GET /events` may fall behind.
 const EVENT_BACKLOG: usize = 1024;
+
+/// Where the schedulers' clock starts: what happened before this process began has a time too.
+const EPOCH: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Which model pool: the index into `Config::models`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -192,7 +197,7 @@ impl Gate {
     }
 
     fn now(&self) -> Duration {
-        self.0.start.elapsed()
+        EPOCH + self.0.start.elapsed()
     }
 
     /// Hands an event to the pool's scheduler and carries out what it decides.

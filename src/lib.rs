@@ -20,5 +20,6 @@ pub mod proxy;
 pub mod scheduler;
 pub mod server;
 pub mod simulate;
+pub mod state;
 pub mod telemetry;
 pub mod units;

@@ -16,9 +16,11 @@ mod forecast;
 mod ledger;
 mod lifetime;
 mod members;
+mod memory;
 mod policy;
 mod program;
 mod queue;
+mod recall;
 mod reclaim;
 mod shadow;
 mod steps;
@@ -28,6 +30,7 @@ mod view;
 mod tests;
 
 pub use event::*;
+pub use memory::{BackendMemory, Experience, Memory, ProgramMemory};
 pub use policy::Policy;
 pub use view::{LoadView, ProgramView};
 
@@ -49,6 +52,8 @@ pub struct Scheduler {
     /// Known keys; a released program whose step still runs is no longer among them.
     keys: HashMap<ProgramKey, Pid>,
     programs: HashMap<Pid, Program>,
+    /// The same, in the order in which they began: to be walked in portions.
+    roll: BTreeSet<Pid>,
     /// Programs without a step in flight or held, longest idle first.
     inactive: BTreeSet<(Duration, Pid)>,
     steps: HashMap<StepId, Step>,
@@ -66,6 +71,10 @@ pub struct Scheduler {
     last_choice: Option<BackendId>,
     next_pid: u64,
     next_order: u64,
+    /// Counts changes of what [`Scheduler::remember`] gives.
+    revision: u64,
+    /// When a memory was recalled.
+    recalled: Option<Duration>,
     out: Vec<Decision>,
 }
 
@@ -78,6 +87,7 @@ impl Scheduler {
             backends: BTreeMap::new(),
             keys: HashMap::new(),
             programs: HashMap::new(),
+            roll: BTreeSet::new(),
             inactive: BTreeSet::new(),
             steps: HashMap::new(),
             queue: Queue::default(),
@@ -91,6 +101,8 @@ impl Scheduler {
             last_choice: None,
             next_pid: 0,
             next_order: 0,
+            revision: 0,
+            recalled: None,
             out: Vec::new(),
         }
     }
@@ -106,6 +118,7 @@ impl Scheduler {
     /// counts as the last event's.
     pub fn handle(&mut self, now: Duration, event: Event, decisions: &mut Vec<Decision>) {
         self.now = self.now.max(now);
+        let touched = self.touches(&event);
         match event {
             Event::Arrive(arrival) => self.arrive(arrival),
             Event::FirstToken(step) => self.first_token(step),
@@ -125,6 +138,7 @@ impl Scheduler {
         }
         self.fill();
         self.note_held();
+        self.revision += u64::from(touched || self.out.iter().any(memory::tells_of_change));
         decisions.append(&mut self.out);
         debug_assert_eq!(self.check(), Ok(()));
     }

@@ -4,7 +4,6 @@ mod door;
 mod line;
 mod listen;
 mod supervisor;
-mod table;
 mod upgrade;
 
 pub use listen::ListenError;
@@ -13,6 +12,7 @@ pub use upgrade::UpgradeError;
 use crate::app::{App, AppError, Open};
 use crate::config::{Config, Flags};
 use crate::control::Listener as Side;
+use crate::state::{Keeper, StoreError};
 use door::{Closer, Door};
 use listen::{Listeners, Socket};
 use pingora_core::server::configuration::ServerConf;
@@ -32,7 +32,7 @@ use upgrade::Predecessor;
 /// When the last answer is written, for the last bytes to leave and connections to close.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// For the access log to reach the disk at the end.
+/// For the state, and for the access log, to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Connections to backends that are kept for the next request, all backends together.
@@ -56,6 +56,7 @@ pub struct Server {
     /// Where a process that takes over waits.
     meeting: PathBuf,
     tasks: JoinSet<()>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 /// How a server is to end.
@@ -76,6 +77,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     App(#[from] AppError),
+    #[error("state.snapshot: {0}")]
+    State(#[from] StoreError),
     #[error("runtime: {0}")]
     Runtime(io::Error),
     #[error("--upgrade: {0}")]
@@ -105,17 +108,22 @@ async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
     let stop = signals(&server.app).map_err(StartError::Runtime)?;
     match predecessor {
         None => {
+            server.load();
+            server.keep();
             server.watch_fleet();
             server.open().map_err(StartError::Runtime)?;
         }
         Some(mut predecessor) => {
-            predecessor.bequeath(&server.app).await?;
+            if !predecessor.bequeath(&server.app).await? {
+                server.load();
+            }
             server.watch_fleet();
             upgrade::look_over(&server.app).await;
             server.open().map_err(StartError::Runtime)?;
             if let Err(e) = predecessor.dismiss().await {
                 log::warn!("the process before this one was gone already: {e}");
             }
+            server.keep();
         }
     }
     supervisor::serving();
@@ -179,6 +187,7 @@ impl Server {
         let connections = Arc::<Open>::default();
         let mut listeners = Listeners::new(inherited);
         let conf = Arc::new(pingora_conf());
+        let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app)).transpose()?;
         let leave = watch::Sender::new(false);
         let mut closers = Vec::new();
         let mut service = |name: &str, side| {
@@ -197,7 +206,8 @@ impl Server {
             services.push(service);
         }
         let (shut, tasks) = (watch::Sender::new(false), JoinSet::new());
-        Ok(Self { app, services, closers, listeners, connections, leave, shut, meeting, tasks })
+        let keeper = keeper.map(Arc::new);
+        Ok(Self { app, services, closers, listeners, connections, leave, shut, meeting, tasks, keeper })
     }
 
     #[must_use]
@@ -213,10 +223,24 @@ impl Server {
 
     /// Serves until it is told to stop, or `stop` is closed.
     pub async fn serve(mut self, stop: mpsc::Receiver<Stop>) {
+        self.load();
+        self.keep();
         self.watch_fleet();
         match self.open() {
             Ok(()) => self.until(stop).await,
             Err(e) => log::error!("cannot serve: {e}"),
+        }
+    }
+
+    /// Takes up what a process before this one has left on disk.
+    fn load(&self) {
+        self.keeper.iter().for_each(|keeper| keeper.load());
+    }
+
+    /// Writes the state from now on.
+    fn keep(&mut self) {
+        if let Some(keeper) = self.keeper.clone() {
+            self.tasks.spawn(async move { keeper.run().await });
         }
     }
 
@@ -264,6 +288,10 @@ impl Server {
             () = until_now(&mut stop) => {}
         }
         self.shut.send_replace(true);
+        if let Some(keeper) = self.keeper.take() {
+            // A disk that hangs does not keep the process.
+            let _ = timeout(FLUSH, tokio::task::spawn_blocking(move || keeper.save())).await;
+        }
         let telemetry = Arc::clone(&self.app.telemetry);
         let flushed = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
         if !flushed.unwrap_or(false) {
@@ -277,6 +305,9 @@ impl Server {
         let done = upgrade::hand_over(&self.app, self.listeners.sockets(), &self.meeting).await;
         if let Err(reason) = &done {
             log::error!("nobody takes over, this process goes on: {reason}");
+        } else if let Some(keeper) = self.keeper.clone() {
+            // It may be writing; the other one waits until `done` is dropped.
+            let _ = tokio::task::spawn_blocking(move || keeper.retire()).await;
         }
         done.is_ok()
     }

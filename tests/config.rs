@@ -76,7 +76,8 @@ fn whole_example() -> (tempfile::TempDir, String) {
     for file in ["tls/cert.pem", "tls/key.pem"] {
         std::fs::write(dir.path().join(file), "").unwrap();
     }
-    (dir, FULL.replace("#: ", ""))
+    let text = FULL.replace("#: ", "").replace("/var/lib/thundergate/state", "./thundergate.state");
+    (dir, text)
 }
 
 #[test]
@@ -97,6 +98,7 @@ fn the_full_example_is_valid_with_and_without_tls() {
     assert_eq!(config.listeners.len(), 2);
     let tls = config.listeners[1].tls.as_ref().unwrap();
     assert_eq!(tls.cert, dir.path().join("tls/cert.pem"));
+    assert_eq!(config.state.snapshot, Some(dir.path().join("./thundergate.state")));
     assert_eq!(config.models.len(), 2);
     assert_eq!(config.models[0].backends[0].capacity_tokens, Some(436_528));
     assert_eq!(config.models[0].aliases, ["glm", "glm-latest"]);
@@ -193,7 +195,7 @@ fn the_schema_accepts_the_examples_and_nothing_unknown() {
         "backends: [{url: 'http://a', weight: 0}]",
         "models: [{routing: programm}]",
         "models: [{engine: sglang}]",
-        "state: {snapshot: /x}",
+        "state: {snapshot: 7}",
     ] {
         assert!(!schema.is_valid(&json(bad)), "{bad}");
     }
@@ -310,7 +312,6 @@ frobnicate: 1
 #[test]
 fn what_this_version_lacks_is_refused_in_so_many_words() {
     let cases = [
-        ("state: {snapshot: /x}\n", "2:1: state: `state.snapshot`"),
         ("models: [{name: m, backends: [http://b], engine: sglang}]\n", "2:50: models[0].engine: `sglang`"),
         ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
         ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
@@ -402,6 +403,11 @@ fn validation_knows_the_place_too() {
         ("identity: {sources: [header:x-a, session]}\n", "2:34: identity.sources[1]: "),
         ("logging: {level: loud}\n", "2:18: logging.level: expected off"),
         ("timeouts: {grace: 0s}\n", "2:19: timeouts.grace: expected a duration above zero"),
+        ("state: {snapshot: /}\n", "2:19: state.snapshot: /: expected the name of a file, not of a directory"),
+        (
+            "state: {snapshot: /nowhere/at/all}\n",
+            "2:19: state.snapshot: the directory /nowhere/at does not exist: create it for the server's user",
+        ),
         (
             "listeners: [{address: 127.0.0.1:1, tls: {cert: nope.pem, key: /}}]\n",
             "2:48: listeners[0].tls.cert: ./nope.pem: No such file",

@@ -135,6 +135,41 @@ async fn a_step_that_is_held_is_served_by_the_process_that_it_came_to() {
 }
 
 #[tokio::test]
+async fn programs_are_handed_over_and_the_state_has_one_writer() {
+    let mut backend = Backend::start().await;
+    let home = Home::of(&[&backend]);
+    let text = std::fs::read_to_string(&home.file).expect("a file");
+    let snapshot = home.file.with_extension("state");
+    let state = format!("state: {{snapshot: '{}'}}\n", snapshot.display());
+    std::fs::write(&home.file, format!("{text}{state}")).expect("a file");
+    let mut old = Process::serve(&home.file, &[]);
+    let mut client = Client::connect(old.ready().await).await;
+    let step = br#"{"messages": [], "program_id": "p"}"#;
+    client.post("/v1/chat/completions", "", step).await;
+    let usage = r#"{"usage": {"prompt_tokens": 700, "completion_tokens": 7, "total_tokens": 707}}"#;
+    backend.next().await.json(200, usage).await;
+    assert_eq!(client.response().await.status(), 200);
+    drop(client);
+    let new = home.upgrade(&old).await;
+    new.says("1 programs are taken over").await;
+    let program = ask(new.address(1).await, "GET", "/programs/p", "").await.json();
+    assert_eq!((&program["total_tokens"], &program["leased"]), (&707.into(), &true.into()), "{program}");
+    assert!(old.ended().await.success());
+    std::fs::remove_file(&snapshot).ok();
+    // The one that serves writes it.
+    let mut client = Client::connect(new.address(0).await).await;
+    client.post("/v1/chat/completions", "", step).await;
+    backend.next().await.json(200, usage).await;
+    assert_eq!(client.response().await.status(), 200);
+    support::within("the state on disk", async {
+        while !snapshot.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_outlasts_the_grace_is_cut_off() {
     let mut backend = Backend::start().await;
     let home = Home::of(&[&backend]);

@@ -2,7 +2,7 @@
 
 use super::tree::{
     Access, AccessFormat, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
-    OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, Timeouts,
+    OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
 use super::{Anonymous, humane};
 use crate::identity::DEFAULT_SOURCES;
@@ -32,6 +32,7 @@ impl Default for Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
+            state: State::default(),
             logging: Logging::default(),
             profile: None,
             metrics: Metrics::default(),

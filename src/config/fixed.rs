@@ -16,6 +16,7 @@ pub fn changes(running: &Config, new: &Config) -> Vec<Mistake> {
     fixed(running.listeners == new.listeners, "listeners".into(), "a change of the listeners");
     let admin = |config: &Config| config.admin.as_ref().map(|admin| admin.listen);
     fixed(admin(running) == admin(new), "admin.listen".into(), "another admin listener");
+    fixed(running.state.snapshot == new.state.snapshot, "state.snapshot".into(), "another file for the state");
     for (index, pool) in new.models.iter().enumerate() {
         let path = format!("models[{index}]");
         match running.models.iter().find(|known| known.name == pool.name) {
@@ -50,6 +51,7 @@ mod tests {
         assert_eq!(paths(|new| new.listeners.clear()), ["listeners"]);
         let listen = "127.0.0.1:9300".parse().unwrap();
         assert_eq!(paths(|new| new.admin = Some(Admin { listen, token: None })), ["admin.listen"]);
+        assert_eq!(paths(|new| new.state.snapshot = Some("state".into())), ["state.snapshot"]);
         assert_eq!(paths(|new| new.models[1].name = "c".into()), ["models[1]", "models"]);
         assert_eq!(paths(|new| new.models[1].engine = Engine::Sglang), ["models[1].engine"]);
         assert_eq!(paths(|new| new.models[0].routing = Routing::RoundRobin), ["models[0].routing"]);

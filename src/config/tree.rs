@@ -26,6 +26,7 @@ pub struct Config {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    pub state: State,
     pub logging: Logging,
     pub profile: Option<Profile>,
     pub metrics: Metrics,
@@ -440,6 +441,15 @@ pub struct Retry {
     /// always be. Beyond both the client gets 503.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub budget: f64,
+}
+
+/// What outlives the process.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// File that keeps programs, their leases and what was learned, at most 2 s behind. Its directory must exist. A
+    /// relative path starts at the directory of the YAML file. Nothing is kept when absent.
+    pub snapshot: Option<PathBuf>,
 }
 
 /// What is logged, and where.

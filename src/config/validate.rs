@@ -22,6 +22,7 @@ pub fn validate(config: &Config, without_backends: bool) -> Vec<Mistake> {
     check.identity(config);
     check.keys(config);
     check.limits(config);
+    check.state(config);
     check.0
 }
 
@@ -253,6 +254,18 @@ impl Check {
         }
         self.within(config.retry.connect_attempts, 0, 15, "retry.connect_attempts");
         self.within(config.retry.budget, 0.0, 1.0, "retry.budget");
+    }
+
+    fn state(&mut self, config: &Config) {
+        let Some(file) = &config.state.snapshot else { return };
+        let dir = crate::state::directory(file);
+        let path = "state.snapshot";
+        if file.is_dir() || file.file_name().is_none() {
+            self.that(false, path, format!("{}: expected the name of a file, not of a directory", file.display()));
+        } else if !dir.is_dir() {
+            let message = format!("the directory {} does not exist: create it for the server's user", dir.display());
+            self.that(false, path, message);
+        }
     }
 }
 

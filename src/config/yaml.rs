@@ -7,7 +7,7 @@ use super::mistake::Failure;
 use super::node::{self, MAX_DOCUMENT};
 use super::tree::{
     Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool, Profile, Programs,
-    Retry, Scheduler, Timeouts, UrlOrBackend,
+    Retry, Scheduler, State, Timeouts, UrlOrBackend,
 };
 use super::{Mark, Mistake, read};
 use schemars::JsonSchema;
@@ -50,6 +50,8 @@ pub(super) struct File {
     timeouts: Timeouts,
     /// What is tried again.
     retry: Retry,
+    /// What outlives the process.
+    state: State,
     /// What is logged, and where.
     logging: Logging,
     /// Times of every step, kept and written to `step_profiles.csv`; off when absent.
@@ -202,6 +204,7 @@ impl File {
             limits: self.limits,
             timeouts: self.timeouts,
             retry: self.retry,
+            state: self.state,
             logging: self.logging,
             profile: self.profile,
             metrics: self.metrics,
@@ -237,6 +240,9 @@ impl File {
         for tls in config.listeners.iter_mut().filter_map(|l| l.tls.as_mut()) {
             tls.cert = dir.join(&tls.cert);
             tls.key = dir.join(&tls.key);
+        }
+        if let Some(snapshot) = &mut config.state.snapshot {
+            *snapshot = dir.join(&snapshot);
         }
         draft.config = Some(config);
         draft

@@ -1,7 +1,7 @@
 //! What a vLLM server tells of itself on `/metrics`: its KV cache, its load, and whether it has restarted.
 
 use super::{Gauges, prometheus};
-use crate::scheduler::BackendReport;
+use crate::scheduler::{BackendReport, Life};
 use crate::units::Tokens;
 use std::time::{Duration, Instant};
 
@@ -167,6 +167,11 @@ impl Reading {
         self.gauges.kv_usage = self.kv_usage.unwrap_or(0.0);
     }
 
+    fn life(&self) -> Life {
+        let started_ms = self.started.map(|seconds| (seconds * 1000.0).round() as u64);
+        Life { started_ms, prompt_tokens: self.gauges.prompt_tokens as u64 }
+    }
+
     /// This page comes from another process than `last`.
     fn restarted_since(&self, last: &Self) -> bool {
         let started_anew = self
@@ -192,6 +197,7 @@ impl Tracker {
         let report = BackendReport {
             capacity: reading.capacity,
             restarted,
+            life: Some(reading.life()),
             prefill_rate: self.prefill_rate(now, reading.computed, restarted),
             kv_usage: reading.kv_usage,
         };

@@ -1,8 +1,10 @@
 //! One backend's ledger: capacity, claims, promises, and how fast it prefills.
 
+use super::event::Life;
 use super::feedback::Feedback;
 use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
 use super::program::Pid;
+use super::recall::Former;
 use super::shadow::Shadow;
 use crate::units::Tokens;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +27,10 @@ pub struct Backend {
     /// The part of its weight that counts for load: below one for a while after a return.
     ramp: f64,
     pub draining: bool,
+    /// Which life its last report came from.
+    pub life: Option<Life>,
+    /// What was known of it before this process began; until it comes up.
+    pub former: Option<Former>,
     /// Given by hand: no report changes it.
     fixed: bool,
     capacity: Option<Tokens>,
@@ -60,6 +66,8 @@ impl Backend {
             went: false,
             ramp: 1.0,
             draining: false,
+            life: None,
+            former: None,
             fixed: capacity.is_some(),
             capacity,
             claims: Tokens::ZERO,
@@ -204,6 +212,11 @@ impl Backend {
         if rate.is_finite() && rate > 0.0 {
             self.rate = Some(self.rate.map_or(rate, |best| rate.max(best * FADE)));
         }
+    }
+
+    /// Prompt tokens a second; `None` before any was measured or reported.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
     }
 
     /// Whether a rate was measured or reported.

@@ -16,6 +16,7 @@ impl Scheduler {
         for (pid, program) in &self.programs {
             self.check_program(*pid, program)?;
         }
+        ensure(self.roll.len() == self.programs.len(), || format!("{} on the roll", self.roll.len()))?;
         self.check_queue()
     }
 
@@ -58,6 +59,7 @@ impl Scheduler {
         ensure(program.ended != self.keys.contains_key(&program.key) || self.reused(pid, program), || {
             format!("{pid:?}: key")
         })?;
+        ensure(self.roll.contains(&pid), || format!("{pid:?} is not on the roll"))?;
         let inactive = self.inactive.contains(&(program.last_active, pid));
         ensure(inactive == program.inactive(), || format!("{pid:?}: inactive {inactive}"))
     }

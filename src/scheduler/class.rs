@@ -1,5 +1,6 @@
 //! Classes: programs of one model and system message share the start of their prompts.
 
+use super::memory::Experience;
 use crate::units::Tokens;
 use std::collections::HashMap;
 
@@ -23,6 +24,15 @@ impl Classes {
     /// conversation that was replayed would make its whole context the shared prefix.
     pub fn shared(&self, class: u64) -> Tokens {
         self.classes.get(&class).filter(|class| class.told >= 2).map_or(Tokens::ZERO, |class| class.smallest)
+    }
+
+    pub fn remember(&self, into: &mut Experience) {
+        into.classes = self.classes.iter().map(|(&id, class)| (id, class.smallest, class.told)).collect();
+    }
+
+    pub fn recall(&mut self, from: &Experience) {
+        let classes = from.classes.iter().take(MOST);
+        self.classes.extend(classes.map(|&(id, smallest, told)| (id, Class { smallest, told })));
     }
 
     /// The first step of a program of this class found `cached` tokens. True when `shared` changed.

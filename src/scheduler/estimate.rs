@@ -1,5 +1,6 @@
 //! What is learned from the traffic: output lengths, bytes a token, tool gaps; and estimates made of it.
 
+use super::memory::Experience;
 use super::program::Program;
 use crate::units::Tokens;
 use std::collections::VecDeque;
@@ -30,6 +31,21 @@ pub struct Learned {
 impl Learned {
     pub fn new() -> Self {
         Self { output: None, bytes_per_token: None, gaps: VecDeque::new(), gap_p99: None, gaps_since: 0 }
+    }
+
+    pub fn remember(&self, into: &mut Experience) {
+        into.output = self.output;
+        into.bytes_per_token = self.bytes_per_token;
+        into.gaps_ms = self.gaps.iter().map(|gap| gap.as_millis() as u64).collect();
+    }
+
+    pub fn recall(&mut self, from: &Experience) {
+        let sound = |mean: &f64| mean.is_finite() && *mean > 0.0;
+        self.output = from.output.filter(sound);
+        self.bytes_per_token = from.bytes_per_token.filter(sound);
+        for &gap in &from.gaps_ms {
+            self.saw_gap(Duration::from_millis(gap));
+        }
     }
 
     pub fn saw_output(&mut self, tokens: Tokens) {

@@ -1,6 +1,7 @@
 //! What the scheduler is told, and what it answers.
 
 use crate::units::Tokens;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// One step, unique for the life of the process.
@@ -8,11 +9,11 @@ use std::sync::Arc;
 pub struct StepId(pub u64);
 
 /// One backend, unique for the life of the process; never reused for another URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BackendId(pub u32);
 
 /// Names a program within one model pool.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProgramKey {
     /// The tenant of the API key that the step came with; empty without authentication.
     pub tenant: Arc<str>,
@@ -26,10 +27,21 @@ pub struct BackendReport {
     pub capacity: Option<Tokens>,
     /// The server's process started anew since the last report: its cache is empty.
     pub restarted: bool,
+    /// Which life of the server this is.
+    pub life: Option<Life>,
     /// Prompt tokens computed (not cached) per second over the window since the last report.
     pub prefill_rate: Option<f64>,
     /// Share of the KV cache in use by running requests, 0–1.
     pub kv_usage: Option<f64>,
+}
+
+/// What tells one life of a server (and of its cache) from the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// When its process started, Unix time in milliseconds.
+    pub started_ms: Option<u64>,
+    /// Prompt tokens that it has taken in: they only grow.
+    pub prompt_tokens: u64,
 }
 
 /// A step as it arrives.
@@ -226,6 +238,18 @@ pub enum Decision {
         program: ProgramKey,
         how: EndKind,
     },
+}
+
+impl Life {
+    /// This is still the life that was `before`. One process always tells the same start; the margin is for exporters
+    /// that round. Without it the counter has to do.
+    #[must_use]
+    pub fn continues(self, before: Self) -> bool {
+        match self.started_ms.zip(before.started_ms) {
+            Some((now, before)) => now.abs_diff(before) <= 10,
+            None => self.prompt_tokens >= before.prompt_tokens,
+        }
+    }
 }
 
 impl DispatchKind {

@@ -35,6 +35,18 @@ impl Default for Feedback {
 }
 
 impl Feedback {
+    /// What was told by [`Feedback::remember`]; what cannot be is put right.
+    pub fn recall((factor, short): (f64, f64)) -> Self {
+        let new = Self::default();
+        let factor = if factor.is_finite() { factor.clamp(FLOOR, 1.0) } else { new.factor };
+        Self { factor, short: if short.is_finite() { short } else { new.short }, ..new }
+    }
+
+    /// The factor, and the share that is missing of late.
+    pub fn remember(&self) -> (f64, f64) {
+        (self.factor, self.short)
+    }
+
     /// What the reported capacity is to be multiplied with, 0.3–1.
     pub fn factor(&self) -> f64 {
         self.factor

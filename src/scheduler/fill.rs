@@ -71,7 +71,7 @@ impl Scheduler {
 
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
     fn admit(&mut self, pid: Pid) -> bool {
-        let Some(program) = self.programs.get(&pid) else {
+        let Some(program) = self.programs.get(&pid).filter(|program| !self.awaits_former(pid, program)) else {
             return false;
         };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };

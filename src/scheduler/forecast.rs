@@ -4,6 +4,7 @@
 //! grows by g tokens a second while it is leased, and so ends in T = (F − c)/g. When the j-th ends, all
 //! that end later have grown for T_j: the peak is max_j Σ_{T_i ≥ T_j} (footprint_i + g·T_j).
 
+use super::memory::Experience;
 use crate::units::Tokens;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -41,6 +42,21 @@ pub struct Member {
 }
 
 impl Growth {
+    pub fn remember(&self, into: &mut Experience) {
+        into.finals = self.recent.iter().copied().collect();
+        into.grown = (self.tokens, self.seconds);
+    }
+
+    pub fn recall(&mut self, from: &Experience) {
+        for &context in &from.finals {
+            self.saw_final(context);
+        }
+        let (tokens, seconds) = from.grown;
+        if tokens.is_finite() && seconds.is_finite() {
+            (self.tokens, self.seconds) = (tokens, seconds);
+        }
+    }
+
     /// A program ended, or is taken to have ended, with this context.
     pub fn saw_final(&mut self, context: Tokens) {
         if self.recent.len() == FINALS

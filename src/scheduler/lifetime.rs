@@ -19,10 +19,16 @@ impl Scheduler {
         {
             self.conclude(longest, EndKind::Displaced);
         }
+        let pid = self.new_pid();
+        self.programs.insert(pid, Program::new(key.clone(), class, self.now));
+        self.roll.insert(pid);
+        self.keys.insert(key, pid);
+        pid
+    }
+
+    pub(super) fn new_pid(&mut self) -> Pid {
         let pid = Pid(self.next_pid);
         self.next_pid += 1;
-        self.programs.insert(pid, Program::new(key.clone(), class, self.now));
-        self.keys.insert(key, pid);
         pid
     }
 
@@ -60,6 +66,7 @@ impl Scheduler {
         let Some(program) = self.programs.remove(&pid) else {
             return;
         };
+        self.roll.remove(&pid);
         self.inactive.remove(&(program.last_active, pid));
         if !program.ended {
             self.keys.remove(&program.key);

@@ -21,6 +21,7 @@ impl Scheduler {
                 step.avoid = None;
             }
         }
+        self.revive(id);
         self.watch_usable();
     }
 
@@ -66,6 +67,7 @@ impl Scheduler {
                 run.promise = Duration::ZERO;
             }
         }
+        backend.life = report.life.or(backend.life);
         if let Some(capacity) = report.capacity {
             backend.reported_capacity(capacity);
         }

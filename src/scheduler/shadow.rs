@@ -32,6 +32,11 @@ impl Shadow {
         self.total += tokens;
     }
 
+    /// Whose prefixes are there, how much of each, and when it was last used; the youngest first.
+    pub fn entries(&self) -> impl Iterator<Item = (Pid, Tokens, Duration)> {
+        self.order.iter().rev().map(|(&(used, _), &(program, tokens))| (program, tokens, used))
+    }
+
     /// The program runs again (its blocks are pinned) or is forgotten: gives what was still there.
     pub fn take(&mut self, program: Pid) -> Tokens {
         let Some(place) = self.places.remove(&program) else {

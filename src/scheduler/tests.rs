@@ -1,5 +1,6 @@
 //! Behaviours of the scheduler, one by one; `tests/random.rs` asks for its invariants under everything at once.
 
+mod memory;
 mod random;
 mod returning;
 mod world;

@@ -9,10 +9,10 @@
 //! ```
 
 use super::listen::Socket;
-use super::table;
 use crate::app::App;
 use crate::config::{self, Config, Secret};
 use crate::fleet::Origin;
+use crate::state;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -118,26 +119,34 @@ impl Predecessor {
         timeout(ARRIVAL, door.visit()).await.map_err(alone)?
     }
 
-    /// Takes backends and programs over, before the fleet of `app` runs.
+    /// Takes backends and programs over, before the fleet of `app` runs; `false` if its programs cannot be read.
     ///
     /// # Errors
     /// It has given up.
-    pub async fn bequeath(&mut self, app: &App) -> Result<(), UpgradeError> {
+    pub async fn bequeath(&mut self, app: &App) -> Result<bool, UpgradeError> {
         for added in std::mem::take(&mut self.backends) {
             added.add_to(app);
         }
         self.stream.write_u8(READY).await?;
         let table = timeout(PATIENCE, read_frame(&mut self.stream)).await??;
-        table::restore(app, &table);
-        Ok(())
+        let restored = state::restore(&table, app);
+        match &restored {
+            Ok(restored) => log::info!("{} programs are taken over", restored.programs),
+            // The schedulers learn anew what they are not told.
+            Err(damage) => log::warn!("the programs are not taken over: {damage}"),
+        }
+        Ok(restored.is_ok())
     }
 
-    /// This process accepts connections: the other one may stop.
+    /// This process accepts connections: the other one may stop. It writes no more state when this returns.
     ///
     /// # Errors
     /// It is gone already.
     pub async fn dismiss(mut self) -> io::Result<()> {
-        self.stream.write_u8(SERVING).await
+        self.stream.write_u8(SERVING).await?;
+        let mut nothing = [0];
+        timeout(PATIENCE, self.stream.read(&mut nothing)).await??;
+        Ok(())
     }
 }
 
@@ -210,11 +219,12 @@ async fn read_letter(stream: &mut UnixStream) -> Result<(Letter, Vec<Socket>), U
 
 // === the old process ===
 
-/// Gives everything to the process that waits at `path`. It serves when this returns.
+/// Gives everything to the process that waits at `path`. It serves when this returns; when the stream is closed, it
+/// writes the state too.
 ///
 /// # Errors
 /// It does not, and this one is to go on.
-pub async fn hand_over(app: &App, sockets: &[Socket], path: &Path) -> Result<(), UpgradeError> {
+pub async fn hand_over(app: &Arc<App>, sockets: &[Socket], path: &Path) -> Result<UnixStream, UpgradeError> {
     if app.weight_sync.active() {
         return Err(UpgradeError::WeightSync);
     }
@@ -227,8 +237,11 @@ pub async fn hand_over(app: &App, sockets: &[Socket], path: &Path) -> Result<(),
     stream.async_io(Interest::WRITABLE, || send(stream.as_fd(), &fds)).await?;
     write_frame(&mut stream, &letter).await?;
     hear(&mut stream, READY).await?;
-    timeout(PATIENCE, write_frame(&mut stream, &table::capture(app))).await??;
-    hear(&mut stream, SERVING).await
+    let captured = Arc::clone(app);
+    let table = tokio::task::spawn_blocking(move || state::capture(&captured)).await.map_err(io::Error::from)?;
+    timeout(PATIENCE, write_frame(&mut stream, &table)).await??;
+    hear(&mut stream, SERVING).await?;
+    Ok(stream)
 }
 
 /// The new process may still be on its way.

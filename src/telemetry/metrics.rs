@@ -44,6 +44,7 @@ pub struct Metrics {
     identity_sources: ArcSwap<HashMap<String, Counter>>,
     config_reload_success: Gauge,
     config_reloaded_at: Gauge,
+    state_write_success: Gauge,
     pub(super) profile_rows_dropped: Counter,
     pub(super) access_lines_dropped: Counter,
 }
@@ -74,6 +75,8 @@ impl Metrics {
             "config_last_reload_success_timestamp_seconds",
             "Unix time at which the configuration was last loaded without a mistake",
         );
+        let state_write_success = gauge(r, "state_write_success", "1 unless the last write of the state failed");
+        state_write_success.set(1);
         let identity = Family::default();
         r.register("identity_source", "Steps by what named their program", identity.clone());
         let metrics = Self {
@@ -141,6 +144,7 @@ impl Metrics {
             identity_sources: ArcSwap::default(),
             config_reload_success,
             config_reloaded_at,
+            state_write_success,
             profile_rows_dropped: counter(r, "profile_rows_dropped", "Rows of step_profiles.csv that were not written"),
             access_lines_dropped: counter(r, "access_log_dropped", "Lines of the access log that were not written"),
             registry,
@@ -232,6 +236,10 @@ impl Metrics {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.config_reloaded_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         }
+    }
+
+    pub fn state_written(&self, success: bool) {
+        self.state_write_success.set(success.into());
     }
 }
 

@@ -120,6 +120,7 @@ fn a_changed_start_time_is_a_restart_told_once() {
     assert!(report.restarted);
     assert_eq!(report.capacity, Some(Tokens(800)), "the capacity is read anew");
     assert_eq!(gauges.capacity_tokens, 800);
+    assert_eq!(report.life, Some(Life { started_ms: Some(160_000), prompt_tokens: 5 }));
     assert!(!tracker.observe(t, page(160.0, 5.0, None, "816")).1.restarted);
 }
 

@@ -36,6 +36,8 @@ enum Act {
     Capacity(u8, u64),
     Draining(u8),
     Freeze(bool),
+    /// The proxy is killed and started anew; the backends have restarted meanwhile, or not.
+    Reborn(bool),
     Ticks(u64),
 }
 
@@ -59,6 +61,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..3_u8, 1..30_000_u64).prop_map(|(of, tokens)| Act::Capacity(of, tokens)),
         1 => (0..3_u8).prop_map(Act::Draining),
         1 => any::<bool>().prop_map(Act::Freeze),
+        1 => any::<bool>().prop_map(Act::Reborn),
         3 => (1..90_u64).prop_map(Act::Ticks),
     ]
 }
@@ -168,9 +171,32 @@ impl Play {
             }
             Act::Draining(backend) => self.world.handle(Event::BackendDraining(BackendId(backend.into()))),
             Act::Freeze(frozen) => self.world.handle(Event::Freeze(frozen)),
+            Act::Reborn(restarted) => self.reborn(restarted),
             Act::Ticks(seconds) => self.world.ticks(seconds),
         }
         self.ledger.follow(&self.world, &self.down);
+    }
+
+    /// No step survives; programs do, and claims stay within bounds.
+    fn reborn(&mut self, restarted: bool) {
+        let mut memory = self.world.memory();
+        let started = memory.programs.len();
+        for backend in memory.backends.iter_mut().filter(|_| restarted) {
+            backend.life = Some(Life { started_ms: Some(1), prompt_tokens: 0 });
+        }
+        self.ledger.open.clear();
+        self.ledger.running.clear();
+        self.world.reborn(memory, &[Some(12_000), None, None]);
+        self.world.report(1, BackendReport { capacity: Some(Tokens(20_000)), ..Default::default() });
+        for backend in (0..3).filter(|backend| !self.down.contains(backend)) {
+            self.world.up(backend.into());
+        }
+        assert_eq!(self.world.scheduler.programs().len(), started);
+        for load in self.world.scheduler.loads() {
+            let charged = load.charged_running + load.charged_idle;
+            assert!(load.effective_capacity.is_none_or(|most| charged <= most), "{load:?}");
+            assert!(!restarted || charged == Tokens::ZERO, "{load:?}");
+        }
     }
 
     fn reserve(&mut self) -> StepId {

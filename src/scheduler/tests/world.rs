@@ -55,6 +55,27 @@ impl World {
         world
     }
 
+    /// Everything that is remembered, taken in portions.
+    pub fn memory(&self) -> Memory {
+        let mut programs = Vec::new();
+        let mut next = Some(0);
+        while let Some(number) = next {
+            next = self.scheduler.remember_programs(number, 2, &mut programs);
+        }
+        Memory { programs, ..self.scheduler.remember() }
+    }
+
+    /// The process is killed, and another takes up `memory`: its backends have these capacities, and none is up.
+    pub fn reborn(&mut self, memory: Memory, capacities: &[Option<u64>]) {
+        self.scheduler = Scheduler::new(policy());
+        for (id, capacity) in (0..).zip(capacities) {
+            let backend = BackendId(id);
+            self.handle(Event::BackendAdded { backend, weight: 1, capacity: capacity.map(Tokens) });
+        }
+        self.scheduler.recall(self.now, Duration::ZERO, memory);
+        assert_eq!(self.scheduler.check(), Ok(()));
+    }
+
     pub fn handle(&mut self, event: Event) {
         self.now += Duration::from_millis(1);
         self.scheduler.handle(self.now, event, &mut self.log);

@@ -85,6 +85,7 @@ impl World<'_> {
         let computed = counters.prompt_tokens - counters.prompt_cached;
         let before = machine.computed.replace(computed).filter(|_| !restarted);
         let report = BackendReport {
+            life: None,
             capacity: Some(Tokens(machine.engine.capacity() as u64).scale(self.setup.faults.capacity)),
             restarted,
             prefill_rate: before.map(|before| (computed - before) as f64 / REPORT.as_secs_f64()),

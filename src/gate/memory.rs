@@ -1,0 +1,45 @@
+//! What outlives the process, taken out and put back a pool at a time.
+
+use super::{Gate, PoolId};
+use crate::scheduler::Memory;
+use parking_lot::MutexGuard;
+use std::time::Duration;
+
+/// Programs copied while a pool is locked: dispatch waits for no more, a tenth of a millisecond or so.
+pub const PORTION: usize = 256;
+
+impl Gate {
+    /// Grows whenever what [`Gate::remember`] gives changes, save by time alone.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.0.pools.iter().map(|pool| pool.lock().scheduler.revision()).sum()
+    }
+
+    /// What the pool's scheduler remembers. Takes a while: not for a thread that serves.
+    #[must_use]
+    pub fn remember(&self, pool: PoolId) -> Memory {
+        let Some(pool) = self.0.pools.get(pool.0) else {
+            return Memory::default();
+        };
+        let mut programs = Vec::new();
+        let mut next = Some(0);
+        while let Some(number) = next {
+            // Not under the lock.
+            programs.reserve(PORTION);
+            let locked = pool.lock();
+            next = locked.scheduler.remember_programs(number, PORTION, &mut programs);
+            // Those who wait come before the next portion.
+            MutexGuard::unlock_fair(locked);
+        }
+        // Last: a prefix is then of a program that is there, or of one that is gone.
+        let memory = pool.lock().scheduler.remember();
+        Memory { programs, ..memory }
+    }
+
+    /// Takes up what was remembered `passed` ago, before the pool's first backend is up.
+    pub fn recall(&self, pool: PoolId, passed: Duration, memory: Memory) {
+        if let Some(pool) = self.0.pools.get(pool.0) {
+            pool.lock().scheduler.recall(self.now(), passed, memory);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What outlives the process: programs, their leases, and what was learned. Ids and tenants, never a prompt.
+//!
+//! [`capture`] and [`restore`] turn the running schedulers into bytes and back, for a file ([`Keeper`]) as for a
+//! process that takes over from another.
+
+mod format;
+mod keeper;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use format::{Damage, decode, encode};
+pub use keeper::Keeper;
+pub use store::{StoreError, directory};
+
+use crate::app::App;
+use crate::gate::PoolId;
+use crate::scheduler::{BackendId, Memory};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+/// Everything, at one time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Unix time, milliseconds.
+    pub taken_ms: u64,
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pool {
+    pub name: String,
+    /// Where the backends of `memory` are: ids are of one process.
+    pub backends: Vec<(BackendId, String)>,
+    pub memory: Memory,
+}
+
+/// What a snapshot gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub programs: usize,
+    /// How old it was.
+    pub age: Duration,
+}
+
+/// What the schedulers of `app` know now, encoded. Takes a while: not for a thread that serves.
+#[must_use]
+pub fn capture(app: &App) -> Vec<u8> {
+    encode(&snapshot(app))
+}
+
+/// Takes up what [`capture`] gave, before the fleet of `app` runs. Pools are found by name and backends by URL; what
+/// the configuration no longer has is left out.
+///
+/// # Errors
+/// The bytes are not a whole snapshot of this version: nothing has changed.
+pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
+    let snapshot = decode(bytes)?;
+    let age = Duration::from_millis(now_ms().saturating_sub(snapshot.taken_ms));
+    let mut programs = 0;
+    for pool in snapshot.pools {
+        let mut ids = pools(app);
+        let Some((id, _)) = ids.find(|(_, name)| *name == pool.name) else {
+            continue;
+        };
+        programs += pool.memory.programs.len();
+        app.gate.recall(id, age, translated(pool, &backends(app, id)));
+    }
+    Ok(Restored { programs, age })
+}
+
+fn snapshot(app: &App) -> Snapshot {
+    let pool = |(id, name): (PoolId, &str)| Pool {
+        name: name.to_owned(),
+        memory: app.gate.remember(id),
+        backends: backends(app, id),
+    };
+    Snapshot { taken_ms: now_ms(), pools: pools(app).map(pool).collect() }
+}
+
+fn pools(app: &App) -> impl Iterator<Item = (PoolId, &str)> {
+    (0..).map(PoolId).map_while(|id| Some((id, app.fleet.pool_name(id)?)))
+}
+
+fn backends(app: &App, pool: PoolId) -> Vec<(BackendId, String)> {
+    let statuses = app.fleet.statuses().into_iter().map(|status| status.backend);
+    statuses.filter(|backend| backend.pool == pool).map(|backend| (backend.id, backend.url.clone())).collect()
+}
+
+/// The memory of `pool`, with the ids that its backends have `here`.
+fn translated(pool: Pool, here: &[(BackendId, String)]) -> Memory {
+    let mut memory = pool.memory;
+    let id_of = |url: &str| here.iter().find(|(_, other)| other == url).map(|&(id, _)| id);
+    let ids: HashMap<BackendId, BackendId> =
+        pool.backends.iter().filter_map(|(was, url)| Some((*was, id_of(url)?))).collect();
+    for program in &mut memory.programs {
+        program.home = program.home.and_then(|home| ids.get(&home).copied());
+    }
+    memory.backends.retain_mut(|backend| {
+        let id = ids.get(&backend.backend);
+        id.inspect(|&&id| backend.backend = id).is_some()
+    });
+    memory
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
