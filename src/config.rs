@@ -1,5 +1,6 @@
 //! Configuration: one tree, one validation; YAML, flags and reload all produce it.
 
+pub mod allow;
 mod defaults;
 mod draft;
 mod expand;
@@ -14,6 +15,7 @@ mod unsupported;
 pub mod validate;
 mod yaml;
 
+pub use allow::{HostPattern, Reach};
 pub use expand::Surroundings;
 pub use flags::Flags;
 pub use mistake::{Failure, Mark, Mistake, Mistakes};

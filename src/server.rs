@@ -3,16 +3,19 @@
 mod door;
 mod line;
 mod listen;
+mod tls;
 
 pub use listen::ListenError;
 
-use crate::app::{App, Open};
+use crate::app::App;
 use crate::config::Config;
 use crate::control::Listener as Side;
 use crate::identity::SourceError;
 use crate::proxy::Proxy;
-use door::Door;
+use door::{Door, Seats};
+use futures_util::future::join_all;
 use listen::Listeners;
+use tls::Certificates;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
@@ -33,12 +36,17 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Connections to backends that are kept for the next request, all backends together.
 const IDLE_UPSTREAM: usize = 4096;
 
+/// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
+/// place, and who knocks there takes no place of a client.
+const ADMIN_CONNECTIONS: usize = 256;
+
 /// A server that has its sockets and everything behind them, and does not serve yet.
 pub struct Server {
     app: Arc<App>,
     services: Vec<Service<Door>>,
     listeners: Listeners,
-    connections: Arc<Open>,
+    certificates: Vec<Arc<Certificates>>,
+    seats: Vec<Arc<Seats>>,
 }
 
 /// How a server is to end.
@@ -115,28 +123,32 @@ impl Server {
     /// What keeps it from starting.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let app = Arc::new(App::new(Arc::new(config)).map_err(StartError::Telemetry)?);
-        let connections = Arc::<Open>::default();
-        let mut listeners = Listeners::default();
         let conf = Arc::new(pingora_conf());
-        let config = &app.config;
-        let limit = config.limits.connections;
-        let door = |side, limit| {
-            let proxy = Proxy::new(Arc::clone(&app), side)?;
-            let head = config.timeouts.request_header;
-            Ok::<_, StartError>(Door::new(proxy, &conf, Arc::clone(&connections), limit, head))
-        };
-        let mut main = Service::new("proxy".to_owned(), door(Side::Main, limit)?);
-        for listener in &config.listeners {
-            listeners.add(&mut main, listener.address, listener.tls.as_ref())?;
-        }
-        let mut services = vec![main];
-        if let Some(admin) = &config.admin {
-            // Operators get in when clients have taken every place.
-            let mut service = Service::new("admin".to_owned(), door(Side::Admin, usize::MAX)?);
-            listeners.add(&mut service, admin.listen, None)?;
+        let (limit, timeouts) = (app.config.limits.connections, &app.config.timeouts);
+        let http = |side| Ok::<_, StartError>(door::http(Proxy::new(Arc::clone(&app), side)?, &conf, timeouts.client_idle));
+        let (mut services, mut listeners, mut certificates) = (Vec::new(), Listeners::default(), Vec::new());
+        let clients = Seats::new(limit);
+        let main = http(Side::Main)?;
+        for listener in &app.config.listeners {
+            let load = |tls| Certificates::load(tls).map(Arc::new);
+            let tls = listener.tls.as_ref().map(load).transpose();
+            let tls = tls.map_err(|cause| ListenError::Tls { address: listener.address, cause })?;
+            certificates.extend(tls.clone());
+            let door = Door::new(Arc::clone(&main), Arc::clone(&clients), tls, timeouts.request_header);
+            let mut service = Service::new("proxy".to_owned(), door);
+            listeners.add(&mut service, listener.address)?;
             services.push(service);
         }
-        Ok(Self { app, services, listeners, connections })
+        let mut seats = vec![clients];
+        if let Some(admin) = &app.config.admin {
+            let operators = Seats::new(ADMIN_CONNECTIONS);
+            let door = Door::new(http(Side::Admin)?, Arc::clone(&operators), None, timeouts.request_header);
+            let mut service = Service::new("admin".to_owned(), door);
+            listeners.add(&mut service, admin.listen)?;
+            services.push(service);
+            seats.push(operators);
+        }
+        Ok(Self { services, listeners, certificates, seats, app })
     }
 
     #[must_use]
@@ -152,20 +164,23 @@ impl Server {
 
     /// Serves until it is told to stop, or `stop` is closed.
     pub async fn serve(self, mut stop: mpsc::Receiver<Stop>) {
-        let Self { app, services, listeners, connections } = self;
+        let Self { app, services, listeners, certificates, seats } = self;
         let (shutdown, watch) = watch::channel(false);
         let fds = listeners.into_fds();
         let mut tasks = JoinSet::new();
         let (fleet, gate) = (app.fleet.clone(), app.gate.clone());
         tasks.spawn(async move { fleet.run().await });
         tasks.spawn(async move { gate.run_ticks().await });
+        for certificates in certificates {
+            tasks.spawn(async move { match certificates.watch().await {} });
+        }
         for mut service in services {
             let (fds, watch) = (Arc::clone(&fds), watch.clone());
             tasks.spawn(async move { service.start_service(Some(fds), watch, 1).await });
         }
         if stop.recv().await == Some(Stop::Drain) {
             tokio::select! {
-                () = drain(&app, &shutdown, &connections) => {}
+                () = drain(&app, &shutdown, &seats) => {}
                 () = until_now(&mut stop) => {}
             }
         }
@@ -183,7 +198,7 @@ fn pingora_conf() -> ServerConf {
     ServerConf { threads, upstream_keepalive_pool_size: IDLE_UPSTREAM, ..ServerConf::default() }
 }
 
-async fn drain(app: &App, shutdown: &watch::Sender<bool>, connections: &Open) {
+async fn drain(app: &App, shutdown: &watch::Sender<bool>, seats: &[Arc<Seats>]) {
     log::info!("draining");
     app.drain();
     let grace = app.config.timeouts.grace;
@@ -192,7 +207,7 @@ async fn drain(app: &App, shutdown: &watch::Sender<bool>, connections: &Open) {
     }
     // Nobody is served any more; now the sockets close.
     shutdown.send_replace(true);
-    let _ = tokio::time::timeout(LINGER, connections.idle()).await;
+    let _ = tokio::time::timeout(LINGER, join_all(seats.iter().map(|seats| seats.empty()))).await;
 }
 
 /// A second word may cut a drain short.

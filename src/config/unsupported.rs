@@ -2,7 +2,6 @@
 
 /// Keys, list indices left out.
 const KEYS: &[&str] = &[
-    "listeners[].tls.client_ca",
     "models[].discovery",
     "scheduler.fair.bound",
     "scheduler.feedback",
