@@ -6,6 +6,7 @@ mod retries;
 pub use open::{Open, OpenGuard};
 pub use retries::Retries;
 
+use crate::body::budget::Budget;
 use crate::config::Config;
 use crate::control::WeightSync;
 use crate::fleet::Fleet;
@@ -26,6 +27,8 @@ pub struct App {
     /// Requests on their way to a backend, and those that wait to be.
     pub open: Arc<Open>,
     pub retries: Retries,
+    /// What their bodies take.
+    pub bodies: Arc<Budget>,
     draining: AtomicBool,
 }
 
@@ -41,6 +44,7 @@ impl App {
         Ok(Self {
             weight_sync: WeightSync::new(gate.clone()),
             retries: Retries::new(config.retry.budget, config.models.len()),
+            bodies: Budget::new(config.limits.body_total),
             config,
             gate,
             fleet,

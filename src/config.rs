@@ -18,6 +18,7 @@ mod yaml;
 pub use allow::{HostPattern, Reach};
 pub use expand::Surroundings;
 pub use flags::Flags;
+pub use humane::parse_url;
 pub use mistake::{Failure, Mark, Mistake, Mistakes};
 pub use schema::schema;
 pub use tree::*;

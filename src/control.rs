@@ -48,6 +48,8 @@ pub struct ControlRequest {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub listener: Listener,
+    /// The client is on this machine.
+    pub local: bool,
     /// The tenant of the API key on the main listener; `None` without authentication.
     pub tenant: Option<Arc<str>>,
 }
@@ -101,7 +103,7 @@ async fn answer(app: &App, request: &ControlRequest) -> Result<ControlResponse, 
         Endpoint::Livez => ControlResponse::json(&json!({"status": "ok"})),
         Endpoint::Readyz => readyz(app),
         Endpoint::Models => ControlResponse::json_bytes(app.fleet.models().await),
-        Endpoint::Backends if request.method == Method::POST => backends::add(app, &request.body),
+        Endpoint::Backends if request.method == Method::POST => backends::add(app, request),
         Endpoint::Backends => backends::list(app),
         Endpoint::Backend => backends::remove(app, id),
         Endpoint::AddWorker => backends::add_worker(app, request),

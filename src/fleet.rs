@@ -15,7 +15,7 @@ mod vllm;
 pub use backend::Backend;
 pub use vitals::{Awaited, Cause, Fault, Vitals};
 
-use crate::config;
+use crate::config::{self, Reach};
 use crate::gate::{Gate, LoadView, PoolId};
 use crate::scheduler::{BackendId, Event};
 use crate::units::Tokens;
@@ -313,10 +313,23 @@ impl Fleet {
     /// # Errors
     /// Says what is wrong: no such pool, a URL that cannot be used, or one that the pool has already.
     pub fn add(&self, pool: PoolId, backend: config::Backend) -> Result<BackendId, String> {
+        self.insert(pool, backend, None)
+    }
+
+    /// The same for one that others chose than who wrote the configuration: it is never connected to but within
+    /// `reach`, wherever its name leads.
+    ///
+    /// # Errors
+    /// As [`Fleet::add`], and when it cannot be within reach.
+    pub fn add_within(&self, pool: PoolId, backend: config::Backend, reach: Reach) -> Result<BackendId, String> {
+        self.insert(pool, backend, Some(reach))
+    }
+
+    fn insert(&self, pool: PoolId, backend: config::Backend, reach: Option<Reach>) -> Result<BackendId, String> {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
         let entry = inner.registry.insert(
-            |id| Backend::new(id, pool, &backend).map(Entry::new),
+            |id| Entry::new(Backend::new(id, pool, &backend)?, reach),
             |entry| {
                 let added = Event::BackendAdded {
                     backend: entry.backend.id,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
-use thundergate::{demo, engine, server, simulate};
+use thundergate::{demo, engine, server, simulate, telemetry};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -40,9 +40,7 @@ fn tell(file: &Path) -> Done {
 /// `thundergate`: the proxy.
 fn serve(flags: &Flags) -> Done {
     let (config, notes) = flags.load()?;
-    // RUST_LOG wins over the configured level.
-    let level = env_logger::Env::default().default_filter_or(&config.logging.level);
-    env_logger::Builder::from_env(level).init();
+    telemetry::start_log(&config.logging.level);
     for (flag, reason) in notes {
         log::warn!("{flag} {reason}");
     }

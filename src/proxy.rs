@@ -54,7 +54,7 @@ impl Proxy {
             listener,
             sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,
             keys: Keys::new(&config.auth),
-            limits: Limits::new(config.limits.per_key.clone()),
+            limits: Limits::new(&config.limits.per_key, config.auth.keys.len()),
             nobody: Arc::from(""),
             app,
         })
@@ -80,7 +80,7 @@ impl ProxyHttp for Proxy {
             Err(Stop::Gone(e)) => Err(e),
             Err(Stop::Refused(refusal)) => {
                 // Answered here, and not as an error, the connection goes on.
-                reply::refuse(session, &ctx.id, &refusal).await.map_err(|e| e.into_down())?;
+                self.refuse(session, ctx, &refusal).await.map_err(|e| e.into_down())?;
                 ctx.refusal = Some(refusal);
                 Ok(true)
             }
@@ -152,6 +152,12 @@ impl ProxyHttp for Proxy {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         self.fail(session, e, ctx).await
+    }
+
+    /// For Pingora's own log lines: no query, which may hold a key.
+    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+        let path = ctx.target.split('?').next().unwrap_or_default();
+        format!("{} {path}, request {}", session.req_header().method, String::from_utf8_lossy(ctx.id.as_bytes()))
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, e: &Error) -> bool {

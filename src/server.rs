@@ -15,7 +15,6 @@ use crate::proxy::Proxy;
 use door::{Door, Seats};
 use futures_util::future::join_all;
 use listen::Listeners;
-use tls::Certificates;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
@@ -23,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tls::Certificates;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -125,7 +125,8 @@ impl Server {
         let app = Arc::new(App::new(Arc::new(config)).map_err(StartError::Telemetry)?);
         let conf = Arc::new(pingora_conf());
         let (limit, timeouts) = (app.config.limits.connections, &app.config.timeouts);
-        let http = |side| Ok::<_, StartError>(door::http(Proxy::new(Arc::clone(&app), side)?, &conf, timeouts.client_idle));
+        let http =
+            |side| Ok::<_, StartError>(door::http(Proxy::new(Arc::clone(&app), side)?, &conf, timeouts.client_idle));
         let (mut services, mut listeners, mut certificates) = (Vec::new(), Listeners::default(), Vec::new());
         let clients = Seats::new(limit);
         let main = http(Side::Main)?;

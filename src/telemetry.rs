@@ -8,6 +8,7 @@ mod mirror;
 mod model;
 mod profile;
 mod register;
+mod stderr;
 mod writer;
 
 pub use access::AccessRecord;
@@ -17,6 +18,7 @@ pub use metrics::{InFlight, Metrics, NO_IDENTITY};
 pub use mirror::{BackendMirror, Mirror};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
+pub use stderr::start_log;
 
 use crate::config::Config;
 use std::io;

@@ -135,13 +135,7 @@ impl Default for Identity {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            body: 64 << 20,
-            body_total: 2 << 30,
-            json_depth: 128,
-            connections: 20_000,
-            per_key: PerKey::default(),
-        }
+        Self { body: 64 << 20, body_total: 2 << 30, json_depth: 128, connections: 20_000, per_key: PerKey::default() }
     }
 }
 

@@ -105,7 +105,10 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 // === the same for serde ===
 
-pub(super) fn read<'de, D: Deserializer<'de>, T>(source: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
+pub(super) fn read<'de, D: Deserializer<'de>, T>(
+    source: D,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
     let text = String::deserialize(source)?;
     parse(&text).map_err(de::Error::custom)
 }

@@ -107,7 +107,8 @@ impl Secret {
             return Ok(Sha256::digest(&self.0).into());
         };
         let digits: Vec<u8> = hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
-        let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
         let whole = hex.len() == 64 && digits.len() == 64;
         bytes.try_into().ok().filter(|_| whole).ok_or("expected 64 hex digits after `sha256:`")
     }

@@ -1,7 +1,7 @@
 //! Who may use the admin listener.
 
-use super::ControlRequest;
-use crate::config::Admin;
+use super::{ControlRequest, Listener};
+use crate::config::{Admin, Secret};
 use crate::error::Refusal;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,9 +20,9 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
     let (scheme, value) =
         given.and_then(|value| value.to_str().ok()?.split_once(' ')).ok_or(Refusal::AdminUnauthorized)?;
     let allowed = if scheme.eq_ignore_ascii_case("bearer") {
-        same_secret(value.trim().as_bytes(), token.0.as_bytes())
+        is_secret(value.trim().as_bytes(), token)
     } else if scheme.eq_ignore_ascii_case("basic") && request.method.is_safe() {
-        basic_password(value.trim()).is_some_and(|given| same_secret(&given, token.0.as_bytes()))
+        basic_password(value.trim()).is_some_and(|given| is_secret(&given, token))
     } else {
         false
     };
@@ -30,8 +30,18 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
 }
 
 /// Compares in a time that tells neither content nor length.
-fn same_secret(a: &[u8], b: &[u8]) -> bool {
-    Sha256::digest(a).ct_eq(&Sha256::digest(b)).into()
+fn is_secret(given: &[u8], secret: &Secret) -> bool {
+    // Validation refuses what is no hash.
+    secret.digest().is_ok_and(|digest| Sha256::digest(given).as_slice().ct_eq(&digest).into())
+}
+
+/// Whether a request may add backends. That is more than any other call: a backend reads prompts, and the proxy
+/// connects to it. So it takes the admin token; where none is set, a client on this machine, with nothing between
+/// (whose own clients could be anywhere) and no browser (which sends what any page tells it to).
+pub(super) fn may_add(admin: Option<&Admin>, request: &ControlRequest) -> bool {
+    let with_token = request.listener == Listener::Admin && admin.is_some_and(|admin| admin.token.is_some());
+    let between = ["x-forwarded-for", "forwarded", "x-real-ip", "via", "origin", "sec-fetch-site"];
+    with_token || (request.local && !between.iter().any(|name| request.headers.contains_key(*name)))
 }
 
 fn basic_password(encoded: &str) -> Option<Vec<u8>> {

@@ -1,9 +1,10 @@
 //! Backends at run time: list, add, drain and remove; and the names that slime and sglang-router have for it.
 
+use super::admin;
 use super::overview::{Overview, capacity, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
-use crate::config::{self, Config, Secret};
+use crate::config::{self, Config, Reach, Secret};
 use crate::fleet::{BackendStatus, Cause, Fleet};
 use crate::gate::{LoadView, PoolId};
 use crate::scheduler::BackendId;
@@ -68,11 +69,15 @@ pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Ent
 }
 
 /// `POST /backends`.
-pub(super) fn add(app: &App, body: &[u8]) -> ControlResponse {
-    let added = serde_json::from_slice::<NewBackend>(body).map_err(|error| error.to_string()).and_then(|new| {
-        let url = new.url.clone();
-        Ok((add_backend(app, new)?, url))
-    });
+pub(super) fn add(app: &App, request: &ControlRequest) -> ControlResponse {
+    if !admin::may_add(app.config.admin.as_ref(), request) {
+        return may_not_add();
+    }
+    let added =
+        serde_json::from_slice::<NewBackend>(&request.body).map_err(|error| error.to_string()).and_then(|new| {
+            let url = new.url.clone();
+            Ok((add_backend(app, new)?, url))
+        });
     match added {
         Ok((id, url)) => {
             let body = json!({"id": id.0, "url": url.trim_end_matches('/')});
@@ -99,6 +104,9 @@ pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
 
 /// `POST /add_worker?url=…`. Adding one that is there is no error, as in slime.
 pub(super) fn add_worker(app: &App, request: &ControlRequest) -> ControlResponse {
+    if !admin::may_add(app.config.admin.as_ref(), request) {
+        return may_not_add();
+    }
     let Some(url) = query_value(request, "url") else {
         return worker_url_required();
     };
@@ -154,6 +162,15 @@ fn worker_urls(fleet: &Fleet) -> Vec<String> {
     active.map(|status| status.backend.url.clone()).collect()
 }
 
+/// Not silently: trainers of other machines that add their workers need to be told how.
+fn may_not_add() -> ControlResponse {
+    ControlResponse::detail(
+        StatusCode::FORBIDDEN,
+        "Backends are added from this machine alone unless `admin.listen` and `admin.token` are set: send it there, \
+         with `Authorization: Bearer TOKEN`",
+    )
+}
+
 fn worker_url_required() -> ControlResponse {
     ControlResponse::bad_request("url is required: ?url=http://host:port")
 }
@@ -161,7 +178,7 @@ fn worker_url_required() -> ControlResponse {
 fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     let pool = pool_for(app, new.model.as_deref())?;
     let backend = config::Backend {
-        url: Url::parse(&new.url).map_err(|error| format!("url: {error}"))?,
+        url: config::parse_url(&new.url).map_err(|error| format!("url: {error}"))?,
         api_key: new.api_key.map(Secret),
         weight: new.weight.unwrap_or(1),
         capacity_tokens: new.capacity_tokens,
@@ -173,7 +190,8 @@ fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     if backend.capacity_tokens == Some(0) {
         return Err("capacity_tokens: more than 0".to_owned());
     }
-    app.fleet.add(pool, backend)
+    let allowed = app.config.admin.as_ref().and_then(|admin| admin.allow_backends.as_deref());
+    app.fleet.add_within(pool, backend, Reach::new(allowed))
 }
 
 /// The one that serves `model`; without one the only or the unnamed pool.

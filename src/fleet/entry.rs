@@ -1,12 +1,13 @@
 //! One backend's live state. Each change is told to the sink under the state's lock, so that the scheduler
 //! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
 
-use super::link::{Failure, Link};
+use super::link::{Failure, Link, OUT_OF_REACH};
 use super::{Backend, BackendStatus, Cause, Fault, Gauges, Sink};
-use crate::config::Eject;
+use crate::config::{Eject, Reach};
 use crate::scheduler::{BackendReport, Event};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -17,6 +18,8 @@ const LOGGED_REASONS: usize = 4;
 
 pub(super) struct Entry {
     pub(super) backend: Arc<Backend>,
+    /// Where it may be; `None`: anywhere.
+    reach: Option<Reach>,
     pub(super) link: ArcSwapOption<Link>,
     /// Wakes the health check ahead of its time.
     pub(super) recheck: Notify,
@@ -59,15 +62,35 @@ struct Out {
 // === impl Entry ===
 
 impl Entry {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self {
+    /// # Errors
+    /// It is out of `reach`.
+    pub(super) fn new(backend: Backend, reach: Option<Reach>) -> Result<Self, String> {
+        if reach.as_ref().is_some_and(|reach| !reach.may_name(&backend.host)) {
+            return Err(format!("{}: {OUT_OF_REACH}", backend.url));
+        }
+        Ok(Self {
             backend: Arc::new(backend),
+            reach,
             link: ArcSwapOption::empty(),
             recheck: Notify::new(),
             drain: Notify::new(),
             suspicion: Mutex::default(),
             state: Mutex::default(),
+        })
+    }
+
+    /// Those of `addresses` that it may be connected to.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn within_reach(&self, mut addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Failure> {
+        if let Some(reach) = &self.reach {
+            addresses.retain(|address| reach.permits(&self.backend.host, address.ip()));
+            if addresses.is_empty() {
+                return Err(Failure::OutOfReach);
+            }
         }
+        Ok(addresses)
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -139,6 +139,14 @@ impl Monitor {
     async fn check(&self) -> Result<(), Failure> {
         let current = self.entry.link.load().as_ref().map(|link| link.address);
         let addresses = link::resolve(&self.entry.backend, current, self.health.timeout).await?;
+        let addresses = match self.entry.within_reach(addresses) {
+            Ok(addresses) => addresses,
+            Err(failure) => {
+                // The name has moved there since.
+                self.entry.link.store(None);
+                return Err(failure);
+            }
+        };
         self.check_each(&addresses).await
     }
 

@@ -415,7 +415,7 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 #[test]
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
-    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1")).unwrap());
+    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1")).unwrap(), None).unwrap();
     entry.rise(&heard, false);
     entry.remove(&heard);
     entry.rise(&heard, false);

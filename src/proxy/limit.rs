@@ -4,68 +4,173 @@ use super::auth::Key;
 use crate::config::PerKey;
 use crate::error::Refusal;
 use crate::scheduler::Usage;
+use http::HeaderName;
+use pingora::http::ResponseHeader;
 use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::{Rate, RateComponents};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// `Rate` and `Inflight` count in sketches, which never count too little; with this many columns for each key, and
+/// four hashes, they count too much for one key in 4,000.
+const COLUMNS_PER_KEY: usize = 8;
+
+/// For one of a key's steps to end. Nobody can know when.
+const CONCURRENT_RETRY: Duration = Duration::from_secs(1);
+
 /// What all keys have used. A key is counted by its name.
 pub struct Limits {
-    per_key: PerKey,
-    requests: Rate,
-    tokens: Rate,
-    concurrent: Inflight,
+    requests: Option<Quota>,
+    tokens: Option<Quota>,
+    concurrent: Option<u64>,
+    in_flight: Inflight,
+}
+
+/// So much a minute.
+struct Quota {
+    limit: u64,
+    rate: Rate,
+    /// In the YAML.
+    key: &'static str,
+    /// `x-ratelimit-limit-…`, `-remaining-…`, `-reset-…`, as OpenAI has them.
+    headers: [HeaderName; 3],
+}
+
+/// The last minute of one key: what is left of the window before this one, plus this one.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    before: f64,
+    now: f64,
+    /// How much of the window is over, 0 to 1.
+    fraction: f64,
 }
 
 // === impl Limits ===
 
 impl Limits {
+    /// Of `keys` keys.
     #[must_use]
-    pub fn new(per_key: PerKey) -> Self {
-        Self { per_key, requests: Rate::new(MINUTE), tokens: Rate::new(MINUTE), concurrent: Inflight::new() }
+    pub fn new(per_key: &PerKey, keys: usize) -> Self {
+        let quota = |limit: Option<u64>, key, headers: [&'static str; 3]| {
+            let rate = Rate::new_with_estimator_config(MINUTE, 4, (keys * COLUMNS_PER_KEY).max(64));
+            limit.map(|limit| Quota { limit, rate, key, headers: headers.map(HeaderName::from_static) })
+        };
+        Self {
+            requests: quota(
+                per_key.requests_per_minute,
+                "limits.per_key.requests_per_minute",
+                ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+            ),
+            tokens: quota(
+                per_key.tokens_per_minute,
+                "limits.per_key.tokens_per_minute",
+                ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+            ),
+            concurrent: per_key.concurrent,
+            in_flight: Inflight::new(),
+        }
     }
 
-    /// Counts a request of `key`; the guard counts as one in flight until it is dropped.
+    /// Counts a request of `key`; the guard counts as one in flight until it is dropped. What is refused counts for
+    /// nothing: a client that keeps on asking is not kept out by that.
     ///
     /// # Errors
     /// `RateLimited`.
     pub fn enter(&self, key: &Key) -> Result<Guard, Refusal> {
-        within(&self.requests, key, self.per_key.requests_per_minute, "requests_per_minute")?;
-        within(&self.tokens, key, self.per_key.tokens_per_minute, "tokens_per_minute")?;
-        let (guard, in_flight) = self.concurrent.incr(&key.name, 1);
-        if self.per_key.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
-            return Err(refused("concurrent", Duration::from_secs(1)));
+        let (guard, in_flight) = self.in_flight.incr(&key.name, 1);
+        if self.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
+            return Err(refused("limits.per_key.concurrent", CONCURRENT_RETRY));
         }
-        self.requests.observe(&key.name, 1);
+        if let Some(tokens) = &self.tokens {
+            tokens.check(key, 0)?;
+        }
+        if let Some(requests) = &self.requests {
+            // Counted first: of two that come at once for the last place, one has to see the other.
+            requests.rate.observe(&key.name, 1);
+            requests.check(key, 1).inspect_err(|_| _ = requests.rate.observe(&key.name, -1))?;
+        }
         Ok(guard)
     }
 
-    /// Counts what a step of `key` used.
+    /// Counts what a step of `key` used. Known only afterwards, so the last step may go beyond the limit.
     pub fn used(&self, key: &Key, usage: Usage) {
-        let tokens = usage.prompt + usage.completion;
-        self.tokens.observe(&key.name, signed(tokens.0));
+        if let Some(tokens) = &self.tokens {
+            tokens.rate.observe(&key.name, signed((usage.prompt + usage.completion).0));
+        }
+    }
+
+    /// Writes what `key` has left into an answer.
+    ///
+    /// # Errors
+    /// None in practice: numbers are valid header values.
+    pub fn tell(&self, key: &Key, head: &mut ResponseHeader) -> pingora::Result<()> {
+        for quota in [&self.requests, &self.tokens].into_iter().flatten() {
+            let spent = quota.spent(key);
+            let left = quota.limit.saturating_sub(spent.total().ceil() as u64);
+            let [limit, remaining, reset] = &quota.headers;
+            head.insert_header(limit, quota.limit)?;
+            head.insert_header(remaining, left)?;
+            head.insert_header(reset, format!("{}s", spent.until_zero().as_secs_f64().ceil()))?;
+        }
+        Ok(())
     }
 }
 
-/// The last minute is taken as what is left of the previous window plus the current one.
-fn within(rate: &Rate, key: &Key, limit: Option<u64>, what: &str) -> Result<(), Refusal> {
-    let Some(limit) = limit else {
-        return Ok(());
-    };
-    let (used, left) = rate.rate_with(&key.name, |window: RateComponents| {
-        let left = 1.0 - window.current_interval_fraction;
-        let used = window.prev_samples as f64 * left + window.curr_samples as f64;
-        (used, window.interval.mul_f64(left.max(0.0)))
-    });
-    match used < limit as f64 {
-        true => Ok(()),
-        false => Err(refused(what, left.max(Duration::from_secs(1)))),
+// === impl Quota ===
+
+impl Quota {
+    fn spent(&self, key: &Key) -> Spent {
+        self.rate.rate_with(&key.name, |window: RateComponents| Spent {
+            before: window.prev_samples as f64,
+            now: window.curr_samples as f64,
+            fraction: window.current_interval_fraction,
+        })
+    }
+
+    /// `own`: of what is counted, so much belongs to the one who asks.
+    fn check(&self, key: &Key, own: u64) -> Result<(), Refusal> {
+        let spent = self.spent(key);
+        let limit = self.limit as f64;
+        if spent.total() - (own as f64) < limit {
+            return Ok(());
+        }
+        let spent = Spent { now: spent.now - own as f64, ..spent };
+        Err(refused(self.key, spent.until_below(limit)))
     }
 }
 
+// === impl Spent ===
+
+impl Spent {
+    fn total(self) -> f64 {
+        self.before * (1.0 - self.fraction) + self.now
+    }
+
+    /// How long nothing must be spent for the total to fall below `limit`.
+    fn until_below(self, limit: f64) -> Duration {
+        // `count * (1 - f) < room`, as the window that `count` was spent in moves out of sight.
+        let fades = |count: f64, room: f64| if count > 0.0 { (1.0 - room / count).max(0.0) } else { 0.0 };
+        let windows = match self.now < limit {
+            true => fades(self.before, limit - self.now) - self.fraction,
+            false => 1.0 - self.fraction + fades(self.now, limit),
+        };
+        MINUTE.mul_f64(windows.max(0.0))
+    }
+
+    fn until_zero(self) -> Duration {
+        let windows = match (self.before > 0.0, self.now > 0.0) {
+            (_, true) => 2.0 - self.fraction,
+            (true, false) => 1.0 - self.fraction,
+            (false, false) => 0.0,
+        };
+        MINUTE.mul_f64(windows)
+    }
+}
+
+/// A client that comes back in time is let in: the wait is told in whole seconds, rounded up.
 fn refused(what: &str, retry_after: Duration) -> Refusal {
-    Refusal::RateLimited { what: format!("limits.per_key.{what}"), retry_after }
+    Refusal::RateLimited { what: what.to_owned(), retry_after: retry_after.max(Duration::from_secs(1)) }
 }
 
 fn signed(count: u64) -> isize {
@@ -91,7 +196,7 @@ mod tests {
 
     #[test]
     fn requests_over_the_limit_are_refused_for_that_key_only() {
-        let limits = Limits::new(PerKey { requests_per_minute: Some(2), ..PerKey::default() });
+        let limits = Limits::new(&PerKey { requests_per_minute: Some(2), ..PerKey::default() }, 2);
         let (one, other) = (key("one"), key("other"));
         for _ in 0..2 {
             assert!(limits.enter(&one).is_ok());
@@ -104,7 +209,7 @@ mod tests {
 
     #[test]
     fn tokens_used_count_against_the_next_request() {
-        let limits = Limits::new(PerKey { tokens_per_minute: Some(100), ..PerKey::default() });
+        let limits = Limits::new(&PerKey { tokens_per_minute: Some(100), ..PerKey::default() }, 2);
         let key = key("one");
         limits.used(&key, Usage { prompt: Tokens(60), completion: Tokens(39), cached: None });
         assert!(limits.enter(&key).is_ok());
@@ -114,12 +219,73 @@ mod tests {
 
     #[test]
     fn a_place_in_flight_is_given_back_with_its_guard() {
-        let limits = Limits::new(PerKey { concurrent: Some(1), ..PerKey::default() });
+        let limits = Limits::new(&PerKey { concurrent: Some(1), ..PerKey::default() }, 2);
         let key = key("one");
         let first = limits.enter(&key).expect("the first");
         assert!(limits.enter(&key).is_err());
         assert!(limits.enter(&key).is_err(), "a refusal takes no place");
+        let told = limits.enter(&key).expect_err("no place").retry_after();
+        assert_eq!(told, Some(Duration::from_secs(1)));
         drop(first);
         assert!(limits.enter(&key).is_ok());
+    }
+
+    #[test]
+    fn of_many_that_come_at_once_no_more_than_the_limit_get_in() {
+        let limits = Limits::new(&PerKey { requests_per_minute: Some(100), ..PerKey::default() }, 1);
+        let (limits, key) = (&limits, &*key("one"));
+        let admitted = std::thread::scope(|scope| {
+            let one = || (0..50).filter(|_| limits.enter(key).is_ok()).count();
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<usize>()
+        });
+        assert!(admitted <= 100, "{admitted}");
+        // Two that see each other may both be refused; asked again, the rest gets in.
+        assert_eq!(admitted + (0..100).filter(|_| limits.enter(key).is_ok()).count(), 100);
+    }
+
+    #[test]
+    fn who_waits_as_told_is_below_the_limit() {
+        for (before, now, fraction, limit) in [
+            (100.0, 0.0, 0.0, 100.0),
+            (100.0, 50.0, 0.25, 100.0),
+            (0.0, 100.0, 0.5, 100.0),
+            (0.0, 250.0, 0.9, 100.0),
+            (500.0, 500.0, 0.1, 1.0),
+        ] {
+            let spent = Spent { before, now, fraction };
+            assert!(spent.total() >= limit, "{spent:?}");
+            let at = |wait: Duration| {
+                let windows = fraction + wait.as_secs_f64() / 60.0;
+                match windows {
+                    ..1.0 => Spent { fraction: windows, ..spent },
+                    ..2.0 => Spent { before: now, now: 0.0, fraction: windows - 1.0 },
+                    _ => Spent { before: 0.0, now: 0.0, fraction: 0.0 },
+                }
+            };
+            let wait = spent.until_below(limit);
+            assert!(at(wait + Duration::from_millis(1)).total() < limit, "{spent:?} after {wait:?}");
+            let early = wait.saturating_sub(Duration::from_secs(1));
+            assert!(at(early).total() >= limit || wait < Duration::from_secs(1), "{spent:?}: {wait:?} is too long");
+            assert!(at(spent.until_zero()).total() < 1e-9, "{spent:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_tells_what_is_left() {
+        let per_key = PerKey { requests_per_minute: Some(3), tokens_per_minute: Some(100), concurrent: None };
+        let (limits, key) = (Limits::new(&per_key, 1), key("one"));
+        let _guard = limits.enter(&key).expect("the first");
+        limits.used(&key, Usage { prompt: Tokens(100), completion: Tokens(50), cached: None });
+        let mut head = ResponseHeader::build(200, None).expect("a head");
+        limits.tell(&key, &mut head).expect("numbers");
+        let told = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        assert_eq!(told("x-ratelimit-limit-requests").as_deref(), Some("3"));
+        assert_eq!(told("x-ratelimit-remaining-requests").as_deref(), Some("2"));
+        assert_eq!(told("x-ratelimit-limit-tokens").as_deref(), Some("100"));
+        assert_eq!(told("x-ratelimit-remaining-tokens").as_deref(), Some("0"));
+        let reset = told("x-ratelimit-reset-tokens").expect("a time");
+        let seconds: u64 = reset.strip_suffix('s').expect("seconds").parse().expect("a number");
+        assert!((60..=120).contains(&seconds), "{reset}");
     }
 }

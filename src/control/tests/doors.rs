@@ -10,8 +10,7 @@ fn with_keys(admin: bool) -> Config {
     };
     let mut config = config();
     config.auth.keys = vec![key("one", "a"), key("two", "b")];
-    config.admin =
-        admin.then(|| Admin { listen: ([127, 0, 0, 1], 0).into(), token: Some(Secret("open sesame".into())) });
+    config.admin = admin.then(|| Admin { token: Some(Secret("open sesame".into())), ..Admin::default() });
     config
 }
 
