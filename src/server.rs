@@ -173,7 +173,7 @@ impl Server {
         tasks.spawn(async move { fleet.run().await });
         tasks.spawn(async move { gate.run_ticks().await });
         for certificates in certificates {
-            tasks.spawn(async move { match certificates.watch().await {} });
+            tasks.spawn(certificates.watch());
         }
         for mut service in services {
             let (fds, watch) = (Arc::clone(&fds), watch.clone());

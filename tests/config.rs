@@ -267,10 +267,49 @@ fn a_wrong_type_says_what_was_expected_and_found() {
             "scheduler: {hold: {on_timeout: admitt}}\n",
             "2:32: scheduler.hold.on_timeout: expected `admit`, `reject`, found `admitt`; did you mean `admit`?",
         ),
-        ("admin: {token: x}\n", "2:8: admin: the key `listen` is missing"),
+        ("auth: {keys: [{key: s3cret}]}\n", "2:15: auth.keys[0]: the key `name` is missing"),
         ("auth: {keys: [{name: a, key: }]}\n", "2:25: auth.keys[0].key: expected a text, found nothing"),
     ] {
         assert_eq!(mistake_beside(text), expected);
+    }
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    for text in [
+        "admin: s3cret\n",
+        "admin: {listen: s3cret}\n",
+        "auth: s3cret\n",
+        "auth: {keys: [s3cret]}\n",
+        "auth: {keys: [{name: a, key: sha256:s3cret}]}\n",
+        "auth: {keys: [{name: a, key: \"s3cret s3cret\"}]}\n",
+        "models: [{name: m, backends: [{url: \"http://u:s3cret@gpu\"}]}]\n",
+    ] {
+        let found = load(&format!("backends: [http://a]\n{text}")).unwrap_err();
+        assert!(!found.is_empty() && !found.concat().contains("s3cret"), "{found:?}");
+    }
+    let config = load("backends: [{url: http://a, api_key: s3cret1}]\nadmin: {token: s3cret2}\nauth: {keys: [{name: a, key: s3cret3}]}\n");
+    assert!(!format!("{:?}", config.unwrap()).contains("s3cret"));
+}
+
+#[test]
+fn the_admin_listener_is_on_loopback_unless_told_otherwise() {
+    let config = load("backends: [http://a]\nadmin: {token: x}\n").unwrap();
+    assert_eq!(config.admin.unwrap().listen, "127.0.0.1:9300".parse().unwrap());
+}
+
+#[test]
+fn a_key_and_its_hash_are_one_key() {
+    // printf %s secret | sha256sum
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    let keys = |second: &str| {
+        load(&format!("backends: [http://a]\nauth: {{keys: [{{name: a, key: secret}}, {{name: b, key: \"{second}\"}}]}}\n"))
+    };
+    let found = keys(&format!("sha256:{}", hash.to_uppercase())).unwrap_err();
+    assert_eq!(found, ["2:54: auth.keys[1].key: the key was given already (see auth.keys[0].key)"]);
+    assert!(keys(&format!("sha256:{}0", &hash[1..])).is_ok(), "another hash");
+    for wrong in ["sha256:", "sha256:abc", &format!("sha256:{}g", &hash[1..]), &format!("sha256:{hash}0")] {
+        assert_eq!(keys(wrong).unwrap_err(), ["2:54: auth.keys[1].key: expected 64 hex digits after `sha256:`"], "{wrong}");
     }
 }
 

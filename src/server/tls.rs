@@ -11,7 +11,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, version};
 use sha2::{Digest, Sha256};
-use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +28,16 @@ pub struct Certificates {
     current: ArcSwap<Acceptor>,
     /// Hash of the files that `current` was made of.
     seen: [u8; 32],
+}
+
+/// Looks whether the files have changed.
+struct Watch {
+    certificates: Arc<Certificates>,
+    /// Hash of the files in use.
+    seen: [u8; 32],
+    /// What is wrong with those that are there now, and whether that was told.
+    wrong: Option<String>,
+    told: bool,
 }
 
 /// What the files hold.
@@ -68,38 +77,55 @@ impl Certificates {
     }
 
     /// Takes up changed files, as long as it is polled.
-    pub async fn watch(&self) -> Infallible {
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut seen = self.seen;
-        // What was wrong the last time, and whether that was told.
-        let mut wrong = (String::new(), false);
+    pub async fn watch(self: Arc<Self>) {
+        let mut watch = Watch { seen: self.seen, wrong: None, told: false, certificates: self };
+        let mut clock = tokio::time::interval(LOOK_EVERY);
         loop {
-            look.tick().await;
-            let tls = self.tls.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                let files = Files::read(&tls)?;
-                let hash = files.hash();
-                let acceptor = (hash != seen).then(|| files.acceptor(&tls)).transpose()?;
-                Ok((hash, acceptor))
+            clock.tick().await;
+            // Files may lie on a disk that hangs.
+            let looked = tokio::task::spawn_blocking(move || {
+                watch.look();
+                watch
             });
-            match read.await.map_err(|e| e.to_string()).and_then(|read| read) {
-                Ok((hash, acceptor)) => {
-                    if let Some(acceptor) = acceptor {
-                        self.current.store(Arc::new(acceptor));
-                        log::info!("{}: read anew", self.tls.cert.display());
-                    }
-                    (seen, wrong) = (hash, (String::new(), false));
-                }
-                // Told once, and not at first sight: several files are not replaced in one moment.
-                Err(e) if wrong.0 == e => {
-                    if !wrong.1 {
-                        log::error!("{e}; the certificates in use stay");
-                    }
-                    wrong.1 = true;
-                }
-                Err(e) => wrong = (e, false),
-            }
+            let Ok(looked) = looked.await else { return };
+            watch = looked;
         }
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    fn look(&mut self) {
+        match self.changed() {
+            Ok(None) => (self.wrong, self.told) = (None, false),
+            Ok(Some(acceptor)) => {
+                self.certificates.current.store(Arc::new(acceptor));
+                (self.wrong, self.told) = (None, false);
+                log::info!("{}: read anew", self.certificates.tls.cert.display());
+            }
+            // Told once, and not at first sight: several files are not replaced in one moment.
+            Err(e) if self.wrong.as_ref() == Some(&e) => {
+                if !self.told {
+                    log::error!("{e}; the certificates in use stay");
+                }
+                self.told = true;
+            }
+            Err(e) => (self.wrong, self.told) = (Some(e), false),
+        }
+    }
+
+    /// What to use from now on, if that is something else.
+    fn changed(&mut self) -> Result<Option<Acceptor>, String> {
+        let tls = &self.certificates.tls;
+        let files = Files::read(tls)?;
+        let hash = files.hash();
+        if hash == self.seen {
+            return Ok(None);
+        }
+        let acceptor = files.acceptor(tls)?;
+        self.seen = hash;
+        Ok(Some(acceptor))
     }
 }
 
@@ -166,4 +192,62 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 
 fn wrong(path: &Path, what: &dyn std::fmt::Display) -> String {
     format!("{}: {what}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certified() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn what_cannot_be_used_changes_nothing_and_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let write = |(pem, private): &(String, String)| {
+            std::fs::write(&cert, pem).unwrap();
+            std::fs::write(&key, private).unwrap();
+        };
+        let (first, second) = (certified(), certified());
+        write(&first);
+        let tls = Tls { cert: cert.clone(), key: key.clone(), client_ca: None, min_version: TlsVersion::V1_2 };
+        let certificates = Arc::new(Certificates::load(&tls).unwrap());
+        let mut watch =
+            Watch { seen: certificates.seen, wrong: None, told: false, certificates: Arc::clone(&certificates) };
+        let mut look = || {
+            let before = certificates.current.load_full();
+            watch.look();
+            (!Arc::ptr_eq(&before, &certificates.current.load_full()), watch.told)
+        };
+        assert_eq!(look(), (false, false));
+        // A new certificate whose key is not there yet.
+        std::fs::write(&cert, &second.0).unwrap();
+        assert_eq!(look(), (false, false));
+        write(&second);
+        assert_eq!(look(), (true, false));
+        for broken in ["", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(&cert, broken).unwrap();
+            assert_eq!((look(), look(), look()), ((false, false), (false, true), (false, true)));
+        }
+        std::fs::remove_file(&key).unwrap();
+        assert_eq!((look(), look()), ((false, false), (false, true)));
+        write(&second);
+        assert_eq!(look(), (false, false), "as before");
+        write(&first);
+        assert_eq!(look(), (true, false));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, certified().0).unwrap();
+        std::fs::write(&key, "-----BEGIN PRIVATE KEY s3cret\n").unwrap();
+        let tls = Tls { cert, key, client_ca: None, min_version: TlsVersion::V1_2 };
+        let wrong = Certificates::load(&tls).err().unwrap();
+        assert!(wrong.ends_with("key.pem: no private key in PEM"), "{wrong}");
+    }
 }
