@@ -288,7 +288,9 @@ fn a_secret_in_the_wrong_place_is_not_shown() {
         let found = load(&format!("backends: [http://a]\n{text}")).unwrap_err();
         assert!(!found.is_empty() && !found.concat().contains("s3cret"), "{found:?}");
     }
-    let config = load("backends: [{url: http://a, api_key: s3cret1}]\nadmin: {token: s3cret2}\nauth: {keys: [{name: a, key: s3cret3}]}\n");
+    let config = load(
+        "backends: [{url: http://a, api_key: s3cret1}]\nadmin: {token: s3cret2}\nauth: {keys: [{name: a, key: s3cret3}]}\n",
+    );
     assert!(!format!("{:?}", config.unwrap()).contains("s3cret"));
 }
 
@@ -303,13 +305,19 @@ fn a_key_and_its_hash_are_one_key() {
     // printf %s secret | sha256sum
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let keys = |second: &str| {
-        load(&format!("backends: [http://a]\nauth: {{keys: [{{name: a, key: secret}}, {{name: b, key: \"{second}\"}}]}}\n"))
+        load(&format!(
+            "backends: [http://a]\nauth: {{keys: [{{name: a, key: secret}}, {{name: b, key: \"{second}\"}}]}}\n"
+        ))
     };
     let found = keys(&format!("sha256:{}", hash.to_uppercase())).unwrap_err();
     assert_eq!(found, ["2:54: auth.keys[1].key: the key was given already (see auth.keys[0].key)"]);
     assert!(keys(&format!("sha256:{}0", &hash[1..])).is_ok(), "another hash");
     for wrong in ["sha256:", "sha256:abc", &format!("sha256:{}g", &hash[1..]), &format!("sha256:{hash}0")] {
-        assert_eq!(keys(wrong).unwrap_err(), ["2:54: auth.keys[1].key: expected 64 hex digits after `sha256:`"], "{wrong}");
+        assert_eq!(
+            keys(wrong).unwrap_err(),
+            ["2:54: auth.keys[1].key: expected 64 hex digits after `sha256:`"],
+            "{wrong}"
+        );
     }
 }
 

@@ -11,7 +11,8 @@ use support::within;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 const CHAT: &str = "/v1/chat/completions";
-const STREAM: &str = r#"{"model":"tiny","stream":true,"program_id":"p1","messages":[{"role":"user","content":"PROMPT-s3cret"}]}"#;
+const STREAM: &str =
+    r#"{"model":"tiny","stream":true,"program_id":"p1","messages":[{"role":"user","content":"PROMPT-s3cret"}]}"#;
 const EVENT: &str = r#"{"choices":[{"index":0,"delta":{"content":"ANSWER-s3cret"}}]}"#;
 
 /// Every secret has this in it.

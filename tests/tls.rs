@@ -3,7 +3,12 @@
 mod support;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::io::Read;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use support::backend::Backend;
 use support::client::Client;
@@ -174,6 +179,39 @@ async fn a_handshake_that_does_not_end_gives_its_place_back() {
     assert!(refused.closed().await, "the place is taken before the handshake is done");
     assert!(silent.closed().await);
     within("the place", async { while !is_served(authority.client(), &proxy).await {} }).await;
+}
+
+/// Does the handshake, says nothing more, and waits until the server closes.
+fn silent_after_handshake(authority: &Authority, address: SocketAddr) -> std::io::Result<usize> {
+    let mut roots = rustls::RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).expect("a certificate");
+    roots.add(root).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = "localhost".try_into().expect("a name");
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut socket = std::net::TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+    // Only what the server says by itself, if anything, comes before the end.
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)
+}
+
+#[tokio::test]
+async fn a_client_that_announces_http2_and_says_nothing_gives_its_place_back() {
+    let backend = Backend::start().await;
+    let authority = Authority::new();
+    let files = Files::new(&authority);
+    let mut config = with(&backend, files.tls());
+    config.timeouts.request_header = Duration::from_millis(300);
+    let proxy = Proxy::with(config).await;
+    let address = proxy.address;
+    let ended = tokio::task::spawn_blocking(move || silent_after_handshake(&authority, address)).await;
+    let timed_out = |e: &std::io::Error| e.kind() == std::io::ErrorKind::WouldBlock;
+    assert!(!ended.expect("no panic").is_err_and(|e| timed_out(&e)), "it is still open");
 }
 
 #[tokio::test]
