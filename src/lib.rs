@@ -15,6 +15,7 @@ pub mod error;
 pub mod fleet;
 pub mod gate;
 pub mod identity;
+pub mod logging;
 pub mod proxy;
 pub mod scheduler;
 pub mod server;

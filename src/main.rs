@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use thundergate::cli::{Cli, Command};
 use thundergate::config::{self, Failure, Flags};
-use thundergate::{demo, engine, server, simulate, telemetry};
+use thundergate::{demo, engine, logging, server, simulate};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -40,7 +40,7 @@ fn tell(file: &Path) -> Done {
 /// `thundergate`: the proxy.
 fn serve(flags: &Flags) -> Done {
     let (config, notes) = flags.load()?;
-    telemetry::start_log(&config.logging.level);
+    logging::init(&config.logging.level);
     for (flag, reason) in notes {
         log::warn!("{flag} {reason}");
     }

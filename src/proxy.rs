@@ -54,7 +54,7 @@ impl Proxy {
             listener,
             sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,
             keys: Keys::new(&config.auth),
-            limits: Limits::new(&config.limits.per_key, config.auth.keys.len()),
+            limits: Limits::new(),
             nobody: Arc::from(""),
             app,
         })

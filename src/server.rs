@@ -36,10 +36,6 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Connections to backends that are kept for the next request, all backends together.
 const IDLE_UPSTREAM: usize = 4096;
 
-/// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
-/// place, and who knocks there takes no place of a client.
-const ADMIN_CONNECTIONS: usize = 256;
-
 /// A server that has its sockets and everything behind them, and does not serve yet.
 pub struct Server {
     app: Arc<App>,
@@ -124,26 +120,25 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let app = Arc::new(App::new(Arc::new(config)).map_err(StartError::Telemetry)?);
         let conf = Arc::new(pingora_conf());
-        let (limit, timeouts) = (app.config.limits.connections, &app.config.timeouts);
-        let http =
-            |side| Ok::<_, StartError>(door::http(Proxy::new(Arc::clone(&app), side)?, &conf, timeouts.client_idle));
+        let idle = app.config.timeouts.client_idle;
+        let http = |side| Ok::<_, StartError>(door::http(Proxy::new(Arc::clone(&app), side)?, &conf, idle));
         let (mut services, mut listeners, mut certificates) = (Vec::new(), Listeners::default(), Vec::new());
-        let clients = Seats::new(limit);
         let main = http(Side::Main)?;
+        let clients = Arc::<Seats>::default();
         for listener in &app.config.listeners {
             let load = |tls| Certificates::load(tls).map(Arc::new);
             let tls = listener.tls.as_ref().map(load).transpose();
             let tls = tls.map_err(|cause| ListenError::Tls { address: listener.address, cause })?;
             certificates.extend(tls.clone());
-            let door = Door::new(Arc::clone(&main), Arc::clone(&clients), tls, timeouts.request_header);
+            let door = Door::new(Arc::clone(&app), Side::Main, Arc::clone(&main), Arc::clone(&clients), tls);
             let mut service = Service::new("proxy".to_owned(), door);
             listeners.add(&mut service, listener.address)?;
             services.push(service);
         }
         let mut seats = vec![clients];
         if let Some(admin) = &app.config.admin {
-            let operators = Seats::new(ADMIN_CONNECTIONS);
-            let door = Door::new(http(Side::Admin)?, Arc::clone(&operators), None, timeouts.request_header);
+            let operators = Arc::<Seats>::default();
+            let door = Door::new(Arc::clone(&app), Side::Admin, http(Side::Admin)?, Arc::clone(&operators), None);
             let mut service = Service::new("admin".to_owned(), door);
             listeners.add(&mut service, admin.listen)?;
             services.push(service);

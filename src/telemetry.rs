@@ -1,6 +1,6 @@
 //! What operators see: metrics, access log, step profiles.
 
-mod access;
+pub(crate) mod access;
 mod exposition;
 mod labels;
 mod metrics;
@@ -8,7 +8,6 @@ mod mirror;
 mod model;
 mod profile;
 mod register;
-mod stderr;
 mod writer;
 
 pub use access::AccessRecord;
@@ -18,7 +17,6 @@ pub use metrics::{InFlight, Metrics, NO_IDENTITY};
 pub use mirror::{BackendMirror, Mirror};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
-pub use stderr::start_log;
 
 use crate::config::Config;
 use std::io;

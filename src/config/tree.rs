@@ -378,6 +378,14 @@ pub struct ApiKey {
     pub tenant: String,
 }
 
+impl ApiKey {
+    /// Whose key it is.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        if self.tenant.is_empty() { &self.name } else { &self.tenant }
+    }
+}
+
 /// Bounds on what clients may ask for.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -30,7 +30,7 @@ impl Proxy {
             head.insert_header(BACKEND, &backend.url)?;
         }
         if let Some(key) = &ctx.key {
-            self.limits.tell(key, head)?;
+            self.limits.tell(&self.app.config.limits.per_key, key, head)?;
         }
         if ctx.inference && head.status.is_success() && !is_encoded(head) {
             self.observe(head, ctx)?;

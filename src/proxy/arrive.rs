@@ -50,7 +50,8 @@ impl Proxy {
             return Err(Refusal::MethodNotAllowed.into());
         }
         ctx.key = self.keys.check(&request.headers)?.cloned();
-        let concurrent = ctx.key.as_ref().map(|key| self.limits.enter(key)).transpose()?;
+        let concurrent =
+            ctx.key.as_ref().map(|key| self.limits.enter(&self.app.config.limits.per_key, key)).transpose()?;
         ctx.guards =
             Some(Guards { open: self.app.open.enter(), in_flight: self.app.telemetry.metrics.in_flight(), concurrent });
         let (pool, info) = match route {

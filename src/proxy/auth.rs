@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 /// All keys by their SHA-256, as they may be given. What is shown is hashed too before it is looked up, so that the
 /// time that takes tells nothing of any key, and does not grow with their number.
-pub struct Keys(HashMap<[u8; 32], Arc<Key>>);
+pub struct Keys {
+    by_hash: HashMap<[u8; 32], Arc<Key>>,
+    required: bool,
+}
 
 /// One key of `auth.keys`.
 pub struct Key {
@@ -24,18 +27,17 @@ impl Keys {
     #[must_use]
     pub fn new(auth: &Auth) -> Self {
         let key = |key: &crate::config::ApiKey| {
-            let tenant = if key.tenant.is_empty() { &key.name } else { &key.tenant };
-            let entry = Arc::new(Key { name: key.name.clone(), tenant: tenant.as_str().into() });
-            // Validation refuses what is no hash.
+            let entry = Arc::new(Key { name: key.name.clone(), tenant: key.tenant().into() });
+            // Validation refuses what is no hash; here it is a key that nobody has.
             Some((key.key.digest().ok()?, entry))
         };
-        Self(auth.keys.iter().filter_map(key).collect())
+        Self { by_hash: auth.keys.iter().filter_map(key).collect(), required: !auth.keys.is_empty() }
     }
 
     /// Clients need a key.
     #[must_use]
     pub fn required(&self) -> bool {
-        !self.0.is_empty()
+        self.required
     }
 
     /// Whose key the request has, in `Authorization: Bearer` or `x-api-key`; `None` when none is needed.
@@ -47,7 +49,7 @@ impl Keys {
             return Ok(None);
         }
         let shown = [bearer(headers), headers.get("x-api-key").map(|key| key.as_bytes())];
-        let find = |shown: &[u8]| self.0.get(<[u8; 32]>::from(Sha256::digest(shown)).as_slice());
+        let find = |shown: &[u8]| self.by_hash.get(<[u8; 32]>::from(Sha256::digest(shown)).as_slice());
         let key = shown.into_iter().flatten().find_map(find);
         key.map(Some).ok_or(Refusal::Unauthorized)
     }
@@ -108,6 +110,8 @@ mod tests {
         assert!(shown("secret-one"));
         assert!(!shown(&hash), "the hash is not the key");
         assert!(!shown("secret-two"));
+        let broken = ApiKey { name: "one".into(), key: Secret("sha256:1".into()), tenant: String::new() };
+        assert!(Keys::new(&Auth { keys: vec![broken] }).check(&HeaderMap::new()).is_err(), "nobody, and not everybody");
     }
 
     #[test]

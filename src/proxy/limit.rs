@@ -12,24 +12,23 @@ use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// `Rate` and `Inflight` count in sketches, which never count too little; with this many columns for each key, and
-/// four hashes, they count too much for one key in 4,000.
-const COLUMNS_PER_KEY: usize = 8;
+/// `Rate` counts in a sketch, which never counts too little. With as many hashes and columns as `Inflight` has, of a
+/// thousand keys not one is expected to be counted with another.
+const HASHES: usize = 4;
+const COLUMNS: usize = 8192;
 
 /// For one of a key's steps to end. Nobody can know when.
 const CONCURRENT_RETRY: Duration = Duration::from_secs(1);
 
 /// What all keys have used. A key is counted by its name.
 pub struct Limits {
-    requests: Option<Quota>,
-    tokens: Option<Quota>,
-    concurrent: Option<u64>,
+    requests: Quota,
+    tokens: Quota,
     in_flight: Inflight,
 }
 
 /// So much a minute.
 struct Quota {
-    limit: u64,
     rate: Rate,
     /// In the YAML.
     key: &'static str,
@@ -49,68 +48,61 @@ struct Spent {
 // === impl Limits ===
 
 impl Limits {
-    /// Of `keys` keys.
     #[must_use]
-    pub fn new(per_key: &PerKey, keys: usize) -> Self {
-        let quota = |limit: Option<u64>, key, headers: [&'static str; 3]| {
-            let rate = Rate::new_with_estimator_config(MINUTE, 4, (keys * COLUMNS_PER_KEY).max(64));
-            limit.map(|limit| Quota { limit, rate, key, headers: headers.map(HeaderName::from_static) })
+    pub fn new() -> Self {
+        let quota = |key, headers: [&'static str; 3]| {
+            let rate = Rate::new_with_estimator_config(MINUTE, HASHES, COLUMNS);
+            Quota { rate, key, headers: headers.map(HeaderName::from_static) }
         };
         Self {
             requests: quota(
-                per_key.requests_per_minute,
                 "limits.per_key.requests_per_minute",
                 ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
             ),
             tokens: quota(
-                per_key.tokens_per_minute,
                 "limits.per_key.tokens_per_minute",
                 ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
             ),
-            concurrent: per_key.concurrent,
             in_flight: Inflight::new(),
         }
     }
 
-    /// Counts a request of `key`; the guard counts as one in flight until it is dropped. What is refused counts for
-    /// nothing: a client that keeps on asking is not kept out by that.
+    /// Counts a request of `key` within the limits of `per_key`; the guard counts as one in flight until it is
+    /// dropped. What is refused counts for nothing: a client that keeps on asking is not kept out by that.
     ///
     /// # Errors
     /// `RateLimited`.
-    pub fn enter(&self, key: &Key) -> Result<Guard, Refusal> {
+    pub fn enter(&self, per_key: &PerKey, key: &Key) -> Result<Guard, Refusal> {
         let (guard, in_flight) = self.in_flight.incr(&key.name, 1);
-        if self.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
+        if per_key.concurrent.is_some_and(|limit| in_flight > signed(limit)) {
             return Err(refused("limits.per_key.concurrent", CONCURRENT_RETRY));
         }
-        if let Some(tokens) = &self.tokens {
-            tokens.check(key, 0)?;
-        }
-        if let Some(requests) = &self.requests {
-            // Counted first: of two that come at once for the last place, one has to see the other.
-            requests.rate.observe(&key.name, 1);
-            requests.check(key, 1).inspect_err(|_| _ = requests.rate.observe(&key.name, -1))?;
-        }
+        self.tokens.check(key, per_key.tokens_per_minute, 0)?;
+        // Counted first: of two that come at once for the last place, one has to see the other.
+        let requests = &self.requests;
+        requests.rate.observe(&key.name, 1);
+        let checked = requests.check(key, per_key.requests_per_minute, 1);
+        checked.inspect_err(|_| _ = requests.rate.observe(&key.name, -1))?;
         Ok(guard)
     }
 
     /// Counts what a step of `key` used. Known only afterwards, so the last step may go beyond the limit.
     pub fn used(&self, key: &Key, usage: Usage) {
-        if let Some(tokens) = &self.tokens {
-            tokens.rate.observe(&key.name, signed((usage.prompt + usage.completion).0));
-        }
+        self.tokens.rate.observe(&key.name, signed((usage.prompt + usage.completion).0));
     }
 
     /// Writes what `key` has left into an answer.
     ///
     /// # Errors
     /// None in practice: numbers are valid header values.
-    pub fn tell(&self, key: &Key, head: &mut ResponseHeader) -> pingora::Result<()> {
-        for quota in [&self.requests, &self.tokens].into_iter().flatten() {
+    pub fn tell(&self, per_key: &PerKey, key: &Key, head: &mut ResponseHeader) -> pingora::Result<()> {
+        let quotas = [(&self.requests, per_key.requests_per_minute), (&self.tokens, per_key.tokens_per_minute)];
+        for (quota, limit) in quotas {
+            let Some(total) = limit else { continue };
             let spent = quota.spent(key);
-            let left = quota.limit.saturating_sub(spent.total().ceil() as u64);
             let [limit, remaining, reset] = &quota.headers;
-            head.insert_header(limit, quota.limit)?;
-            head.insert_header(remaining, left)?;
+            head.insert_header(limit, total)?;
+            head.insert_header(remaining, total.saturating_sub(spent.total().ceil() as u64))?;
             head.insert_header(reset, format!("{}s", spent.until_zero().as_secs_f64().ceil()))?;
         }
         Ok(())
@@ -129,14 +121,16 @@ impl Quota {
     }
 
     /// `own`: of what is counted, so much belongs to the one who asks.
-    fn check(&self, key: &Key, own: u64) -> Result<(), Refusal> {
-        let spent = self.spent(key);
-        let limit = self.limit as f64;
-        if spent.total() - (own as f64) < limit {
+    fn check(&self, key: &Key, limit: Option<u64>, own: u64) -> Result<(), Refusal> {
+        let Some(limit) = limit.map(|limit| limit as f64) else {
             return Ok(());
-        }
+        };
+        let spent = self.spent(key);
         let spent = Spent { now: spent.now - own as f64, ..spent };
-        Err(refused(self.key, spent.until_below(limit)))
+        match spent.total() < limit {
+            true => Ok(()),
+            false => Err(refused(self.key, spent.until_below(limit))),
+        }
     }
 }
 
@@ -196,52 +190,52 @@ mod tests {
 
     #[test]
     fn requests_over_the_limit_are_refused_for_that_key_only() {
-        let limits = Limits::new(&PerKey { requests_per_minute: Some(2), ..PerKey::default() }, 2);
+        let (limits, per_key) = (Limits::new(), PerKey { requests_per_minute: Some(2), ..PerKey::default() });
         let (one, other) = (key("one"), key("other"));
         for _ in 0..2 {
-            assert!(limits.enter(&one).is_ok());
+            assert!(limits.enter(&per_key, &one).is_ok());
         }
-        let refusal = limits.enter(&one).expect_err("the third");
+        let refusal = limits.enter(&per_key, &one).expect_err("the third");
         assert_eq!((refusal.code(), refusal.status().as_u16()), ("rate_limited", 429));
         assert!(refusal.retry_after().is_some_and(|wait| wait <= MINUTE && wait > Duration::ZERO));
-        assert!(limits.enter(&other).is_ok());
+        assert!(limits.enter(&per_key, &other).is_ok());
     }
 
     #[test]
     fn tokens_used_count_against_the_next_request() {
-        let limits = Limits::new(&PerKey { tokens_per_minute: Some(100), ..PerKey::default() }, 2);
+        let (limits, per_key) = (Limits::new(), PerKey { tokens_per_minute: Some(100), ..PerKey::default() });
         let key = key("one");
         limits.used(&key, Usage { prompt: Tokens(60), completion: Tokens(39), cached: None });
-        assert!(limits.enter(&key).is_ok());
+        assert!(limits.enter(&per_key, &key).is_ok());
         limits.used(&key, Usage { prompt: Tokens(1), completion: Tokens(0), cached: None });
-        assert!(limits.enter(&key).is_err());
+        assert!(limits.enter(&per_key, &key).is_err());
     }
 
     #[test]
     fn a_place_in_flight_is_given_back_with_its_guard() {
-        let limits = Limits::new(&PerKey { concurrent: Some(1), ..PerKey::default() }, 2);
+        let (limits, per_key) = (Limits::new(), PerKey { concurrent: Some(1), ..PerKey::default() });
         let key = key("one");
-        let first = limits.enter(&key).expect("the first");
-        assert!(limits.enter(&key).is_err());
-        assert!(limits.enter(&key).is_err(), "a refusal takes no place");
-        let told = limits.enter(&key).expect_err("no place").retry_after();
+        let first = limits.enter(&per_key, &key).expect("the first");
+        assert!(limits.enter(&per_key, &key).is_err());
+        assert!(limits.enter(&per_key, &key).is_err(), "a refusal takes no place");
+        let told = limits.enter(&per_key, &key).expect_err("no place").retry_after();
         assert_eq!(told, Some(Duration::from_secs(1)));
         drop(first);
-        assert!(limits.enter(&key).is_ok());
+        assert!(limits.enter(&per_key, &key).is_ok());
     }
 
     #[test]
     fn of_many_that_come_at_once_no_more_than_the_limit_get_in() {
-        let limits = Limits::new(&PerKey { requests_per_minute: Some(100), ..PerKey::default() }, 1);
-        let (limits, key) = (&limits, &*key("one"));
+        let (limits, per_key) = (Limits::new(), PerKey { requests_per_minute: Some(100), ..PerKey::default() });
+        let (limits, per_key, key) = (&limits, &per_key, &*key("one"));
         let admitted = std::thread::scope(|scope| {
-            let one = || (0..50).filter(|_| limits.enter(key).is_ok()).count();
+            let one = || (0..50).filter(|_| limits.enter(per_key, key).is_ok()).count();
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<usize>()
         });
         assert!(admitted <= 100, "{admitted}");
         // Two that see each other may both be refused; asked again, the rest gets in.
-        assert_eq!(admitted + (0..100).filter(|_| limits.enter(key).is_ok()).count(), 100);
+        assert_eq!(admitted + (0..100).filter(|_| limits.enter(per_key, key).is_ok()).count(), 100);
     }
 
     #[test]
@@ -274,11 +268,11 @@ mod tests {
     #[test]
     fn an_answer_tells_what_is_left() {
         let per_key = PerKey { requests_per_minute: Some(3), tokens_per_minute: Some(100), concurrent: None };
-        let (limits, key) = (Limits::new(&per_key, 1), key("one"));
-        let _guard = limits.enter(&key).expect("the first");
+        let (limits, key) = (Limits::new(), key("one"));
+        let _guard = limits.enter(&per_key, &key).expect("the first");
         limits.used(&key, Usage { prompt: Tokens(100), completion: Tokens(50), cached: None });
         let mut head = ResponseHeader::build(200, None).expect("a head");
-        limits.tell(&key, &mut head).expect("numbers");
+        limits.tell(&per_key, &key, &mut head).expect("numbers");
         let told = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         assert_eq!(told("x-ratelimit-limit-requests").as_deref(), Some("3"));
         assert_eq!(told("x-ratelimit-remaining-requests").as_deref(), Some("2"));

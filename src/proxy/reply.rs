@@ -29,7 +29,7 @@ impl Proxy {
     pub(super) async fn refuse(&self, session: &mut Session, ctx: &Ctx, refusal: &Refusal) -> pingora::Result<()> {
         let mut head = refusal_head(&ctx.id, refusal)?;
         if let Some(key) = &ctx.key {
-            self.limits.tell(key, &mut head)?;
+            self.limits.tell(&self.app.config.limits.per_key, key, &mut head)?;
         }
         whole(session, head, refusal.body()).await
     }

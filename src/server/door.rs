@@ -2,7 +2,8 @@
 
 use super::line::Line;
 use super::tls::Certificates;
-use crate::app::{Open, OpenGuard};
+use crate::app::{App, Open, OpenGuard};
+use crate::control::Listener as Side;
 use crate::proxy::Proxy;
 use crate::proxy::pulse::{CONNECTION, Pulse};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
@@ -25,18 +26,22 @@ const STREAMS: u32 = 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
+/// place, and who knocks there takes no place of a client.
+const ADMIN_CONNECTIONS: usize = 256;
+
 pub struct Door {
+    app: Arc<App>,
+    side: Side,
     proxy: Arc<HttpProxy<Proxy>>,
     seats: Arc<Seats>,
     tls: Option<Arc<Certificates>>,
-    /// `timeouts.request_header`
-    head: Duration,
 }
 
 /// The connections of one side, all its listeners together.
+#[derive(Default)]
 pub struct Seats {
     open: Arc<Open>,
-    limit: usize,
     full: AtomicBool,
 }
 
@@ -56,21 +61,17 @@ pub fn http(proxy: Proxy, conf: &Arc<ServerConf>, idle: Duration) -> Arc<HttpPro
 // === impl Seats ===
 
 impl Seats {
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { open: Arc::default(), limit, full: AtomicBool::new(false) })
-    }
-
     /// Waits until every connection is closed.
     pub async fn empty(&self) {
         self.open.idle().await;
     }
 
     /// `None` when all are taken; said once, until there is one again.
-    fn take(&self) -> Option<OpenGuard> {
+    fn take(&self, limit: usize) -> Option<OpenGuard> {
         let place = self.open.enter();
-        let full = self.open.count() > self.limit;
+        let full = self.open.count() > limit;
         if full && !self.full.swap(true, Ordering::Relaxed) {
-            log::warn!("connections are refused: {} are open (limits.connections)", self.limit);
+            log::warn!("connections are refused: {limit} are open (limits.connections)");
         } else if !full && self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
@@ -81,14 +82,22 @@ impl Seats {
 // === impl Door ===
 
 impl Door {
-    /// `head` is the time for a request's head, and for the handshake before the first.
+    /// `proxy` is that of `side`.
     pub fn new(
+        app: Arc<App>,
+        side: Side,
         proxy: Arc<HttpProxy<Proxy>>,
         seats: Arc<Seats>,
         tls: Option<Arc<Certificates>>,
-        head: Duration,
     ) -> Self {
-        Self { proxy, seats, tls, head }
+        Self { app, side, proxy, seats, tls }
+    }
+
+    fn limit(&self) -> usize {
+        match self.side {
+            Side::Main => self.app.config.limits.connections,
+            Side::Admin => ADMIN_CONNECTIONS,
+        }
     }
 }
 
@@ -96,13 +105,15 @@ impl Door {
 impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, connection: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         // Before the handshake, which costs more than anything else that a stranger can ask for.
-        let _place = self.seats.take()?;
+        let _place = self.seats.take(self.limit())?;
+        // For the handshake, and for each head after it.
+        let head = self.app.config.timeouts.request_header;
         let connection = match &self.tls {
-            Some(tls) => tls.handshake(connection, self.head).await?,
+            Some(tls) => tls.handshake(connection, head).await?,
             None => connection,
         };
         let pulse = Arc::new(Pulse::new());
-        let line = Line::new(connection, Arc::clone(&pulse), self.head);
+        let line = Line::new(connection, Arc::clone(&pulse), head);
         CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), shutdown)).await
     }
 

@@ -150,7 +150,7 @@ impl<'a> Line<'a> {
 
 /// A terminal or a log viewer obeys it: a control character, DEL and C1 too, a Unicode line end, a bidirectional
 /// override.
-pub(super) fn is_unsafe_to_show(c: char) -> bool {
+pub(crate) fn is_unsafe_to_show(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 

@@ -120,6 +120,16 @@ async fn a_tenant_sees_and_ends_its_own_programs_only() {
 }
 
 #[tokio::test]
+async fn operators_reach_programs_of_a_tenant_that_is_named_by_its_key() {
+    let mut config = with_keys(false);
+    config.auth.keys[0].tenant = String::new();
+    let app = app_of(config);
+    idle(&app, key("one", "p")).await;
+    assert_eq!(ask(&app, on_admin(request("GET", "/programs/p"))).await.0, 200);
+    assert_eq!(ask(&app, on_admin(request("DELETE", "/programs/one%2Fp"))).await.0, 200);
+}
+
+#[tokio::test]
 async fn the_admin_listener_asks_for_its_token() {
     let app = app_of(with_keys(true));
     // Basic authentication: `x:open sesame`.

@@ -1,42 +1,64 @@
-//! The process's own log, on standard error.
+//! The process's own log, on standard error. Its level may change while it runs.
 
-use super::access::is_unsafe_to_show;
+use crate::telemetry::access::is_unsafe_to_show;
+use arc_swap::ArcSwapOption;
 use env_logger::fmt::Formatter;
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use env_logger::{Builder, Env, Logger};
+use log::{LevelFilter, Log, Metadata, Record};
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
+use std::sync::Arc;
 
-/// Below warnings the libraries under us log headers and bodies as they pass: keys and prompts. Of theirs, nothing
-/// more detailed than this is ever written, whatever the filter says.
+/// Below this the libraries under us log headers and bodies as they pass: keys and prompts. Of theirs, nothing more
+/// detailed is ever written, whatever the filter says.
 const OTHERS: LevelFilter = LevelFilter::Info;
 
-/// Starts the log. `filter` is `logging.level`; `RUST_LOG` wins over it.
-pub fn start_log(filter: &str) {
-    let env = env_logger::Env::default().default_filter_or(filter);
-    let logger = env_logger::Builder::from_env(env).format(line).build();
-    let most = logger.filter();
-    if log::set_boxed_logger(Box::new(Discreet(logger))).is_ok() {
-        log::set_max_level(most);
+static LOG: Discreet = Discreet(ArcSwapOption::const_empty());
+
+struct Discreet(ArcSwapOption<Logger>);
+
+/// Text that a terminal or a reader of lines takes for nothing but text.
+struct Escaped(String);
+
+/// Logs from now on. `level` is as in `logging.level`; `RUST_LOG` wins over it.
+pub fn init(level: &str) {
+    if log::set_logger(&LOG).is_ok() {
+        put(level);
     }
 }
 
-struct Discreet(env_logger::Logger);
+/// Another level. Without [`init`], as in tests, nothing happens.
+pub fn set_level(level: &str) {
+    if LOG.0.load().is_some() {
+        put(level);
+    }
+}
+
+fn put(level: &str) {
+    let logger = Builder::from_env(Env::default().default_filter_or(level)).format(line).build();
+    log::set_max_level(logger.filter());
+    LOG.0.store(Some(Arc::new(logger)));
+}
 
 // === impl Discreet ===
 
 impl Log for Discreet {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        may_tell(metadata) && self.0.enabled(metadata)
+        may_tell(metadata) && self.0.load().as_ref().is_some_and(|logger| logger.enabled(metadata))
     }
 
     fn log(&self, record: &Record<'_>) {
-        if may_tell(record.metadata()) {
-            self.0.log(record);
+        if let Some(logger) = &*self.0.load()
+            && may_tell(record.metadata())
+        {
+            logger.log(record);
         }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        if let Some(logger) = &*self.0.load() {
+            logger.flush();
+        }
     }
 }
 
@@ -47,15 +69,12 @@ fn may_tell(metadata: &Metadata<'_>) -> bool {
 
 /// `[time level module] message`, on one line whatever a client has put into it.
 fn line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
-    let level: Level = record.level();
+    let level = record.level();
     let mut text = Escaped(String::new());
     // A `String` takes all.
     let _ = write!(text, "{}", record.args());
     writeln!(out, "[{} {level:<5} {}] {}", out.timestamp(), record.target(), text.0)
 }
-
-/// Text that a terminal or a reader of lines takes for nothing but text.
-struct Escaped(String);
 
 // === impl Escaped ===
 
@@ -74,6 +93,7 @@ impl fmt::Write for Escaped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use log::Level;
 
     #[test]
     fn what_others_log_in_detail_is_never_written() {
