@@ -16,6 +16,7 @@ mod upstream;
 pub use upstream::KEEPALIVE;
 
 use crate::app::App;
+use crate::body::budget::Charge;
 use crate::body::replay::{self, Stop};
 use crate::control::Listener;
 use crate::identity::{SourceError, Sources};
@@ -79,6 +80,8 @@ impl ProxyHttp for Proxy {
             Ok(Next::Answered) => Ok(true),
             Err(Stop::Gone(e)) => Err(e),
             Err(Stop::Refused(refusal)) => {
+                // Nobody wants the body any more, and the client may take a while to read its answer.
+                (ctx.body, ctx.charge) = (None, Charge::default());
                 // Answered here, and not as an error, the connection goes on.
                 self.refuse(session, ctx, &refusal).await.map_err(|e| e.into_down())?;
                 ctx.refusal = Some(refusal);
