@@ -10,6 +10,7 @@ pub use reload::ReloadError;
 pub use retries::Retries;
 pub use settings::Settings;
 
+use crate::body::budget::Budget;
 use crate::config::{Config, Flags};
 use crate::control::WeightSync;
 use crate::fleet::Fleet;
@@ -37,6 +38,8 @@ pub struct App {
     /// Requests on their way to a backend, and those that wait to be.
     pub open: Arc<Open>,
     pub retries: Retries,
+    /// What their bodies take.
+    pub bodies: Arc<Budget>,
     draining: AtomicBool,
 }
 
@@ -69,9 +72,11 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(&config)?);
         let gate = Gate::new(&config, Arc::clone(&telemetry));
         let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
+        fleet.confine(config.admin.as_ref());
         Ok(Self {
             weight_sync: WeightSync::new(gate.clone()),
             retries: Retries::new(config.models.len()),
+            bodies: Budget::new(config.limits.body_total),
             settings: ArcSwap::from_pointee(settings),
             flags,
             reloading: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Configuration: one tree, one validation; YAML, flags and reload all produce it.
 
+pub mod allow;
 mod defaults;
 mod draft;
 mod expand;
@@ -15,8 +16,10 @@ mod unsupported;
 pub mod validate;
 mod yaml;
 
+pub use allow::{HostPattern, Reach};
 pub use expand::Surroundings;
 pub use flags::Flags;
+pub use humane::parse_url;
 pub use mistake::{Failure, Mark, Mistake, Mistakes};
 pub use schema::schema;
 pub use tree::*;

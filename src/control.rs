@@ -48,6 +48,8 @@ pub struct ControlRequest {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub listener: Listener,
+    /// The client is on this machine.
+    pub local: bool,
     /// The tenant of the API key on the main listener; `None` without authentication.
     pub tenant: Option<Arc<str>>,
 }
@@ -101,7 +103,7 @@ async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlRespo
         Endpoint::Livez => ControlResponse::json(&json!({"status": "ok"})),
         Endpoint::Readyz => readyz(app),
         Endpoint::Models => ControlResponse::json_bytes(app.fleet.models().await),
-        Endpoint::Backends if request.method == Method::POST => backends::add(app, &request.body),
+        Endpoint::Backends if request.method == Method::POST => backends::add(app, request),
         Endpoint::Backends => backends::list(app),
         Endpoint::Backend => backends::remove(app, id),
         Endpoint::AddWorker => backends::add_worker(app, request),
@@ -109,6 +111,7 @@ async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlRespo
         Endpoint::ListWorkers => backends::list_workers(app),
         Endpoint::WeightSyncBegin => weights::begin(app, request),
         Endpoint::WeightSyncEnd => weights::end(app),
+        Endpoint::Reload if !admin::is_operator(app, request) => admin::not_an_operator(),
         Endpoint::Reload => reload(app).await,
         Endpoint::Events => events::stream(app.gate.events()),
         Endpoint::Console => console(),

@@ -13,6 +13,10 @@ pub enum Refusal {
     InvalidProgramId(String),
     #[error("request body is larger than limits.body ({limit} bytes)")]
     BodyTooLarge { limit: usize },
+    #[error("the request bodies in flight or held have reached limits.body_total")]
+    Overloaded { retry_after: Duration },
+    #[error("the path can be read in more than one way")]
+    InvalidPath,
     #[error("the request's {what} did not arrive within {limit:?}")]
     RequestTimeout { what: &'static str, limit: Duration },
     #[error("missing or unknown API key: send `Authorization: Bearer KEY`")]
@@ -45,12 +49,24 @@ pub enum Refusal {
     Internal,
 }
 
+/// As much of a client's own words as is told back.
+const ECHO: usize = 200;
+
+/// A client's own words, cut short: an answer is no longer for a request that is.
+#[must_use]
+pub fn echo(text: &str) -> String {
+    match text.char_indices().nth(ECHO) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
 impl Refusal {
     /// The HTTP status of the answer.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::InvalidJson(_) | Self::InvalidProgramId(_) => StatusCode::BAD_REQUEST,
+            Self::InvalidJson(_) | Self::InvalidProgramId(_) | Self::InvalidPath => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized | Self::AdminUnauthorized => StatusCode::UNAUTHORIZED,
@@ -59,7 +75,7 @@ impl Refusal {
             Self::RateLimited { .. } | Self::QueueFull { .. } | Self::HeldTooLong { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::NoBackend { .. } | Self::RetryBudget { .. } | Self::Draining { .. } => {
+            Self::NoBackend { .. } | Self::RetryBudget { .. } | Self::Overloaded { .. } | Self::Draining { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::ProgramReleased => StatusCode::CONFLICT,
@@ -75,6 +91,8 @@ impl Refusal {
             Self::InvalidJson(_) => "invalid_json",
             Self::InvalidProgramId(_) => "invalid_program_id",
             Self::BodyTooLarge { .. } => "body_too_large",
+            Self::Overloaded { .. } => "overloaded",
+            Self::InvalidPath => "invalid_path",
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Unauthorized => "invalid_api_key",
             Self::AdminUnauthorized => "invalid_admin_token",
@@ -100,6 +118,7 @@ impl Refusal {
             | Self::HeldTooLong { retry_after, .. }
             | Self::NoBackend { retry_after, .. }
             | Self::RetryBudget { retry_after }
+            | Self::Overloaded { retry_after }
             | Self::Draining { retry_after } => Some(*retry_after),
             _ => None,
         }

@@ -16,12 +16,13 @@ mod vllm;
 pub use backend::{Backend, Origin, Settings as BackendSettings};
 pub use vitals::{Awaited, Cause, Fault, Vitals};
 
-use crate::config;
+use crate::config::{self, Reach};
 use crate::gate::{Gate, LoadView, PoolId};
 use crate::scheduler::{BackendId, Event};
 use arc_swap::ArcSwap;
 use discovery::{Resolve, SystemResolver};
 use entry::Entry;
+use link::OUT_OF_REACH;
 use monitor::Monitor;
 use pools::Pools;
 use registry::Registry;
@@ -95,6 +96,8 @@ struct Inner {
     timing: Timing,
     models: models::Cache,
     resolver: Box<dyn Resolve>,
+    /// Where backends of [`Origin::Api`] may be.
+    reach: ArcSwap<Reach>,
     /// Reload and discovery change the set of backends one after the other.
     aligning: parking_lot::Mutex<()>,
     /// Something was looked at for the first time.
@@ -235,6 +238,7 @@ impl Fleet {
             timing,
             models: models::Cache::new(),
             resolver: Box::new(resolver),
+            reach: ArcSwap::default(),
             aligning: parking_lot::Mutex::default(),
             progress: watch::Sender::default(),
             newcomers,
@@ -339,9 +343,16 @@ impl Fleet {
     /// Adds a backend at run time.
     ///
     /// # Errors
-    /// Says what is wrong: no such pool, a URL that cannot be used, or one that the pool has already.
+    /// Says what is wrong: no such pool, a URL that cannot be used or is out of reach, or one that the pool has already.
     pub fn add(&self, pool: PoolId, backend: config::Backend) -> Result<BackendId, String> {
         self.insert(pool, &backend, Origin::Api)
+    }
+
+    /// Those that came by `POST /backends` were chosen by others than who wrote the configuration: they are never
+    /// connected to but where `admin.allow_backends` lets them be, wherever their names lead.
+    pub fn confine(&self, admin: Option<&config::Admin>) {
+        let allowed = admin.and_then(|admin| admin.allow_backends.as_deref());
+        self.inner.reach.store(Arc::new(Reach::new(allowed)));
     }
 
     /// # Errors
@@ -350,7 +361,11 @@ impl Fleet {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
         let entry = inner.registry.insert(
-            |id| Backend::new(id, pool, backend, origin).map(Entry::new),
+            |id| {
+                let entry = Entry::new(Backend::new(id, pool, backend, origin)?);
+                let within = entry.may_be_within(&inner.reach.load());
+                within.then_some(entry).ok_or_else(|| format!("{}: {OUT_OF_REACH}", backend::name(backend)))
+            },
             |entry| entry.announce(&*inner.sink),
         )?;
         let id = entry.backend.id;

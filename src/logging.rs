@@ -1,15 +1,26 @@
-//! The process's log: `env_logger`, whose level may change while it runs.
+//! The process's own log, on standard error. Its level may change while it runs.
 
+use crate::telemetry::access::is_unsafe_to_show;
 use arc_swap::ArcSwapOption;
+use env_logger::fmt::Formatter;
 use env_logger::{Builder, Env, Logger};
-use log::{Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
-struct Swappable(ArcSwapOption<Logger>);
+/// Below this the libraries under us log headers and bodies as they pass: keys and prompts. Of theirs, nothing more
+/// detailed is ever written, whatever the filter says.
+const OTHERS: LevelFilter = LevelFilter::Info;
 
-static LOG: Swappable = Swappable(ArcSwapOption::const_empty());
+static LOG: Discreet = Discreet(ArcSwapOption::const_empty());
 
-/// Logs to stderr from now on. `level` is as in `logging.level`; `RUST_LOG` wins over it.
+struct Discreet(ArcSwapOption<Logger>);
+
+/// Text that a terminal or a reader of lines takes for nothing but text.
+struct Escaped(String);
+
+/// Logs from now on. `level` is as in `logging.level`; `RUST_LOG` wins over it.
 pub fn init(level: &str) {
     if log::set_logger(&LOG).is_ok() {
         put(level);
@@ -24,20 +35,22 @@ pub fn set_level(level: &str) {
 }
 
 fn put(level: &str) {
-    let logger = Builder::from_env(Env::default().default_filter_or(level)).build();
+    let logger = Builder::from_env(Env::default().default_filter_or(level)).format(line).build();
     log::set_max_level(logger.filter());
     LOG.0.store(Some(Arc::new(logger)));
 }
 
-// === impl Swappable ===
+// === impl Discreet ===
 
-impl Log for Swappable {
+impl Log for Discreet {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.load().as_ref().is_some_and(|logger| logger.enabled(metadata))
+        may_tell(metadata) && self.0.load().as_ref().is_some_and(|logger| logger.enabled(metadata))
     }
 
     fn log(&self, record: &Record<'_>) {
-        if let Some(logger) = &*self.0.load() {
+        if let Some(logger) = &*self.0.load()
+            && may_tell(record.metadata())
+        {
             logger.log(record);
         }
     }
@@ -46,5 +59,57 @@ impl Log for Swappable {
         if let Some(logger) = &*self.0.load() {
             logger.flush();
         }
+    }
+}
+
+fn may_tell(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    metadata.level() <= OTHERS || target == "thundergate" || target.starts_with("thundergate::")
+}
+
+/// `[time level module] message`, on one line whatever a client has put into it.
+fn line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let level = record.level();
+    let mut text = Escaped(String::new());
+    // A `String` takes all.
+    let _ = write!(text, "{}", record.args());
+    writeln!(out, "[{} {level:<5} {}] {}", out.timestamp(), record.target(), text.0)
+}
+
+// === impl Escaped ===
+
+impl fmt::Write for Escaped {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            match is_unsafe_to_show(c) {
+                true => self.0.extend(c.escape_default()),
+                false => self.0.push(c),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::Level;
+
+    #[test]
+    fn what_others_log_in_detail_is_never_written() {
+        let tells = |target: &str, level| may_tell(&Metadata::builder().target(target).level(level).build());
+        for others in ["pingora_core::protocols::http::v1::client", "h2", "thundergates"] {
+            assert!(!tells(others, Level::Debug) && !tells(others, Level::Trace), "{others}");
+            assert!(tells(others, Level::Info));
+        }
+        assert!(tells("thundergate::fleet", Level::Trace) && tells("thundergate", Level::Debug));
+    }
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        let mut text = Escaped(String::new());
+        let id = "a\r\n[2026 INFO x] b\u{1b}[2J\u{85}\u{202e}é`";
+        write!(text, "id {id}").unwrap();
+        assert_eq!(text.0, "id a\\r\\n[2026 INFO x] b\\u{1b}[2J\\u{85}\\u{202e}é`");
     }
 }

@@ -16,6 +16,7 @@ mod upstream;
 pub use upstream::KEEPALIVE;
 
 use crate::app::App;
+use crate::body::budget::Charge;
 use crate::body::replay::{self, Stop};
 use crate::control::Listener;
 use arrive::Next;
@@ -66,8 +67,10 @@ impl ProxyHttp for Proxy {
             Ok(Next::Answered) => Ok(true),
             Err(Stop::Gone(e)) => Err(e),
             Err(Stop::Refused(refusal)) => {
+                // Nobody wants the body any more, and the client may take a while to read its answer.
+                (ctx.body, ctx.charge) = (None, Charge::default());
                 // Answered here, and not as an error, the connection goes on.
-                reply::refuse(session, &ctx.id, &refusal).await.map_err(|e| e.into_down())?;
+                self.refuse(session, ctx, &refusal).await.map_err(|e| e.into_down())?;
                 ctx.refusal = Some(refusal);
                 Ok(true)
             }
@@ -139,6 +142,12 @@ impl ProxyHttp for Proxy {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         self.fail(session, e, ctx).await
+    }
+
+    /// For Pingora's own log lines: no query, which may hold a key.
+    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+        let path = ctx.target.split('?').next().unwrap_or_default();
+        format!("{} {path}, request {}", session.req_header().method, String::from_utf8_lossy(ctx.id.as_bytes()))
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, e: &Error) -> bool {

@@ -4,25 +4,30 @@ mod door;
 mod line;
 mod listen;
 mod supervisor;
+mod tls;
 mod upgrade;
 
 pub use listen::ListenError;
 pub use upgrade::UpgradeError;
 
-use crate::app::{App, AppError, Open};
-use crate::config::{Config, Flags};
+use crate::app::{App, AppError};
+use crate::config::{Config, Flags, Listener};
 use crate::control::Listener as Side;
+use crate::proxy::Proxy;
 use crate::state::{Keeper, StoreError};
-use door::{Closer, Door};
+use door::{Door, Seats};
+use futures_util::future::join_all;
 use listen::{Listeners, Socket};
-use pingora_core::server::configuration::ServerConf;
+use pingora_core::apps::ServerApp as _;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
+use pingora_proxy::HttpProxy;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tls::Certificates;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -35,9 +40,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// For the state, and for the access log, to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Connections to backends that are kept for the next request, all backends together.
-const IDLE_UPSTREAM: usize = 4096;
-
 /// In an upgrade, how long a connection without a request is left open for its next one, so that no client writes
 /// into a connection that is being closed.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
@@ -46,9 +48,10 @@ const LAST_REQUEST: Duration = Duration::from_secs(5);
 pub struct Server {
     app: Arc<App>,
     services: Vec<Service<Door>>,
-    closers: Vec<Closer>,
     listeners: Listeners,
-    connections: Arc<Open>,
+    certificates: Vec<Arc<Certificates>>,
+    /// What serves, and its connections: of the main listeners, and of the admin listener.
+    sides: Vec<(Arc<HttpProxy<Proxy>>, Arc<Seats>)>,
     /// Connections are to end.
     leave: watch::Sender<bool>,
     /// No more connections are accepted.
@@ -184,30 +187,43 @@ impl Server {
     fn launch(config: Config, flags: Flags, meeting: PathBuf, inherited: Vec<Socket>) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let app = Arc::new(App::with_flags(Arc::clone(&config), flags)?);
-        let connections = Arc::<Open>::default();
-        let mut listeners = Listeners::new(inherited);
-        let conf = Arc::new(pingora_conf());
-        let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app)).transpose()?;
-        let leave = watch::Sender::new(false);
-        let mut closers = Vec::new();
-        let mut service = |name: &str, side| {
-            let door = Door::new(Arc::clone(&app), side, &conf, Arc::clone(&connections), leave.subscribe());
-            closers.push(door.closer());
-            Service::new(name.to_owned(), door)
+        let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app).map(Arc::new)).transpose()?;
+        let mut server = Self {
+            app,
+            services: Vec::new(),
+            listeners: Listeners::new(inherited),
+            certificates: Vec::new(),
+            sides: Vec::new(),
+            leave: watch::Sender::new(false),
+            shut: watch::Sender::new(false),
+            meeting,
+            tasks: JoinSet::new(),
+            keeper,
         };
-        let mut main = service("proxy", Side::Main);
-        for listener in &config.listeners {
-            listeners.add(&mut main, listener.address, listener.tls.as_ref())?;
-        }
-        let mut services = vec![main];
+        server.listen(Side::Main, &config.listeners)?;
         if let Some(admin) = &config.admin {
-            let mut service = service("admin", Side::Admin);
-            listeners.add(&mut service, admin.listen, None)?;
-            services.push(service);
+            server.listen(Side::Admin, &[Listener { address: admin.listen, tls: None }])?;
         }
-        let (shut, tasks) = (watch::Sender::new(false), JoinSet::new());
-        let keeper = keeper.map(Arc::new);
-        Ok(Self { app, services, closers, listeners, connections, leave, shut, meeting, tasks, keeper })
+        Ok(server)
+    }
+
+    /// Takes the addresses of one side: a service for each, with one proxy behind them all.
+    fn listen(&mut self, side: Side, listeners: &[Listener]) -> Result<(), StartError> {
+        let app = &self.app;
+        let proxy = door::http(Proxy::new(Arc::clone(app), side), app.settings().timeouts.client_idle);
+        let seats = Arc::<Seats>::default();
+        for &Listener { address, ref tls } in listeners {
+            let tls = tls.as_ref().map(Certificates::load).transpose();
+            let tls = tls.map_err(|cause| ListenError::Tls { address, cause })?.map(Arc::new);
+            self.certificates.extend(tls.clone());
+            let leave = self.leave.subscribe();
+            let door = Door::new(Arc::clone(app), side, Arc::clone(&proxy), Arc::clone(&seats), tls, leave);
+            let mut service = Service::new(format!("{side:?}"), door);
+            self.listeners.add(&mut service, address)?;
+            self.services.push(service);
+        }
+        self.sides.push((proxy, seats));
+        Ok(())
     }
 
     #[must_use]
@@ -254,6 +270,9 @@ impl Server {
     /// Starts to accept connections.
     fn open(&mut self) -> io::Result<()> {
         let fds = self.listeners.open()?;
+        for certificates in self.certificates.drain(..) {
+            self.tasks.spawn(certificates.watch());
+        }
         for mut service in self.services.drain(..) {
             let (fds, shut) = (Arc::clone(&fds), self.shut.subscribe());
             self.tasks.spawn(async move { service.start_service(Some(fds), shut, 1).await });
@@ -324,7 +343,7 @@ impl Server {
         }
         // Nobody is served any more; now the sockets close.
         self.close().await;
-        let _ = timeout(LINGER, self.connections.idle()).await;
+        let _ = timeout(LINGER, self.empty()).await;
     }
 
     /// Another process accepts in place of this one; all that came here is served here, held steps too.
@@ -338,7 +357,7 @@ impl Server {
             log::warn!("{} answers are cut off after {grace:?} of grace", self.app.open.count());
         }
         self.close().await;
-        let _ = timeout(LINGER, self.connections.idle()).await;
+        let _ = timeout(LINGER, self.empty()).await;
     }
 
     /// Returns when no request is open, and none has come for a while on a connection that is still there.
@@ -346,26 +365,26 @@ impl Server {
         loop {
             self.app.open.idle().await;
             tokio::select! {
-                () = self.connections.idle() => return,
+                () = self.empty() => return,
                 () = self.app.open.busy() => {}
                 () = sleep(LAST_REQUEST) => return,
             }
         }
     }
 
+    /// Returns when every connection is closed.
+    async fn empty(&self) {
+        join_all(self.sides.iter().map(|(_, seats)| seats.empty())).await;
+    }
+
     /// Closes the sockets, and the connections without a request.
     async fn close(&mut self) {
         self.listeners.close();
         self.shut.send_replace(true);
-        for closer in &self.closers {
-            closer.close().await;
+        for (proxy, _) in &self.sides {
+            proxy.cleanup().await;
         }
     }
-}
-
-fn pingora_conf() -> ServerConf {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    ServerConf { threads, upstream_keepalive_pool_size: IDLE_UPSTREAM, ..ServerConf::default() }
 }
 
 /// A second word may cut a drain short.

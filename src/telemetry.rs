@@ -1,6 +1,6 @@
 //! What operators see: metrics, access log, step profiles.
 
-mod access;
+pub(crate) mod access;
 mod exposition;
 mod labels;
 mod metrics;

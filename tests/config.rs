@@ -73,7 +73,7 @@ fn urls(config: &Config) -> Vec<Vec<&str>> {
 fn whole_example() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("tls")).unwrap();
-    for file in ["tls/cert.pem", "tls/key.pem"] {
+    for file in ["tls/cert.pem", "tls/key.pem", "tls/clients.pem"] {
         std::fs::write(dir.path().join(file), "").unwrap();
     }
     let text = FULL.replace("#: ", "").replace("/var/lib/thundergate/state", "./thundergate.state");
@@ -99,6 +99,8 @@ fn the_full_example_is_valid_with_and_without_tls() {
     let tls = config.listeners[1].tls.as_ref().unwrap();
     assert_eq!(tls.cert, dir.path().join("tls/cert.pem"));
     assert_eq!(config.state.snapshot, Some(dir.path().join("./thundergate.state")));
+    assert_eq!(tls.client_ca, Some(dir.path().join("tls/clients.pem")));
+    assert_eq!(tls.min_version, config::TlsVersion::V1_2);
     assert_eq!(config.models.len(), 2);
     assert_eq!(config.models[0].backends[0].capacity_tokens, Some(436_528));
     assert_eq!(config.models[0].aliases, ["glm", "glm-latest"]);
@@ -123,6 +125,7 @@ fn the_full_example_shows_the_defaults() {
     same(&full.metrics, &defaults.metrics);
     same(&full.models[0].health, &config::Health::default());
     same(&full.limits.body, &defaults.limits.body);
+    same(&full.limits.body_total, &defaults.limits.body_total);
 }
 
 // === the schema ===
@@ -266,10 +269,57 @@ fn a_wrong_type_says_what_was_expected_and_found() {
             "scheduler: {hold: {on_timeout: admitt}}\n",
             "2:32: scheduler.hold.on_timeout: expected `admit`, `reject`, found `admitt`; did you mean `admit`?",
         ),
-        ("admin: {token: x}\n", "2:8: admin: the key `listen` is missing"),
+        ("auth: {keys: [{key: s3cret}]}\n", "2:15: auth.keys[0]: the key `name` is missing"),
         ("auth: {keys: [{name: a, key: }]}\n", "2:25: auth.keys[0].key: expected a text, found nothing"),
     ] {
         assert_eq!(mistake_beside(text), expected);
+    }
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    for text in [
+        "admin: s3cret\n",
+        "admin: {listen: s3cret}\n",
+        "auth: s3cret\n",
+        "auth: {keys: [s3cret]}\n",
+        "auth: {keys: [{name: a, key: sha256:s3cret}]}\n",
+        "auth: {keys: [{name: a, key: \"s3cret s3cret\"}]}\n",
+        "models: [{name: m, backends: [{url: \"http://u:s3cret@gpu\"}]}]\n",
+    ] {
+        let found = load(&format!("backends: [http://a]\n{text}")).unwrap_err();
+        assert!(!found.is_empty() && !found.concat().contains("s3cret"), "{found:?}");
+    }
+    let config = load(
+        "backends: [{url: http://a, api_key: s3cret1}]\nadmin: {token: s3cret2}\nauth: {keys: [{name: a, key: s3cret3}]}\n",
+    );
+    assert!(!format!("{:?}", config.unwrap()).contains("s3cret"));
+}
+
+#[test]
+fn the_admin_listener_is_on_loopback_unless_told_otherwise() {
+    let config = load("backends: [http://a]\nadmin: {token: x}\n").unwrap();
+    assert_eq!(config.admin.unwrap().listen, "127.0.0.1:9300".parse().unwrap());
+}
+
+#[test]
+fn a_key_and_its_hash_are_one_key() {
+    // printf %s secret | sha256sum
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    let keys = |second: &str| {
+        load(&format!(
+            "backends: [http://a]\nauth: {{keys: [{{name: a, key: secret}}, {{name: b, key: \"{second}\"}}]}}\n"
+        ))
+    };
+    let found = keys(&format!("sha256:{}", hash.to_uppercase())).unwrap_err();
+    assert_eq!(found, ["2:54: auth.keys[1].key: the key was given already (see auth.keys[0].key)"]);
+    assert!(keys(&format!("sha256:{}0", &hash[1..])).is_ok(), "another hash");
+    for wrong in ["sha256:", "sha256:abc", &format!("sha256:{}g", &hash[1..]), &format!("sha256:{hash}0")] {
+        assert_eq!(
+            keys(wrong).unwrap_err(),
+            ["2:54: auth.keys[1].key: expected 64 hex digits after `sha256:`"],
+            "{wrong}"
+        );
     }
 }
 
@@ -322,11 +372,6 @@ fn what_this_version_lacks_is_refused_in_so_many_words() {
     for (text, expected) in cases {
         assert_eq!(mistake_beside(text), format!("{expected} is not supported by this version"));
     }
-    let (dir, text) = whole_example();
-    let text = text.replace("key: tls/key.pem", "client_ca: x\n      key: tls/key.pem");
-    let found = load_in(&text, dir.path()).unwrap_err();
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].contains("listeners[0].tls.client_ca: `listeners[].tls.client_ca` is not supported"));
 }
 
 #[test]

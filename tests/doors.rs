@@ -10,7 +10,7 @@ use support::backend::Backend;
 use support::client::Client;
 use support::proxy::{Proxy, config};
 use support::wire::Message;
-use thundergate::config::{Admin, OnTimeout, Secret, Tls};
+use thundergate::config::{Admin, OnTimeout, Secret, Tls, TlsVersion};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -77,7 +77,7 @@ async fn the_admin_listener_asks_for_its_token_and_the_main_one_knows_nothing_of
     let backend = Backend::start().await;
     let mut config = config(&[&backend]);
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.admin = Some(Admin { listen, token: Some(Secret("t0ken".into())) });
+    config.admin = Some(Admin { listen, token: Some(Secret("t0ken".into())), ..Admin::default() });
     let proxy = Proxy::with(config).await;
     let mut main = proxy.client().await;
     for (path, status) in [("/programs", 404), ("/backends", 404), ("/health", 200), ("/livez", 200), ("/readyz", 200)]
@@ -109,7 +109,7 @@ async fn a_tls_listener_serves_both_protocols() {
     std::fs::write(&cert, made.cert.pem()).expect("writable");
     std::fs::write(&key, made.signing_key.serialize_pem()).expect("writable");
     let mut config = config(&[&backend]);
-    config.listeners[0].tls = Some(Tls { cert, key, client_ca: None });
+    config.listeners[0].tls = Some(Tls { cert, key, client_ca: None, min_version: TlsVersion::V1_2 });
     let proxy = Proxy::with(config).await;
     let root = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
     let base = || reqwest::Client::builder().add_root_certificate(root.clone()).no_proxy();

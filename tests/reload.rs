@@ -152,6 +152,40 @@ async fn a_mistake_changes_nothing_and_is_told_with_its_place() {
 }
 
 #[tokio::test]
+async fn every_limit_holds_from_the_reload_that_sets_it() {
+    let mut backend = Backend::start().await;
+    let auth = "auth: {keys: [{name: a, key: one}]}\n";
+    let home = Home::with(&yaml(&[&backend], auth));
+    let process = Process::serve(&home.file, &[]);
+    let (address, admin) = (process.ready().await, process.address(1).await);
+    let common = yaml(&[&backend], auth);
+    let limit = async |limits: &str| {
+        home.write(&format!("{common}limits: {{{limits}}}\n"));
+        assert_eq!(ask(admin, "POST", "/reload").await.status(), 200, "{limits}");
+    };
+    let (mut first, mut client) = (Client::connect(address).await, Client::connect(address).await);
+    first.post(CHAT, KEY, STEP).await;
+    let running = backend.next().await;
+    for (limits, refused) in [
+        ("body: 80, body_total: 80", (503, "overloaded")),
+        ("json_depth: 1", (400, "invalid_json")),
+        ("per_key: {concurrent: 1}", (429, "rate_limited")),
+        ("per_key: {requests_per_minute: 1}", (429, "rate_limited")),
+    ] {
+        limit(limits).await;
+        client.post(CHAT, KEY, STEP).await;
+        assert_eq!(code(&client.response().await), (refused.0, Some(refused.1.to_owned())), "{limits}");
+    }
+    limit("connections: 2").await;
+    assert!(Client::connect(address).await.closed().await);
+    running.json(200, WHOLE).await;
+    assert_eq!(first.response().await.status(), 200);
+    client.post(CHAT, KEY, STEP).await;
+    backend.next().await.json(200, WHOLE).await;
+    assert_eq!(client.response().await.status(), 200, "and those that are gone hold no more");
+}
+
+#[tokio::test]
 async fn what_needs_a_new_process_is_refused_whole_with_the_remedy() {
     let backend = Backend::start().await;
     let home = Home::with(&yaml(&[&backend], ""));

@@ -18,6 +18,7 @@ use support::client::{Client, H2, post_head};
 use support::pingora::{Running, serve};
 use support::wire::Message;
 use support::{noise, within};
+use thundergate::body::budget::Charge;
 use thundergate::body::replay::{self, Bounds, Stop};
 
 const SIZES: [usize; 8] = [0, 200, 65_536, 65_537, 70_000, 131_000, 1_000_000, 20_000_000];
@@ -45,7 +46,7 @@ impl ProxyHttp for Replaying {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         session.as_downstream_mut().set_pipelining_enabled(true);
-        match replay::read(session, self.bounds).await {
+        match replay::read(session, self.bounds, &mut Charge::default()).await {
             Ok(body) => {
                 ctx.body = (self.change)(body);
                 Ok(false)

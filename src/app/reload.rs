@@ -41,6 +41,8 @@ impl App {
         logging::set_level(&new.logging.level);
         self.settings.store(Arc::clone(&new));
         self.gate.reload(&new);
+        self.bodies.resize(new.limits.body_total);
+        self.fleet.confine(new.admin.as_ref());
         self.fleet.reload(&new.models, &new.metrics);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! the real body in its place. All of this leans on internals of that one version; `tests/replay.rs` is the proof
 //! that they hold.
 
+use super::budget::Charge;
 use crate::error::Refusal;
 use bytes::{Bytes, BytesMut};
 use http::{Method, header};
@@ -60,12 +61,14 @@ enum Collected {
 ///
 /// # Errors
 ///
-/// `BodyTooLarge` and `RequestTimeout` when `bounds` are passed; `Gone` when the connection is of no more use.
-pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, Stop> {
+/// `BodyTooLarge` and `RequestTimeout` when `bounds` are passed, `Overloaded` when `charge` can take no more; `Gone`
+/// when the connection is of no more use.
+pub async fn read(session: &mut Session, bounds: Bounds, charge: &mut Charge) -> Result<Bytes, Stop> {
     let length = content_length(session.req_header());
     if length.is_some_and(|length| length > bounds.size) {
         return Err(too_large(bounds));
     }
+    charge.expect(length.unwrap_or(0))?;
     if expects_continue(session.req_header()) {
         let answered = session.downstream_session.write_continue_response().await;
         answered.map_err(|e| Stop::Gone(e.into_down()))?;
@@ -74,7 +77,7 @@ pub async fn read(session: &mut Session, bounds: Bounds) -> Result<Bytes, Stop> 
     if session.is_http2() || length.is_none_or(|length| length <= OWN_MARKER) {
         session.enable_retry_buffering();
     }
-    let body = collect(session, length, bounds).await?;
+    let body = collect(session, length, bounds, charge).await?;
     let in_pieces = matches!(body, Collected::Many(_));
     let body = body.finish();
     if !body.is_empty() && !session.is_http2() {
@@ -106,7 +109,12 @@ pub fn replay(body: &mut Option<Bytes>, end_of_stream: bool, full: &Bytes) {
     *body = Some(if end_of_stream { full.clone() } else { Bytes::new() });
 }
 
-async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -> Result<Collected, Stop> {
+async fn collect(
+    session: &mut Session,
+    length: Option<usize>,
+    bounds: Bounds,
+    charge: &mut Charge,
+) -> Result<Collected, Stop> {
     let started = Instant::now();
     let mut collected = Collected::Nothing;
     loop {
@@ -123,6 +131,7 @@ async fn collect(session: &mut Session, length: Option<usize>, bounds: Bounds) -
                 if collected.len() + piece.len() > bounds.size {
                     return Err(too_large(bounds));
                 }
+                charge.grow(piece.len())?;
                 collected.push(piece, length);
             }
         }

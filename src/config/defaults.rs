@@ -1,7 +1,7 @@
 //! The one place for defaults, and the small constructors around them.
 
 use super::tree::{
-    Access, AccessFormat, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
+    Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
     OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
 use super::{Anonymous, humane};
@@ -45,6 +45,13 @@ impl Listener {
     #[must_use]
     pub fn plain(address: SocketAddr) -> Self {
         Self { address, tls: None }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 9300));
+        Self { listen, token: None, allow_backends: None }
     }
 }
 
@@ -129,7 +136,7 @@ impl Default for Identity {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 64 << 20, json_depth: 128, connections: 20_000, per_key: PerKey::default() }
+        Self { body: 64 << 20, body_total: 2 << 30, json_depth: 128, connections: 20_000, per_key: PerKey::default() }
     }
 }
 
@@ -138,6 +145,7 @@ impl Default for Timeouts {
         Self {
             connect: seconds(2),
             request_header: seconds(10),
+            client_idle: seconds(60),
             first_byte: minutes(30),
             stream_idle: minutes(10),
             grace: minutes(10),

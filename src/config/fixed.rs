@@ -17,6 +17,8 @@ pub fn changes(running: &Config, new: &Config) -> Vec<Mistake> {
     let admin = |config: &Config| config.admin.as_ref().map(|admin| admin.listen);
     fixed(admin(running) == admin(new), "admin.listen".into(), "another admin listener");
     fixed(running.state.snapshot == new.state.snapshot, "state.snapshot".into(), "another file for the state");
+    let idle = running.timeouts.client_idle == new.timeouts.client_idle;
+    fixed(idle, "timeouts.client_idle".into(), "another time for idle connections");
     for (index, pool) in new.models.iter().enumerate() {
         let path = format!("models[{index}]");
         match running.models.iter().find(|known| known.name == pool.name) {
@@ -49,9 +51,9 @@ mod tests {
     #[test]
     fn sockets_pools_engines_and_routing_need_a_new_process() {
         assert_eq!(paths(|new| new.listeners.clear()), ["listeners"]);
-        let listen = "127.0.0.1:9300".parse().unwrap();
-        assert_eq!(paths(|new| new.admin = Some(Admin { listen, token: None })), ["admin.listen"]);
+        assert_eq!(paths(|new| new.admin = Some(Admin::default())), ["admin.listen"]);
         assert_eq!(paths(|new| new.state.snapshot = Some("state".into())), ["state.snapshot"]);
+        assert_eq!(paths(|new| new.timeouts.client_idle *= 2), ["timeouts.client_idle"]);
         assert_eq!(paths(|new| new.models[1].name = "c".into()), ["models[1]", "models"]);
         assert_eq!(paths(|new| new.models[1].engine = Engine::Sglang), ["models[1].engine"]);
         assert_eq!(paths(|new| new.models[0].routing = Routing::RoundRobin), ["models[0].routing"]);

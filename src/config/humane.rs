@@ -117,7 +117,10 @@ fn parse_host_port(text: &str) -> Result<HostPort, String> {
 
 // === the same for serde ===
 
-fn read<'de, D: Deserializer<'de>, T>(source: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
+pub(super) fn read<'de, D: Deserializer<'de>, T>(
+    source: D,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
     let text = String::deserialize(source)?;
     parse(&text).map_err(de::Error::custom)
 }

@@ -4,9 +4,11 @@
 //! schema; the two that do not (the root and the scheduler) have theirs in `yaml.rs`. Defaults are in
 //! `defaults.rs`.
 
+use super::allow::HostPattern;
 use super::humane;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,7 +47,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
 }
 
-/// Certificate and key of a listener. Relative paths start at the directory of the YAML file.
+/// Certificate and key of a listener. Relative paths start at the directory of the YAML file. Changed files are
+/// read anew within seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -53,22 +56,40 @@ pub struct Tls {
     pub cert: PathBuf,
     /// PEM file with the private key.
     pub key: PathBuf,
-    /// PEM file with the authorities whose client certificates are accepted.
-    #[serde(skip)]
+    /// PEM file with the authorities whose client certificates are accepted; every client needs one then.
+    #[serde(default)]
     pub client_ca: Option<PathBuf>,
+    /// The oldest version of TLS that is spoken.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    #[serde(rename = "1.3")]
+    V1_3,
 }
 
 /// A listener of its own for the control endpoints.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// IP address and port, such as `127.0.0.1:9300`. Anything but loopback needs a token.
+    /// IP address and port. Anything but loopback needs a token.
     #[serde(deserialize_with = "humane::address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
-    /// What clients send as `Authorization: Bearer TOKEN`. None asked for when absent.
-    #[serde(default)]
+    /// What clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. None asked for when absent.
     pub token: Option<Secret>,
+    /// Where backends that are added at run time may be: networks (`10.0.0.0/8`), addresses, host names (`gpu1`),
+    /// names below a domain (`*.vllm.svc`). Without it anywhere but link-local addresses, where clouds keep their
+    /// credentials.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub allow_backends: Option<Vec<HostPattern>>,
 }
 
 /// Never printed: `Debug` shows `***`.
@@ -76,6 +97,23 @@ pub struct Admin {
 #[serde(transparent)]
 #[schemars(inline)]
 pub struct Secret(pub String);
+
+impl Secret {
+    /// SHA-256 of the secret, which may be given as `sha256:` and its hash.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn digest(&self) -> Result<[u8; 32], &'static str> {
+        let Some(hex) = self.0.strip_prefix("sha256:") else {
+            return Ok(Sha256::digest(&self.0).into());
+        };
+        let digits: Vec<u8> = hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+        let whole = hex.len() == 64 && digits.len() == 64;
+        bytes.try_into().ok().filter(|_| whole).ok_or("expected 64 hex digits after `sha256:`")
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -354,7 +392,7 @@ pub struct Identity {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// Keys that clients send as `Authorization: Bearer KEY`; without any, everybody may.
+    /// Keys that clients send as `Authorization: Bearer KEY` or `x-api-key: KEY`; without any, everybody may.
     pub keys: Vec<ApiKey>,
 }
 
@@ -364,11 +402,19 @@ pub struct Auth {
 pub struct ApiKey {
     /// Shown in logs in place of the key.
     pub name: String,
-    /// The key itself.
+    /// The key itself, or `sha256:` and its hash in hex.
     pub key: Secret,
     /// Programs are kept apart by tenant; the key's name when absent.
     #[serde(default)]
     pub tenant: String,
+}
+
+impl ApiKey {
+    /// Whose key it is.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        if self.tenant.is_empty() { &self.name } else { &self.tenant }
+    }
 }
 
 /// Bounds on what clients may ask for.
@@ -379,6 +425,10 @@ pub struct Limits {
     #[serde(with = "humane::size")]
     #[schemars(with = "humane::SizeText")]
     pub body: usize,
+    /// All request bodies together, from the first byte to the end of the answer; beyond it requests get 503.
+    #[serde(with = "humane::size")]
+    #[schemars(with = "humane::SizeText")]
+    pub body_total: usize,
     /// Deepest nesting of a JSON body.
     #[schemars(range(min = 1))]
     pub json_depth: usize,
@@ -412,10 +462,14 @@ pub struct Timeouts {
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
     pub connect: Duration,
-    /// For a client to send its request header.
+    /// For a client's TLS handshake, for its request header, and for a pause within its request body.
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
     pub request_header: Duration,
+    /// How long a client's connection may be idle between two requests.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    pub client_idle: Duration,
     /// From the request sent to the backend's first byte: queueing and prefill there.
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]

@@ -72,9 +72,12 @@ impl Check {
             if let Some(tls) = &listener.tls {
                 self.readable(&tls.cert, format!("{path}.tls.cert"));
                 self.readable(&tls.key, format!("{path}.tls.key"));
+                if let Some(ca) = &tls.client_ca {
+                    self.readable(ca, format!("{path}.tls.client_ca"));
+                }
             }
         }
-        if let Some(Admin { listen, token }) = &config.admin {
+        if let Some(Admin { listen, token, .. }) = &config.admin {
             free(self, *listen, "admin.listen".into());
             self.that(
                 listen.ip().is_loopback() || token.is_some(),
@@ -82,6 +85,7 @@ impl Check {
                 format!("{listen} can be reached from outside: set `admin.token`"),
             );
             self.secret(token.as_ref(), "admin.token".into());
+            self.hash(token.as_ref(), "admin.token");
         }
     }
 
@@ -217,8 +221,19 @@ impl Check {
             self.once(&mut names, key.name.clone(), &name_path, message);
             let key_path = format!("{path}.key");
             let message = "the key was given already".to_owned();
-            self.once(&mut values, key.key.0.clone(), &key_path, message);
+            // A key and its hash are the same key.
+            if let Ok(digest) = key.key.digest() {
+                self.once(&mut values, digest, &key_path, message);
+            }
+            self.hash(Some(&key.key), &key_path);
             self.secret(Some(&key.key), key_path);
+        }
+    }
+
+    /// What may be given as a hash.
+    fn hash(&mut self, secret: Option<&Secret>, path: &str) {
+        if let Some(Err(message)) = secret.map(Secret::digest) {
+            self.that(false, path, message);
         }
     }
 
@@ -238,6 +253,8 @@ impl Check {
         for (count, key) in [(limits.json_depth, "json_depth"), (limits.connections, "connections")] {
             self.that(count > 0, format!("limits.{key}"), "must be above 0");
         }
+        let message = "must be at least `limits.body`, or a body of that size never gets in";
+        self.that(limits.body_total >= limits.body, "limits.body_total", message);
         let per_key = &limits.per_key;
         for (limit, key) in [
             (per_key.requests_per_minute, "requests_per_minute"),

@@ -240,6 +240,7 @@ impl File {
         for tls in config.listeners.iter_mut().filter_map(|l| l.tls.as_mut()) {
             tls.cert = dir.join(&tls.cert);
             tls.key = dir.join(&tls.key);
+            tls.client_ca = tls.client_ca.take().map(|ca| dir.join(ca));
         }
         if let Some(snapshot) = &mut config.state.snapshot {
             *snapshot = dir.join(&snapshot);

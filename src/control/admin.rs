@@ -1,10 +1,12 @@
 //! Who may use the admin listener.
 
-use super::ControlRequest;
-use crate::config::Admin;
+use super::{ControlRequest, ControlResponse, Listener};
+use crate::app::App;
+use crate::config::{Admin, Secret};
 use crate::error::Refusal;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
 use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -20,9 +22,9 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
     let (scheme, value) =
         given.and_then(|value| value.to_str().ok()?.split_once(' ')).ok_or(Refusal::AdminUnauthorized)?;
     let allowed = if scheme.eq_ignore_ascii_case("bearer") {
-        same_secret(value.trim().as_bytes(), token.0.as_bytes())
+        is_secret(value.trim().as_bytes(), token)
     } else if scheme.eq_ignore_ascii_case("basic") && request.method.is_safe() {
-        basic_password(value.trim()).is_some_and(|given| same_secret(&given, token.0.as_bytes()))
+        basic_password(value.trim()).is_some_and(|given| is_secret(&given, token))
     } else {
         false
     };
@@ -30,8 +32,30 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
 }
 
 /// Compares in a time that tells neither content nor length.
-fn same_secret(a: &[u8], b: &[u8]) -> bool {
-    Sha256::digest(a).ct_eq(&Sha256::digest(b)).into()
+fn is_secret(given: &[u8], secret: &Secret) -> bool {
+    // Validation refuses what is no hash.
+    secret.digest().is_ok_and(|digest| Sha256::digest(given).as_slice().ct_eq(&digest).into())
+}
+
+/// Whether a request may add backends, or have the configuration read again. That is more than any other call: a
+/// backend reads prompts, and the proxy connects to it; mistakes in the configuration are quoted in the answer. So it
+/// takes the admin token; where none is set, a client on this machine, with nothing between (whose own clients could be
+/// anywhere) and no browser (which sends what any page tells it to).
+pub(super) fn is_operator(app: &App, request: &ControlRequest) -> bool {
+    let settings = app.settings();
+    let admin = settings.admin.as_ref();
+    let with_token = request.listener == Listener::Admin && admin.is_some_and(|admin| admin.token.is_some());
+    let between = ["x-forwarded-for", "forwarded", "x-real-ip", "via", "origin", "sec-fetch-site"];
+    with_token || (request.local && !between.iter().any(|name| request.headers.contains_key(*name)))
+}
+
+/// Not silently: trainers of other machines that add their workers need to be told how.
+pub(super) fn not_an_operator() -> ControlResponse {
+    ControlResponse::detail(
+        StatusCode::FORBIDDEN,
+        "From this machine alone unless `admin.listen` and `admin.token` are set: send it there, with \
+         `Authorization: Bearer TOKEN`",
+    )
 }
 
 fn basic_password(encoded: &str) -> Option<Vec<u8>> {

@@ -1,5 +1,6 @@
 //! Backends at run time: list, add, drain and remove; and the names that slime and sglang-router have for it.
 
+use super::admin;
 use super::overview::{Overview, capacity, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
@@ -68,11 +69,15 @@ pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Ent
 }
 
 /// `POST /backends`.
-pub(super) fn add(app: &App, body: &[u8]) -> ControlResponse {
-    let added = serde_json::from_slice::<NewBackend>(body).map_err(|error| error.to_string()).and_then(|new| {
-        let url = new.url.clone();
-        Ok((add_backend(app, new)?, url))
-    });
+pub(super) fn add(app: &App, request: &ControlRequest) -> ControlResponse {
+    if !admin::is_operator(app, request) {
+        return admin::not_an_operator();
+    }
+    let added =
+        serde_json::from_slice::<NewBackend>(&request.body).map_err(|error| error.to_string()).and_then(|new| {
+            let url = new.url.clone();
+            Ok((add_backend(app, new)?, url))
+        });
     match added {
         Ok((id, url)) => {
             let body = json!({"id": id.0, "url": url.trim_end_matches('/')});
@@ -99,6 +104,9 @@ pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
 
 /// `POST /add_worker?url=…`. Adding one that is there is no error, as in slime.
 pub(super) fn add_worker(app: &App, request: &ControlRequest) -> ControlResponse {
+    if !admin::is_operator(app, request) {
+        return admin::not_an_operator();
+    }
     let Some(url) = query_value(request, "url") else {
         return worker_url_required();
     };
@@ -161,7 +169,7 @@ fn worker_url_required() -> ControlResponse {
 fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     let pool = pool_for(app, new.model.as_deref())?;
     let backend = config::Backend {
-        url: Url::parse(&new.url).map_err(|error| format!("url: {error}"))?,
+        url: config::parse_url(&new.url).map_err(|error| format!("url: {error}"))?,
         api_key: new.api_key.map(Secret),
         weight: new.weight.unwrap_or(1),
         capacity_tokens: new.capacity_tokens,

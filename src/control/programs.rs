@@ -4,7 +4,7 @@ use super::overview::{Overview, model_name};
 use super::thunderagent::Program;
 use super::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::gate::{PoolId, ProgramView};
 use crate::identity::Sources;
 use crate::scheduler::ProgramKey;
@@ -87,7 +87,7 @@ impl Scope {
             Self::Tenant(tenant) => vec![key(tenant, id)],
             Self::All => {
                 let keys = config.auth.keys.iter();
-                let tenants: BTreeSet<&str> = keys.map(|key| key.tenant.as_str()).collect();
+                let tenants: BTreeSet<&str> = keys.map(config::ApiKey::tenant).collect();
                 let named = tenants.iter().filter_map(|tenant| {
                     let id = id.strip_prefix(tenant)?.strip_prefix('/')?;
                     Some(key(tenant, id))

@@ -62,6 +62,7 @@ fn request(method: &str, target: &str) -> ControlRequest {
         headers: HeaderMap::new(),
         body: Bytes::new(),
         listener: Listener::Main,
+        local: true,
         tenant: None,
     }
 }

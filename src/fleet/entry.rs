@@ -3,11 +3,12 @@
 
 use super::link::{Failure, Link};
 use super::{Backend, BackendSettings, BackendStatus, Cause, Fault, Gauges, Origin, Sink};
-use crate::config::Eject;
+use crate::config::{Eject, Reach};
 use crate::scheduler::{BackendReport, Event};
 use crate::units::Tokens;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -73,6 +74,30 @@ impl Entry {
             checked: AtomicBool::new(false),
             state: Mutex::default(),
         }
+    }
+
+    /// Whether it may be connected to at all.
+    pub(super) fn may_be_within(&self, reach: &Reach) -> bool {
+        !self.is_confined() || reach.may_name(&self.backend.host)
+    }
+
+    /// What the configuration names itself may be anywhere.
+    fn is_confined(&self) -> bool {
+        self.backend.settings().origin == Origin::Api
+    }
+
+    /// Those of `addresses` that it may be connected to.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn within(&self, reach: &Reach, mut addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Failure> {
+        if self.is_confined() {
+            addresses.retain(|address| reach.permits(&self.backend.host, address.ip()));
+            if addresses.is_empty() {
+                return Err(Failure::OutOfReach);
+            }
+        }
+        Ok(addresses)
     }
 
     /// Tells the sink that it is there.

@@ -14,6 +14,9 @@ const MAX_PAGE: usize = 8 << 20;
 /// How many addresses of one name are tried in one go.
 const MAX_CANDIDATES: usize = 4;
 
+/// What is said of a backend that may not be where it is.
+pub(super) const OUT_OF_REACH: &str = "backends may not be added there (admin.allow_backends)";
+
 /// One address of a backend, and a client that goes nowhere else: what is checked is what the proxy will use.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -26,6 +29,8 @@ pub(super) struct Link {
 pub(super) enum Failure {
     #[error("its name does not resolve ({0})")]
     Unresolved(String),
+    #[error("{OUT_OF_REACH}")]
+    OutOfReach,
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]

@@ -140,6 +140,14 @@ impl Monitor {
     async fn check(&self) -> Result<(), Failure> {
         let current = self.entry.link.load().as_ref().map(|link| link.address);
         let addresses = link::resolve(&self.entry.backend, current, self.health().timeout).await?;
+        let addresses = match self.entry.within(&self.inner.reach.load(), addresses) {
+            Ok(addresses) => addresses,
+            Err(failure) => {
+                // The name, or the reach, is another one since.
+                self.entry.link.store(None);
+                return Err(failure);
+            }
+        };
         self.check_each(&addresses).await
     }
 

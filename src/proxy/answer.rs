@@ -29,6 +29,9 @@ impl Proxy {
         if let Some(backend) = &ctx.backend {
             head.insert_header(BACKEND, &backend.url)?;
         }
+        if let Some(key) = &ctx.key {
+            self.limits.tell(&self.app.settings().limits.per_key, key, head)?;
+        }
         if ctx.inference && head.status.is_success() && !is_encoded(head) {
             self.observe(head, ctx)?;
         }

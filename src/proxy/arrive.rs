@@ -2,24 +2,21 @@
 
 use super::Proxy;
 use super::auth::Key;
-use super::ctx::{Ctx, Guards, new_id};
+use super::ctx::{Ctx, Guards, is_usable_id, new_id};
 use super::reply;
-use super::route::{Inference, Route, normal};
+use super::route::{Inference, Route, is_ambiguous, normal};
 use crate::body::envelope::{Edits, Envelope, Forwarded};
 use crate::body::replay::{self, Bounds, Stop};
 use crate::config::Anonymous;
 use crate::control::{self, ControlRequest, ControlRoute};
-use crate::error::Refusal;
+use crate::error::{Refusal, echo};
 use crate::gate::{Admission, PoolId, Step, StepInfo};
 use crate::identity::final_step;
 use bytes::Bytes;
-use http::{Method, header};
+use http::Method;
 use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 use std::sync::Arc;
-
-/// How long a client's connection may be idle between two requests, seconds.
-const KEPT_IDLE: u64 = 60;
 
 /// What is left to do after a request has been looked at.
 pub enum Next {
@@ -31,9 +28,10 @@ impl Proxy {
     pub(super) async fn arrive(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
         self.prepare_connection(session);
         let request = session.req_header();
-        ctx.id = request.headers.get(&reply::REQUEST_ID).cloned().unwrap_or_else(new_id);
-        let unknown = || Refusal::NotFound(request.uri.path().to_owned());
-        let path = normal(request.uri.path()).ok_or_else(unknown)?;
+        let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
+        ctx.id = id.cloned().unwrap_or_else(new_id);
+        let unknown = || Refusal::NotFound(echo(request.uri.path()));
+        let path = normal(request.uri.path()).ok_or(Refusal::InvalidPath)?;
         let route = match Route::of(&request.method, &path) {
             Route::Unknown => return Err(unknown().into()),
             Route::Control(route) => {
@@ -41,6 +39,7 @@ impl Proxy {
                 return self.control(session, ctx, route, path).await;
             }
             _ if self.listener == control::Listener::Admin => return Err(unknown().into()),
+            _ if is_ambiguous(&path) => return Err(Refusal::InvalidPath.into()),
             route => route,
         };
         ctx.target = match request.uri.query() {
@@ -81,7 +80,8 @@ impl Proxy {
         downstream.set_write_timeout(Some(timeouts.stream_idle));
         // Unless the client wants it closed. Pingora itself would keep an idle connection for ever.
         if downstream.get_keepalive().is_some() {
-            downstream.set_keepalive(Some(KEPT_IDLE).filter(|_| !self.app.draining()));
+            let seconds = timeouts.client_idle.as_secs().max(1);
+            downstream.set_keepalive(Some(seconds).filter(|_| !self.app.draining()));
         }
     }
 
@@ -104,10 +104,15 @@ impl Proxy {
             headers: request.headers.clone(),
             body: Bytes::new(),
             listener: self.listener,
+            local: is_local(session),
             tenant: ctx.key.as_ref().map(|key| Arc::clone(&key.tenant)),
         };
         if route.reads_body() {
-            request.body = replay::read(session, Bounds { size: control::BODY_LIMIT, ..self.bounds() }).await?;
+            if on_main {
+                ctx.charge = self.app.bodies.charge();
+            }
+            let bounds = Bounds { size: control::BODY_LIMIT, ..self.bounds() };
+            request.body = replay::read(session, bounds, &mut ctx.charge).await?;
         }
         let response = control::handle(&self.app, request).await;
         ctx.answer.status = response.status.as_u16();
@@ -123,7 +128,7 @@ impl Proxy {
         inference: Inference,
     ) -> Result<(PoolId, StepInfo), Stop> {
         ctx.inference = true;
-        let body = replay::read(session, self.bounds()).await?;
+        let body = self.body(session, ctx).await?;
         let envelope = Envelope::scan(body, self.app.settings().limits.json_depth)?;
         let model = envelope.model();
         let pool = self.pool_of(model.as_deref())?;
@@ -152,27 +157,32 @@ impl Proxy {
         Ok((pool, info))
     }
 
-    /// The pool of a request that is passed through. Its body is read only where the model has to be known, or where
-    /// it could not be framed: HTTP/2 without a length, which Pingora ends twice upstream.
+    /// The pool of a request that is passed through. Its body is read all the same: so the model is known, no client
+    /// holds a place on a backend while its body trickles in, and all bodies are bounded.
     async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
-        let fleet = &self.app.fleet;
-        let unframed = session.is_http2() && session.get_header(header::CONTENT_LENGTH).is_none();
-        let choice = self.app.settings().models.len() > 1;
-        if session.is_body_empty() || !(unframed || choice) {
-            return Ok(fleet.pool_for(None).unwrap_or(PoolId(0)));
+        let mut pool = self.app.fleet.pool_for(None).unwrap_or(PoolId(0));
+        if session.is_body_empty() {
+            return Ok(pool);
         }
-        let body = replay::read(session, self.bounds()).await?;
-        let mut pool = fleet.pool_for(None).unwrap_or(PoolId(0));
+        let body = self.body(session, ctx).await?;
+        let settings = self.app.settings();
         // What is no JSON, such as a form with an audio file, goes to the first pool.
-        if choice && let Ok(envelope) = Envelope::scan(body.clone(), self.app.settings().limits.json_depth) {
+        if settings.models.len() > 1
+            && let Ok(envelope) = Envelope::scan(body.clone(), settings.limits.json_depth)
+        {
             pool = self.pool_of(envelope.model().as_deref())?;
         }
         ctx.body = Some(body);
         Ok(pool)
     }
 
+    async fn body(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Bytes, Stop> {
+        ctx.charge = self.app.bodies.charge();
+        replay::read(session, self.bounds(), &mut ctx.charge).await
+    }
+
     fn pool_of(&self, model: Option<&str>) -> Result<PoolId, Refusal> {
-        let unknown = || Refusal::UnknownModel(model.unwrap_or_default().to_owned());
+        let unknown = || Refusal::UnknownModel(echo(model.unwrap_or_default()));
         self.app.fleet.pool_for(model).ok_or_else(unknown)
     }
 
@@ -205,6 +215,12 @@ impl Proxy {
     }
 }
 
+/// The client is on this machine.
+fn is_local(session: &Session) -> bool {
+    let address = session.client_addr().and_then(|address| address.as_inet());
+    address.is_some_and(|address| address.ip().to_canonical().is_loopback())
+}
+
 /// Waits for the gate, or for the client to leave.
 pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission, Stop> {
     let Some(step) = &mut ctx.step else {
@@ -216,10 +232,6 @@ pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission,
 }
 
 async fn wait(session: &mut Session, step: &mut Step) -> Result<Admission, Stop> {
-    if !session.is_body_done() {
-        // The body streams through: to look whether the client is there would take a byte of it.
-        return Ok(step.admitted().await?);
-    }
     loop {
         tokio::select! {
             biased;

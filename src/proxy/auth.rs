@@ -3,35 +3,41 @@
 use crate::config::Auth;
 use crate::error::Refusal;
 use http::{HeaderMap, header};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::sync::Arc;
-use subtle::ConstantTimeEq;
 
-/// All keys. Without any, everybody may.
-pub struct Keys(Vec<Arc<Key>>);
+/// All keys by their SHA-256, as they may be given. What is shown is hashed too before it is looked up, so that the
+/// time that takes tells nothing of any key, and does not grow with their number.
+pub struct Keys {
+    by_hash: HashMap<[u8; 32], Arc<Key>>,
+    required: bool,
+}
 
 /// One key of `auth.keys`.
 pub struct Key {
     pub name: String,
     pub tenant: Arc<str>,
-    secret: String,
 }
 
 // === impl Keys ===
 
 impl Keys {
+    /// Without any, everybody may.
     #[must_use]
     pub fn new(auth: &Auth) -> Self {
         let key = |key: &crate::config::ApiKey| {
-            let tenant = if key.tenant.is_empty() { &key.name } else { &key.tenant };
-            Arc::new(Key { name: key.name.clone(), tenant: tenant.as_str().into(), secret: key.key.0.clone() })
+            let entry = Arc::new(Key { name: key.name.clone(), tenant: key.tenant().into() });
+            // Validation refuses what is no hash; here it is a key that nobody has.
+            Some((key.key.digest().ok()?, entry))
         };
-        Self(auth.keys.iter().map(key).collect())
+        Self { by_hash: auth.keys.iter().filter_map(key).collect(), required: !auth.keys.is_empty() }
     }
 
     /// Clients need a key.
     #[must_use]
     pub fn required(&self) -> bool {
-        !self.0.is_empty()
+        self.required
     }
 
     /// Whose key the request has, in `Authorization: Bearer` or `x-api-key`; `None` when none is needed.
@@ -43,19 +49,9 @@ impl Keys {
             return Ok(None);
         }
         let shown = [bearer(headers), headers.get("x-api-key").map(|key| key.as_bytes())];
-        let key = shown.into_iter().flatten().find_map(|shown| self.find(shown));
+        let find = |shown: &[u8]| self.by_hash.get(<[u8; 32]>::from(Sha256::digest(shown)).as_slice());
+        let key = shown.into_iter().flatten().find_map(find);
         key.map(Some).ok_or(Refusal::Unauthorized)
-    }
-
-    /// Takes as long whichever key it is, and however much of it is right.
-    fn find(&self, shown: &[u8]) -> Option<&Arc<Key>> {
-        let mut found = None;
-        for key in &self.0 {
-            if bool::from(key.secret.as_bytes().ct_eq(shown)) {
-                found = Some(key);
-            }
-        }
-        found
     }
 }
 
@@ -100,6 +96,22 @@ mod tests {
             assert_eq!(tenant("authorization", value), None, "{value}");
         }
         assert_eq!(keys().check(&HeaderMap::new()).err(), Some(Refusal::Unauthorized));
+    }
+
+    #[test]
+    fn a_key_may_be_known_by_its_hash_alone() {
+        let hash = format!("sha256:{:X}", Sha256::digest("secret-one"));
+        let key = ApiKey { name: "one".into(), key: Secret(hash.clone()), tenant: String::new() };
+        let keys = Keys::new(&Auth { keys: vec![key] });
+        let shown = |key: &str| {
+            let headers = HeaderMap::from_iter([("x-api-key".parse().unwrap(), HeaderValue::try_from(key).unwrap())]);
+            keys.check(&headers).is_ok()
+        };
+        assert!(shown("secret-one"));
+        assert!(!shown(&hash), "the hash is not the key");
+        assert!(!shown("secret-two"));
+        let broken = ApiKey { name: "one".into(), key: Secret("sha256:1".into()), tenant: String::new() };
+        assert!(Keys::new(&Auth { keys: vec![broken] }).check(&HeaderMap::new()).is_err(), "nobody, and not everybody");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::auth::Key;
 use super::observe::Observer;
 use super::pulse::{Busy, Pulse};
 use crate::app::OpenGuard;
+use crate::body::budget::Charge;
 use crate::error::Refusal;
 use crate::fleet::{Awaited, Backend};
 use crate::gate::{Admission, PoolId, Step};
@@ -14,6 +15,9 @@ use http::HeaderValue;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Bytes of a request id.
+const MAX_ID: usize = 128;
 
 pub struct Ctx {
     pub arrived: Instant,
@@ -35,6 +39,8 @@ pub struct Ctx {
     pub unreached: usize,
     /// What goes upstream in place of the body that was read; `None`: the body streams through.
     pub body: Option<Bytes>,
+    /// Room for it.
+    pub charge: Charge,
     /// An inference endpoint: the answer is observed.
     pub inference: bool,
     /// The usage event was asked for by us alone.
@@ -90,6 +96,7 @@ impl Ctx {
             awaited: None,
             unreached: 0,
             body: None,
+            charge: Charge::default(),
             inference: false,
             strip_usage: false,
             answer: Answer::default(),
@@ -137,6 +144,14 @@ impl Ctx {
         };
         self.settle(outcome);
     }
+}
+
+/// Whether a client's `x-request-id` may be taken over: no longer than anybody needs, and of characters that mean
+/// nothing to a header, a log, a shell or a terminal.
+#[must_use]
+pub fn is_usable_id(id: &HeaderValue) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@,~|".contains(byte);
+    (1..=MAX_ID).contains(&id.len()) && id.as_bytes().iter().all(plain)
 }
 
 /// A new request id: 128 bits that no other request will have.

@@ -3,7 +3,6 @@
 use super::Proxy;
 use super::ctx::{Answer, Ctx};
 use super::pulse::Busy;
-use super::reply;
 use crate::body::replay::Stop;
 use crate::error::Refusal;
 use crate::fleet::Fault;
@@ -95,7 +94,7 @@ impl Proxy {
         // Pingora drops the connection after an error, whatever is said here.
         session.set_keepalive(None);
         let told = match answered {
-            false => reply::refuse(session, &ctx.id, &refusal).await,
+            false => self.refuse(session, ctx, &refusal).await,
             true if ctx.answer.events => break_off(session, &mut ctx.answer, &refusal).await,
             // Less than its length, or chunks without an end: the client sees that it is not whole.
             true => Ok(()),

@@ -3,12 +3,17 @@
 use super::Proxy;
 use super::ctx::Ctx;
 use super::failure::CLIENT_GONE;
-use crate::scheduler::Outcome;
+use super::observe::Observer;
+use crate::scheduler::{Outcome, Usage};
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
+use crate::units::Tokens;
 use pingora::Error;
 use pingora_proxy::Session;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
+
+/// Of English text and JSON, as long as nothing better is known.
+const BYTES_PER_TOKEN: usize = 4;
 
 impl Proxy {
     pub(super) fn record(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
@@ -33,9 +38,9 @@ impl Proxy {
         metrics.request_finished(status, ended - ctx.arrived);
         if let Some(usage) = ctx.answer.usage {
             metrics.usage(usage);
-            if let Some(key) = &ctx.key {
-                self.limits.used(key, usage);
-            }
+        }
+        if let (Some(key), Some(usage)) = (&ctx.key, ctx.answer.usage.or_else(|| guessed(ctx))) {
+            self.limits.used(key, usage);
         }
         if let (500.., None, Some(backend)) = (status, &ctx.refusal, &ctx.backend) {
             telemetry.metrics.upstream_error(&backend.url, UpstreamError::Status5xx);
@@ -63,6 +68,15 @@ impl Proxy {
         };
         profiles.step_finished(program, &times);
     }
+}
+
+/// What a step used of which no usage was seen: a client that leaves before the last event is not served for nothing.
+fn guessed(ctx: &Ctx) -> Option<Usage> {
+    let refused = !matches!(ctx.answer.status, 0 | 200..=299);
+    let body = ctx.body.as_ref().filter(|_| ctx.inference && ctx.answer.sent.is_some() && !refused)?;
+    let prompt = Tokens((body.len() / BYTES_PER_TOKEN) as u64);
+    let completion = Tokens(ctx.answer.observer.as_ref().map_or(0, Observer::output));
+    Some(Usage { prompt, completion, cached: None })
 }
 
 fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {

@@ -1,5 +1,7 @@
 //! Answers of our own: refusals and the control API.
 
+use super::Proxy;
+use super::ctx::Ctx;
 use crate::control::{ControlBody, ControlResponse};
 use crate::error::Refusal;
 use bytes::Bytes;
@@ -19,11 +21,21 @@ const WORTH_READING: u64 = 64 * 1024;
 /// connection, and with it the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Sends `refusal` in OpenAI's shape.
-///
-/// # Errors
-/// The client is gone.
-pub async fn refuse(session: &mut Session, id: &HeaderValue, refusal: &Refusal) -> pingora::Result<()> {
+impl Proxy {
+    /// Sends `refusal` in OpenAI's shape.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub(super) async fn refuse(&self, session: &mut Session, ctx: &Ctx, refusal: &Refusal) -> pingora::Result<()> {
+        let mut head = refusal_head(&ctx.id, refusal)?;
+        if let Some(key) = &ctx.key {
+            self.limits.tell(&self.app.settings().limits.per_key, key, &mut head)?;
+        }
+        whole(session, head, refusal.body()).await
+    }
+}
+
+fn refusal_head(id: &HeaderValue, refusal: &Refusal) -> pingora::Result<ResponseHeader> {
     let mut head = ResponseHeader::build(refusal.status(), Some(8))?;
     head.insert_header(header::CONTENT_TYPE, "application/json")?;
     head.insert_header(ERROR, refusal.code())?;
@@ -37,7 +49,7 @@ pub async fn refuse(session: &mut Session, id: &HeaderValue, refusal: &Refusal) 
         Refusal::MethodNotAllowed => head.insert_header(header::ALLOW, "POST")?,
         _ => {}
     }
-    whole(session, head, refusal.body()).await
+    Ok(head)
 }
 
 /// Sends what the control API answered.

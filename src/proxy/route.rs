@@ -4,6 +4,7 @@ use crate::body::envelope::AskUsage;
 use crate::config::Engine;
 use crate::control::{self, ControlRoute};
 use http::Method;
+use percent_encoding::percent_decode;
 use std::borrow::Cow;
 
 /// Where a request goes.
@@ -101,6 +102,28 @@ pub fn normal(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(format!("/{}{last}", segments.join("/"))))
 }
 
+/// Whether a backend, or a proxy before it, that decodes more than [`normal`] does could read `path` (which is
+/// normal) as another: one with dot segments behind encoded slashes, with backslashes for slashes, with parameters.
+/// The escapes of escapes are undone too. Control characters mean nothing good either.
+#[must_use]
+pub fn is_ambiguous(path: &str) -> bool {
+    let mut read = Cow::Borrowed(path.as_bytes());
+    if !read.iter().any(|byte| b"%\\;".contains(byte)) {
+        return false;
+    }
+    loop {
+        let dots = |segment: &[u8]| matches!(segment.split(|byte| *byte == b';').next(), Some(b"." | b".."));
+        if read.iter().any(u8::is_ascii_control) || read.split(|byte| b"/\\".contains(byte)).any(dots) {
+            return true;
+        }
+        let decoded: Vec<u8> = percent_decode(&read).collect();
+        if decoded.len() == read.len() {
+            return false;
+        }
+        read = Cow::Owned(decoded);
+    }
+}
+
 fn unescape(path: &str) -> Option<String> {
     let mut plain = String::with_capacity(path.len());
     let mut rest = path;
@@ -152,6 +175,31 @@ mod tests {
         for path in ["/a/%2e%2e/b", "/%25%32%65%2e/x", "/%25%32%65/", "/%2e/%2E%2e", "/a//%2f//b/."] {
             let once = normal(path).expect("absolute").into_owned();
             assert_eq!(normal(&once).expect("absolute"), once, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_others_may_read_as_another_is_seen() {
+        for path in [
+            "/v1/..%2fmetrics",
+            "/v1/x%2F..%2F..%2Fmetrics",
+            "/v1/..%5cmetrics",
+            "/v1/..\\metrics",
+            "/v1/%252e%252e/metrics",
+            "/v1/%25252e%25252e/metrics",
+            "/v1/..;/metrics",
+            "/v1/..%3bx/metrics",
+            "/v1/a%00",
+            "/v1/a%0d%0aX:%20y",
+            "/v1/a%7f",
+        ] {
+            let path = normal(path).expect("absolute");
+            assert!(path.starts_with("/v1/") && is_ambiguous(&path), "{path}");
+        }
+        for path in
+            ["/v1/models/org%2Fname", "/v1/a%20b", "/v1/a..b", "/v1/...", "/v1/a;b=c", "/v1/caf%C3%A9", "/v1/%25"]
+        {
+            assert!(!is_ambiguous(path), "{path}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! Where connections come in: counted, limited, and timed.
 
 use super::line::Line;
-use crate::app::{App, Open};
+use super::tls::Certificates;
+use crate::app::{App, Open, OpenGuard};
 use crate::control::Listener as Side;
 use crate::proxy::Proxy;
 use crate::proxy::pulse::{CONNECTION, Pulse};
@@ -12,13 +13,14 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// An HTTP/1.1 connection is closed after this many requests, to give back what its buffers have grown to.
 const REQUESTS_PER_CONNECTION: u32 = 10_000;
 
-/// As Pingora has it for HTTP/1.1.
-const IDLE: Duration = Duration::from_secs(60);
+/// Connections to backends that are kept for the next request, all backends together.
+const IDLE_UPSTREAM: usize = 4096;
 
 /// A held step keeps its stream open, and a client may have all its programs on one connection.
 const STREAMS: u32 = 1024;
@@ -27,43 +29,83 @@ const STREAMS: u32 = 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
+/// place, and who knocks there takes no place of a client.
+const ADMIN_CONNECTIONS: usize = 256;
+
 pub struct Door {
-    proxy: Arc<HttpProxy<Proxy>>,
     app: Arc<App>,
-    connections: Arc<Open>,
-    /// Operators get in when clients have taken every place.
-    limited: bool,
+    side: Side,
+    proxy: Arc<HttpProxy<Proxy>>,
+    seats: Arc<Seats>,
+    tls: Option<Arc<Certificates>>,
     /// Connections end after the request that they have.
     leave: ShutdownWatch,
 }
 
-/// Ends the connections of a door that have no request.
-pub struct Closer(Arc<HttpProxy<Proxy>>);
+/// The connections of one side, all its listeners together.
+#[derive(Default)]
+pub struct Seats {
+    open: Arc<Open>,
+    full: AtomicBool,
+}
+
+/// Makes what serves requests, behind any number of doors. `idle` is how long a connection is kept between two.
+pub fn http(proxy: Proxy, idle: Duration) -> Arc<HttpProxy<Proxy>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let conf = ServerConf { threads, upstream_keepalive_pool_size: IDLE_UPSTREAM, ..ServerConf::default() };
+    let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
+    proxy.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
+    options.h2_idle_timeout = Some(idle);
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options());
+    Arc::new(proxy)
+}
+
+// === impl Seats ===
+
+impl Seats {
+    /// Waits until every connection is closed.
+    pub async fn empty(&self) {
+        self.open.idle().await;
+    }
+
+    /// `None` when all are taken; said once, until there is one again.
+    fn take(&self, limit: usize) -> Option<OpenGuard> {
+        let place = self.open.enter();
+        let full = self.open.count() > limit;
+        if full && !self.full.swap(true, Ordering::Relaxed) {
+            log::warn!("connections are refused: {limit} are open (limits.connections)");
+        } else if !full && self.full.load(Ordering::Relaxed) {
+            self.full.store(false, Ordering::Relaxed);
+        }
+        (!full).then_some(place)
+    }
+}
 
 // === impl Door ===
 
 impl Door {
-    /// The door of one side; `connections` counts those of all.
+    /// `proxy` is that of `side`.
     pub fn new(
         app: Arc<App>,
         side: Side,
-        conf: &Arc<ServerConf>,
-        connections: Arc<Open>,
+        proxy: Arc<HttpProxy<Proxy>>,
+        seats: Arc<Seats>,
+        tls: Option<Arc<Certificates>>,
         leave: ShutdownWatch,
     ) -> Self {
-        let mut proxy = HttpProxy::new(Proxy::new(Arc::clone(&app), side), Arc::clone(conf));
-        proxy.handle_init_modules();
-        let mut options = HttpServerOptions::default();
-        options.h2c = true;
-        options.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
-        options.h2_idle_timeout = Some(IDLE);
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(h2_options());
-        Self { proxy: Arc::new(proxy), app, connections, limited: side == Side::Main, leave }
+        Self { app, side, proxy, seats, tls, leave }
     }
 
-    pub fn closer(&self) -> Closer {
-        Closer(Arc::clone(&self.proxy))
+    fn limit(&self) -> usize {
+        match self.side {
+            Side::Main => self.app.settings().limits.connections,
+            Side::Admin => ADMIN_CONNECTIONS,
+        }
     }
 }
 
@@ -71,26 +113,17 @@ impl Door {
 impl ServerApp for Door {
     /// That the door is closed means nothing to those who came in; `leave` does.
     async fn process_new(self: &Arc<Self>, connection: Stream, _closed: &ShutdownWatch) -> Option<Stream> {
-        let _place = self.connections.enter();
-        let (limit, head) = {
-            let settings = self.app.settings();
-            (settings.limits.connections, settings.timeouts.request_header)
+        // Before the handshake, which costs more than anything else that a stranger can ask for.
+        let _place = self.seats.take(self.limit())?;
+        // For the handshake, and for each head after it.
+        let head = self.app.settings().timeouts.request_header;
+        let connection = match &self.tls {
+            Some(tls) => tls.handshake(connection, head).await?,
+            None => connection,
         };
-        if self.limited && self.connections.count() > limit {
-            log::warn!("a connection is refused: limits.connections ({limit}) are open");
-            return None;
-        }
         let pulse = Arc::new(Pulse::new());
         let line = Line::new(connection, Arc::clone(&pulse), head);
         CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), &self.leave)).await
-    }
-}
-
-// === impl Closer ===
-
-impl Closer {
-    pub async fn close(&self) {
-        ServerApp::cleanup(&*self.0).await;
     }
 }
 

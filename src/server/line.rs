@@ -34,17 +34,17 @@ pub struct Line {
     /// For a request's head, from its first byte; for the first head, from the start.
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the HTTP/2 preface that a client has yet to send who has announced it in its TLS handshake.
+    preface: usize,
 }
 
 // === impl Line ===
 
 impl Line {
     pub fn new(io: Stream, pulse: Arc<Pulse>, limit: Duration) -> Self {
-        match io.selected_alpn_proto() {
-            Some(ALPN::H2) => pulse.enter(Phase::Off),
-            _ => pulse.expect_within(limit),
-        }
-        Self { io, ahead: BytesMut::new(), pulse, limit, timer: None }
+        let preface = if io.selected_alpn_proto() == Some(ALPN::H2) { PREFACE.len() } else { 0 };
+        pulse.expect_within(limit);
+        Self { io, ahead: BytesMut::new(), pulse, limit, timer: None, preface }
     }
 
     /// Whether the connection begins as HTTP/2 does. Waits for no more bytes than it takes to know: a short request of
@@ -70,6 +70,19 @@ impl Line {
             if read? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+        }
+    }
+
+    /// So many bytes have come.
+    fn note(&mut self, bytes: usize) {
+        if self.preface > 0 {
+            self.preface = self.preface.saturating_sub(bytes);
+            if self.preface == 0 {
+                self.pulse.enter(Phase::Off);
+            }
+        } else if self.pulse.phase() == Phase::Idle && bytes > 0 {
+            self.pulse.enter(Phase::Head);
+            self.pulse.expect_within(self.limit);
         }
     }
 
@@ -129,10 +142,7 @@ impl AsyncRead for Line {
         if !waiting || !this.pulse.is_overdue() {
             let before = buf.filled().len();
             let read = Pin::new(&mut this.io).poll_read(cx, buf);
-            if this.pulse.phase() == Phase::Idle && buf.filled().len() > before {
-                this.pulse.enter(Phase::Head);
-                this.pulse.expect_within(this.limit);
-            }
+            this.note(buf.filled().len() - before);
             if read.is_ready() {
                 return read;
             }

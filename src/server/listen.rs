@@ -1,16 +1,13 @@
 //! Listening sockets, taken before anything runs, so that a mistake is told and not a panic.
 
-use crate::config::Tls;
 use crate::proxy::KEEPALIVE;
 use parking_lot::Mutex;
-use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::listening::Service;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
-use std::path::Path;
 use std::sync::Arc;
 
 /// All sockets, to be handed to Pingora as if they came from a process before this one; some do.
@@ -43,16 +40,12 @@ impl Listeners {
         Self { inherited, ..Self::default() }
     }
 
-    /// Listens on `address` for `service`.
+    /// Listens on `address` for `service`, which does TLS itself where it is wanted: Pingora would take any number of
+    /// handshakes at once, a minute each, with certificates that never change.
     ///
     /// # Errors
-    /// The address is taken or not ours, or the certificate or key cannot be used.
-    pub fn add<A>(
-        &mut self,
-        service: &mut Service<A>,
-        address: SocketAddr,
-        tls: Option<&Tls>,
-    ) -> Result<(), ListenError> {
+    /// The address is taken or not ours.
+    pub fn add<A>(&mut self, service: &mut Service<A>, address: SocketAddr) -> Result<(), ListenError> {
         let configured = address;
         let mut bound = || {
             let listener = match self.inherited.iter().position(|socket| socket.configured == configured) {
@@ -69,10 +62,7 @@ impl Listeners {
         options.tcp_keepalive = Some(KEEPALIVE);
         // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
         let buffer = L4BufferSettings::default().read(0);
-        let mut endpoint = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
-        if let Some(tls) = tls {
-            endpoint = endpoint.tls(settings(tls).map_err(|cause| ListenError::Tls { address, cause })?);
-        }
+        let endpoint = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
         service.add_listener(endpoint);
         self.sockets.push(Socket { configured, listener });
         self.addresses.push(address);
@@ -105,20 +95,4 @@ impl Listeners {
     pub fn close(&mut self) {
         self.sockets.clear();
     }
-}
-
-fn settings(tls: &Tls) -> Result<TlsSettings, String> {
-    let (cert, key) = (text(&tls.cert)?, text(&tls.key)?);
-    let build = || {
-        let mut settings = TlsSettings::intermediate(cert, key)?;
-        settings.set_certificate_chain_file(cert)?;
-        settings.set_private_key_file(key)?;
-        settings.enable_h2();
-        Ok(settings)
-    };
-    build().map_err(|e: Box<pingora::Error>| e.to_string())
-}
-
-fn text(path: &Path) -> Result<&str, String> {
-    path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))
 }

@@ -148,14 +148,17 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Appends `value` as JSON. serde escapes what JSON asks for (below U+0020); a terminal or a log viewer also
-/// obeys DEL, C1 controls, Unicode line ends and bidirectional overrides, so those are escaped too.
+/// A terminal or a log viewer obeys it: a control character, DEL and C1 too, a Unicode line end, a bidirectional
+/// override.
+pub(crate) fn is_unsafe_to_show(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Appends `value` as JSON. serde escapes what JSON asks for (below U+0020) and no more.
 fn push_json(out: &mut String, value: &impl Serialize) {
     let json = serde_json::to_string(value).unwrap_or_default();
     for c in json.chars() {
-        let unsafe_to_show =
-            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if unsafe_to_show {
+        if is_unsafe_to_show(c) {
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
             out.push(c);

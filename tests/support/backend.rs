@@ -80,6 +80,11 @@ impl Backend {
         self.exchanges.recv().await
     }
 
+    /// Connections to it so far.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::Relaxed)
+    }
+
     /// No request waits for an answer here.
     pub fn is_quiet(&mut self) -> bool {
         self.exchanges.is_empty()

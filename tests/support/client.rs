@@ -142,6 +142,12 @@ impl H2 {
         within("the end of the connection", gone).await
     }
 
+    /// For a request that a test makes itself.
+    pub async fn ready(&mut self) -> SendRequest<Bytes> {
+        let ready = within("a free stream", self.requests.clone().ready()).await;
+        ready.expect("a connection")
+    }
+
     /// Starts a POST; the body is sent by the caller.
     pub async fn post(&mut self, path: &str, length: Option<usize>) -> H2Request {
         let mut request = Request::post(format!("http://proxy{path}"));
@@ -149,8 +155,7 @@ impl H2 {
             request = request.header("content-length", length);
         }
         let request = request.header("content-type", "application/json").body(()).expect("a request");
-        let ready = within("a free stream", self.requests.clone().ready()).await;
-        let (response, body) = ready.expect("a connection").send_request(request, false).expect("a request");
+        let (response, body) = self.ready().await.send_request(request, false).expect("a request");
         H2Request { response, body }
     }
 }

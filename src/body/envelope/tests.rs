@@ -353,3 +353,11 @@ fn usage_is_not_asked_for_an_answer_of_several_choices() {
         assert_eq!(forwarded(&body, AskUsage::Vllm), (body, false));
     }
 }
+
+#[test]
+fn usage_is_asked_for_whatever_the_spelling_of_keys_but_not_beside_an_n_that_is_no_number() {
+    assert!(forwarded(r#"{"\u006e":1,"s\u0074ream":true}"#, AskUsage::Vllm).1);
+    for strange in [r#"{"n":"","s\u0074ream":true}"#, r#"{"\u006e":2,"stream":true}"#] {
+        assert_eq!(forwarded(strange, AskUsage::Vllm), (strange.to_owned(), false));
+    }
+}

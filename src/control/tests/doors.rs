@@ -10,8 +10,7 @@ fn with_keys(admin: bool) -> Config {
     };
     let mut config = config();
     config.auth.keys = vec![key("one", "a"), key("two", "b")];
-    config.admin =
-        admin.then(|| Admin { listen: ([127, 0, 0, 1], 0).into(), token: Some(Secret("open sesame".into())) });
+    config.admin = admin.then(|| Admin { token: Some(Secret("open sesame".into())), ..Admin::default() });
     config
 }
 
@@ -118,6 +117,16 @@ async fn a_tenant_sees_and_ends_its_own_programs_only() {
     assert_eq!(ask(&app, on_admin(release("other"))).await.1["released"], true);
     assert_eq!(ask(&app, on_admin(release("b/same"))).await.1["released"], true);
     assert!(app.gate.programs().is_empty());
+}
+
+#[tokio::test]
+async fn operators_reach_programs_of_a_tenant_that_is_named_by_its_key() {
+    let mut config = with_keys(false);
+    config.auth.keys[0].tenant = String::new();
+    let app = app_of(config);
+    idle(&app, key("one", "p")).await;
+    assert_eq!(ask(&app, on_admin(request("GET", "/programs/p"))).await.0, 200);
+    assert_eq!(ask(&app, on_admin(request("DELETE", "/programs/one%2Fp"))).await.0, 200);
 }
 
 #[tokio::test]

@@ -73,6 +73,26 @@ async fn a_backend_added_at_run_time_survives_a_reload_until_a_file_has_named_it
     assert_eq!(run.heard.count(&Event::BackendDraining(id)), 1);
 }
 
+#[tokio::test]
+async fn a_narrower_list_takes_out_what_came_at_run_time_and_nothing_that_a_file_names() {
+    let (one, two) = (Engine::start().await, Engine::start().await);
+    let run = run(&[pool("", vec![backend(&one.url())])]);
+    let id = run.fleet.add(POOL, backend(&two.url())).unwrap();
+    run.heard.until_event(Event::BackendUp(FIRST)).await;
+    run.heard.until_event(Event::BackendUp(id)).await;
+
+    let elsewhere = vec!["10.0.0.0/8".parse().unwrap()];
+    let admin = config::Admin { allow_backends: Some(elsewhere), ..config::Admin::default() };
+    run.fleet.confine(Some(&admin));
+    run.heard.until_event(Event::BackendDown(id)).await;
+    assert_eq!(run.fleet.address(id), None, "nothing connects there");
+    assert!(run.fleet.add(POOL, backend("http://127.0.0.1:1")).unwrap_err().contains("admin.allow_backends"));
+    assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 0);
+
+    run.fleet.reload(&[pool("", vec![backend(&one.url()), backend(&two.url())])], &METRICS);
+    run.heard.until_times(Event::BackendUp(id), 2).await;
+}
+
 type Answer = Result<Vec<SocketAddr>, io::ErrorKind>;
 
 /// A name server that says what the test wants.

@@ -91,13 +91,32 @@ impl Parsed {
         Self::Object(kept)
     }
 
+    /// Of such an answer usage is not asked for.
+    fn has_several_choices(&self) -> bool {
+        let value = |name: &str| Some(&self.members().iter().rfind(|(key, _)| key == name)?.1);
+        let one = match value("n") {
+            Some(Self::Atom(n)) => n == "null" || n == "1",
+            other => other.is_none(),
+        };
+        let is_prompt = |first: &Self| match first {
+            Self::Atom(text) => text.starts_with('"'),
+            Self::Array(_) => true,
+            Self::Object(_) => false,
+        };
+        let prompts = match value("prompt") {
+            Some(Self::Array(list)) => list.len() > 1 && is_prompt(&list[0]),
+            _ => false,
+        };
+        !one || prompts
+    }
+
     /// What is expected upstream when usage is asked for, and whether anything was added.
     fn with_usage(&self) -> (Self, bool) {
         let yes = || Self::Atom("true".to_owned());
         let include = || ("include_usage".to_owned(), yes());
         let mut members = self.members().to_vec();
         let last = |members: &[(String, Parsed)], name: &str| members.iter().rposition(|(key, _)| key == name);
-        if last(&members, "stream").is_none_or(|at| members[at].1 != yes()) {
+        if last(&members, "stream").is_none_or(|at| members[at].1 != yes()) || self.has_several_choices() {
             return (self.clone(), false);
         }
         let Some(at) = last(&members, "stream_options") else {
@@ -246,6 +265,8 @@ fn streaming() -> impl Strategy<Value = (String, Node)> {
     prop_oneof![
         flag.prop_map(move |flag| ("stream".to_owned(), word(flag))),
         options.prop_map(|options| ("stream_options".to_owned(), options)),
+        prop_oneof![Just("1"), Just("null"), Just("2"), Just("\"\"")].prop_map(move |n| ("n".to_owned(), word(n))),
+        vec(atom(), 0..3).prop_map(|prompts| ("prompt".to_owned(), Node::Array(prompts))),
     ]
 }
 
