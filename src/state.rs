@@ -14,6 +14,8 @@ pub use keeper::Keeper;
 pub use store::{StoreError, directory};
 
 use crate::app::App;
+use crate::config;
+use crate::fleet::Origin;
 use crate::gate::PoolId;
 use crate::scheduler::{BackendId, Memory};
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ pub struct Pool {
     pub name: String,
     /// Where the backends of `memory` are: ids are of one process.
     pub backends: Vec<(BackendId, String)>,
+    /// Those of them that a name server knew.
+    pub discovered: Vec<BackendId>,
     pub memory: Memory,
 }
 
@@ -65,6 +69,7 @@ pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
             continue;
         };
         programs += pool.memory.programs.len();
+        rediscover(app, id, &pool);
         app.gate.recall(id, age, translated(pool, &backends(app, id)));
     }
     Ok(Restored { programs, age })
@@ -75,6 +80,7 @@ fn snapshot(app: &App) -> Snapshot {
         name: name.to_owned(),
         memory: app.gate.remember(id),
         backends: backends(app, id),
+        discovered: discovered(app, id),
     };
     Snapshot { taken_ms: now_ms(), pools: pools(app).map(pool).collect() }
 }
@@ -86,6 +92,26 @@ fn pools(app: &App) -> impl Iterator<Item = (PoolId, &str)> {
 fn backends(app: &App, pool: PoolId) -> Vec<(BackendId, String)> {
     let statuses = app.fleet.statuses().into_iter().map(|status| status.backend);
     statuses.filter(|backend| backend.pool == pool).map(|backend| (backend.id, backend.url.clone())).collect()
+}
+
+fn discovered(app: &App, pool: PoolId) -> Vec<BackendId> {
+    let here = app.fleet.statuses().into_iter().filter(|status| !status.draining).map(|status| status.backend);
+    let found = here.filter(|backend| backend.pool == pool && backend.settings().origin == Origin::Dns);
+    found.map(|backend| backend.id).collect()
+}
+
+/// Programs may be at home where only a name server leads: that is taken for so until it was asked.
+fn rediscover(app: &App, id: PoolId, pool: &Pool) {
+    let settings = app.settings();
+    let Some(discovery) = settings.models.get(id.0).and_then(|model| model.discovery.as_ref()) else {
+        return;
+    };
+    let found = pool.backends.iter().filter(|(id, _)| pool.discovered.contains(id));
+    for backend in found.filter_map(|(_, url)| config::Backend::at(url).ok()) {
+        let backend = config::Backend { api_key: discovery.api_key.clone(), ..backend };
+        // Not if it is there already: the file may name it too.
+        let _ = app.fleet.insert(id, &backend, Origin::Dns);
+    }
 }
 
 /// The memory of `pool`, with the ids that its backends have `here`.

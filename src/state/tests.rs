@@ -49,7 +49,10 @@ fn sample() -> Snapshot {
         programs: vec![program(0), program(1)],
     };
     let backends = vec![(BackendId(0), "http://gpu1:8000".to_owned())];
-    Snapshot { taken_ms: 1_700_000_100_000, pools: vec![Pool { name: "glm".to_owned(), backends, memory }] }
+    Snapshot {
+        taken_ms: 1_700_000_100_000,
+        pools: vec![Pool { name: "glm".to_owned(), backends, discovered: Vec::new(), memory }],
+    }
 }
 
 fn any_program() -> impl Strategy<Value = ProgramMemory> {
@@ -92,7 +95,7 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
             let mut backend = backend(prefixes);
             backend.life = backend.life.filter(|_| known);
             let memory = Memory { experience, backends: vec![backend], programs };
-            Pool { name, backends: vec![(BackendId(0), URL.to_owned())], memory }
+            Pool { name, backends: vec![(BackendId(0), URL.to_owned())], discovered: Vec::new(), memory }
         },
     );
     (any::<u64>(), vec(pool, 0..4)).prop_map(|(taken_ms, pools)| Snapshot { taken_ms, pools })
@@ -141,7 +144,7 @@ fn what_is_wrong_is_told() {
 #[test]
 fn the_layout_of_this_version_stays_as_it_is() {
     let bytes = encode(&sample());
-    assert_eq!((bytes.len(), xxh3_64(&bytes)), (201, 330_483_765_682_806_902));
+    assert_eq!((bytes.len(), xxh3_64(&bytes)), (202, 16_641_186_060_284_569_956));
 }
 
 #[test]
@@ -214,6 +217,29 @@ fn pools_are_found_by_name_and_backends_by_url() {
     let again = decode(&capture(&app)).unwrap();
     assert_eq!(again.pools[0].memory.programs.len(), 2);
     assert_eq!(again.pools[0].backends, [(here, URL.to_owned())]);
+}
+
+#[test]
+fn a_home_that_only_a_name_server_knows_is_known_at_once() {
+    let mut snapshot = sample();
+    snapshot.pools[0].name.clear();
+    snapshot.pools[0].backends = vec![(BackendId(0), "http://10.0.0.7:8000".to_owned())];
+    let homes = |discovery, discovered: &[BackendId]| {
+        let snapshot = Snapshot {
+            pools: vec![Pool { discovered: discovered.to_vec(), ..snapshot.pools[0].clone() }],
+            ..snapshot.clone()
+        };
+        let pool = config::Pool { discovery, ..config::Pool::unnamed(Vec::new()) };
+        let app = App::new(config::Config { models: vec![pool], ..config::Config::default() }.into()).unwrap();
+        restore(&encode(&snapshot), &app).unwrap();
+        assert_eq!(decode(&capture(&app)).unwrap().pools[0].discovered.len(), app.fleet.statuses().len());
+        app.gate.programs().into_iter().filter(|(_, view)| view.backend.is_some()).count()
+    };
+    let dns = config::HostPort { host: "vllm.svc".into(), port: 8000 };
+    let discovery = config::Discovery { dns, interval: Duration::from_secs(5), api_key: None };
+    assert_eq!(homes(Some(discovery.clone()), &[BackendId(0)]), 2);
+    assert_eq!(homes(Some(discovery), &[]), 0, "it was the file's, which names it no more");
+    assert_eq!(homes(None, &[BackendId(0)]), 0, "discovery is off");
 }
 
 // === the file ===
