@@ -10,6 +10,7 @@ mod check;
 mod class;
 mod estimate;
 pub mod event;
+mod fairness;
 mod feedback;
 mod fill;
 mod forecast;
@@ -37,6 +38,7 @@ use estimate::Learned;
 use forecast::Growth;
 use program::{Pid, Program, Step};
 use queue::Queue;
+use reclaim::Evictable;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -53,6 +55,8 @@ pub struct Scheduler {
     inactive: BTreeSet<(Duration, Pid)>,
     steps: HashMap<StepId, Step>,
     queue: Queue,
+    /// Backends kept free for a program that has waited too long.
+    reservations: BTreeMap<BackendId, Pid>,
     learned: Learned,
     growth: Growth,
     classes: Classes,
@@ -81,6 +85,7 @@ impl Scheduler {
             inactive: BTreeSet::new(),
             steps: HashMap::new(),
             queue: Queue::default(),
+            reservations: BTreeMap::new(),
             learned: Learned::new(),
             growth: Growth::default(),
             classes: Classes::default(),

@@ -1,7 +1,6 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
 use super::forecast::Member;
-use super::reclaim::Evictable;
 use super::*;
 use crate::config::Routing;
 use crate::units::Tokens;
@@ -20,6 +19,7 @@ impl Scheduler {
             return;
         }
         self.fill_unlabelled();
+        self.serve_overdue();
         // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
         // ends; but not for ever: then everything behind it waits until there is room for it.
         let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
@@ -103,8 +103,7 @@ impl Scheduler {
     /// The cheapest feasible backend, or why there is none.
     fn choose(&self, pid: Pid) -> Result<Place, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
-        let avoid = |id| program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|s| s.avoid == Some(id)));
-        let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !avoid(**id)).collect();
+        let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
         let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
         let leased: usize = usable.iter().map(|(_, backend)| backend.leased.len()).sum();
         let mean = leased as f64 / weight;
@@ -115,11 +114,19 @@ impl Scheduler {
                 (Ok(place), _) => best = Ok(place),
                 (Err(_), Ok(_)) => {}
                 // Room is the nearer miss: where only prefill is in the way, that is the reason.
-                (Err(HoldReason::NoRoom), Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead)) => {}
+                (
+                    Err(HoldReason::NoRoom | HoldReason::Reserved),
+                    Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead),
+                ) => {}
                 (Err(reason), Err(_)) => best = Err(reason),
             }
         }
         best
+    }
+
+    /// One of its held steps could not be delivered there.
+    pub(super) fn avoids(&self, program: &Program, on: BackendId) -> bool {
+        program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid == Some(on)))
     }
 
     /// Whether the program may go to this backend now, and at what cost in seconds of prefill and balance.
@@ -131,6 +138,9 @@ impl Scheduler {
         backend: &Backend,
         mean: f64,
     ) -> Result<Place, HoldReason> {
+        if self.reservations.get(&id).is_some_and(|&of| of != pid) {
+            return Err(HoldReason::Reserved);
+        }
         let shared = self.shared(program.class);
         let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
         let (prompt, need) = self.need(program);

@@ -19,6 +19,7 @@ impl Scheduler {
             return;
         };
         program.lease = Some(on);
+        program.leased_since = self.now;
         backend.leased.insert(pid);
         backend.enter_class(program.class);
         backend.idle.insert((program.last_active, pid));

@@ -27,6 +27,7 @@ impl Scheduler {
         for pid in leased {
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
+        self.reservations.remove(&id);
         self.watch_usable();
     }
 
@@ -39,6 +40,7 @@ impl Scheduler {
         for pid in idle {
             self.unlease(pid, Some(PauseReason::Draining));
         }
+        self.reservations.remove(&id);
         self.watch_usable();
     }
 

@@ -22,6 +22,7 @@ pub struct Program {
     /// Which dispatch `context` comes from: turns may overlap and end out of order.
     pub context_order: u64,
     pub lease: Option<BackendId>,
+    pub leased_since: Duration,
     /// Where it ran last: its prefix may still be there.
     pub home: Option<BackendId>,
     /// What it is charged with on its lease; zero without one.
@@ -87,6 +88,7 @@ impl Program {
             last_bytes: 0,
             context_order: 0,
             lease: None,
+            leased_since: Duration::ZERO,
             home: None,
             charge: Tokens::ZERO,
             running: Vec::new(),

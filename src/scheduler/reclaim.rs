@@ -82,12 +82,17 @@ impl Scheduler {
         let mut younger: Vec<_> = backend.idle.iter().filter_map(|&(_, other)| age(other)).collect();
         younger.retain(|&other| Some(other) > age(pid) && !found.programs.contains(&other.1));
         younger.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, other) in younger {
+        self.add(&younger, wanted, found);
+    }
+
+    /// Adds these in turn until `wanted` is reached.
+    pub(super) fn add(&self, these: &[(Duration, Pid)], wanted: Tokens, found: &mut Evictable) {
+        for &(_, pid) in these {
             if found.tokens >= wanted {
                 return;
             }
-            found.tokens += self.programs.get(&other).map_or(Tokens::ZERO, |program| program.charge);
-            found.programs.push(other);
+            found.tokens += self.programs.get(&pid).map_or(Tokens::ZERO, |program| program.charge);
+            found.programs.push(pid);
         }
     }
 

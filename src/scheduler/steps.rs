@@ -93,8 +93,12 @@ impl Scheduler {
         if program.waiting_since.is_none() {
             program.waiting_since = Some(step.arrived);
             program.hold_reason = HoldReason::Queued;
-            let set = if program.started() { &mut self.queue.started } else { &mut self.queue.fresh };
-            set.insert((program.first_seen, pid));
+            if program.started() {
+                self.queue.started.insert((program.first_seen, pid));
+                self.queue.longest.insert((step.arrived, pid));
+            } else {
+                self.queue.fresh.insert((program.first_seen, pid));
+            }
         }
     }
 
@@ -111,9 +115,12 @@ impl Scheduler {
         };
         program.waiting.retain(|&waiting| waiting != id);
         if program.waiting.is_empty() {
-            program.waiting_since = None;
+            if let Some(since) = program.waiting_since.take() {
+                self.queue.longest.remove(&(since, pid));
+            }
             self.queue.started.remove(&(program.first_seen, pid));
             self.queue.fresh.remove(&(program.first_seen, pid));
+            self.cancel_reservation(pid);
         }
     }
 

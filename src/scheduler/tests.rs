@@ -1,5 +1,6 @@
 //! Behaviours of the scheduler, one by one; `tests/random.rs` asks for its invariants under everything at once.
 
+mod fairness;
 mod random;
 mod returning;
 mod world;
@@ -7,7 +8,7 @@ mod world;
 use super::*;
 use crate::config::{OnTimeout, Routing};
 use crate::units::Tokens;
-use world::{World, policy, usage};
+use world::{World, policy, unforeseen, usage};
 
 #[test]
 fn a_step_of_a_leased_program_goes_at_once_past_every_waiter() {
@@ -50,7 +51,7 @@ fn a_program_idle_for_longer_than_it_costs_to_recompute_makes_room() {
 
 #[test]
 fn new_programs_go_in_the_order_they_came_and_a_large_one_is_not_overtaken() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 6_000);
     let large = world.arrive("large", 8_000);
     let small = world.arrive("small", 100);
@@ -62,7 +63,7 @@ fn new_programs_go_in_the_order_they_came_and_a_large_one_is_not_overtaken() {
 
 #[test]
 fn no_new_program_is_admitted_while_a_started_one_is_held() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 5_000);
     world.answer(a, usage(5_000, 10));
     world.down(0);
@@ -80,7 +81,7 @@ fn no_new_program_is_admitted_while_a_started_one_is_held() {
 
 #[test]
 fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
-    let mut world = World::new(Policy { forecast_slack: 9.0, ..policy() }, &[Some(10_000)]);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     for name in ["a", "b", "c"] {
         let step = world.arrive(name, 3_000);
         world.answer(step, usage(3_000, 100));
@@ -94,7 +95,7 @@ fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
 
 #[test]
 fn the_oldest_program_is_never_paused_for_a_younger_one() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 5_000);
     world.answer(a, usage(5_000, 10));
     let b = world.arrive("b", 3_000);

@@ -15,12 +15,18 @@ pub fn policy() -> Policy {
         evict_cost_factor: 1.0,
         evict_idle_factor: 2.0,
         fair_after: Duration::from_secs(30),
+        fair_bound: Duration::from_secs(600),
         no_backend_wait: Duration::from_secs(30),
         acting_weight: 1.0,
         acting_decay: false,
         idle_ttl: Duration::from_secs(1_800),
         max_programs: 1_000,
     }
+}
+
+/// As if nothing grew.
+pub fn unforeseen() -> Policy {
+    Policy { forecast_slack: 9.0, ..policy() }
 }
 
 pub fn usage(prompt: u64, completion: u64) -> Usage {
