@@ -44,7 +44,6 @@ impl Agents {
         Self { agents: (0..count).map(agent).collect(), world, habit, programs: 0, steps_on, refused: 0 }
     }
 
-    /// No program begins any more.
     pub fn live(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.world.ticks(1);

@@ -161,8 +161,10 @@ impl Oracle {
         None
     }
 
-    fn change(&mut self, id: BackendId, how: impl Fn(&mut Backend)) {
-        self.backends.get_mut(&id).into_iter().for_each(|backend| how(backend));
+    fn change(&mut self, id: BackendId, how: impl FnOnce(&mut Backend)) {
+        if let Some(backend) = self.backends.get_mut(&id) {
+            how(backend);
+        }
     }
 
     fn arrives(&mut self, arrival: &Arrival) {
