@@ -1,8 +1,8 @@
 //! What a decision costs: the time that the scheduler takes for one event, by kind of event, while a crowd of agents
 //! lives on four backends that hold a part of them; and the memory of a program that is known.
 //!
-//! `cargo bench --bench decision`. A table of each crowd's first seconds comes first, then criterion's figures, which it
-//! compares with those of the last run. A filter that fits nothing leaves the tables alone. Nothing here fails a build.
+//! `cargo bench --bench decision` prints a table of each crowd's first seconds, then criterion's figures, which it compares
+//! with those of the last run; `-- tables` (a filter that fits nothing) the tables alone. Nothing here fails a build.
 
 mod crowd;
 
