@@ -20,6 +20,7 @@ test: cmake
 # A stream takes four descriptors there, two of them in the benchmark.
 bench: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench streams
+	$(CARGO) bench --locked --bench decision -- tables
 
 lint: cmake
 	$(CARGO) fmt --check

@@ -1,7 +1,12 @@
-//! Behaviours of the scheduler, one by one; `tests/random.rs` asks for its invariants under everything at once.
+//! Behaviours of the scheduler, one by one; `tests/random.rs` lets everything happen at once, under the
+//! eyes of `tests/oracle.rs`.
 
+mod agents;
 mod fairness;
+mod oracle;
+mod play;
 mod random;
+mod regressions;
 mod returning;
 mod world;
 
@@ -81,16 +86,18 @@ fn no_new_program_is_admitted_while_a_started_one_is_held() {
 
 #[test]
 fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
-    let mut world = World::new(unforeseen(), &[Some(10_000)]);
-    for name in ["a", "b", "c"] {
-        let step = world.arrive(name, 3_000);
-        world.answer(step, usage(3_000, 100));
+    for (over, expected) in [(0, None), (1, Some(PauseReason::OverCapacity))] {
+        let mut world = World::new(unforeseen(), &[Some(10_000)]);
+        for name in ["a", "b", "c", "d", "e"] {
+            let step = world.arrive(name, 1_800);
+            world.answer(step, usage(1_800, 100));
+        }
+        // 9,800 less four times 1,900, less an answer of 100.
+        let grown = world.arrive("a", 2_100 + over);
+        assert_eq!(world.went(grown), Some(DispatchKind::Leased));
+        assert_eq!(world.paused("e"), expected, "the youngest goes first");
+        assert!(["b", "c", "d"].iter().all(|name| world.paused(name).is_none()));
     }
-    let grown = world.arrive("a", 4_000);
-    assert_eq!(world.went(grown), Some(DispatchKind::Leased));
-    let paused = ["b", "c"].iter().filter(|name| world.paused(name).is_some()).count();
-    assert_eq!(paused, 1);
-    assert_eq!(world.paused("c"), Some(PauseReason::OverCapacity), "the youngest goes first");
 }
 
 #[test]
