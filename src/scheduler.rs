@@ -17,6 +17,7 @@ mod forecast;
 mod ledger;
 mod lifetime;
 mod members;
+mod news;
 mod policy;
 mod program;
 mod queue;
@@ -36,6 +37,7 @@ use backend::Backend;
 use class::Classes;
 use estimate::Learned;
 use forecast::Growth;
+use news::{News, Places};
 use program::{Pid, Program, Step};
 use queue::Queue;
 use reclaim::Evictable;
@@ -55,6 +57,7 @@ pub struct Scheduler {
     inactive: BTreeSet<(Duration, Pid)>,
     steps: HashMap<StepId, Step>,
     queue: Queue,
+    news: News,
     /// Backends kept free for a program that has waited too long.
     reservations: BTreeMap<BackendId, Pid>,
     learned: Learned,
@@ -85,6 +88,7 @@ impl Scheduler {
             inactive: BTreeSet::new(),
             steps: HashMap::new(),
             queue: Queue::default(),
+            news: News::default(),
             reservations: BTreeMap::new(),
             learned: Learned::new(),
             growth: Growth::default(),

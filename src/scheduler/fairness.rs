@@ -46,6 +46,9 @@ impl Scheduler {
 
     /// It waits no longer, or not there.
     pub(super) fn cancel_reservation(&mut self, pid: Pid) {
+        for (&on, _) in self.reservations.iter().filter(|(_, of)| **of == pid) {
+            self.news.backends.insert(on);
+        }
         self.reservations.retain(|_, of| *of != pid);
     }
 
@@ -55,7 +58,7 @@ impl Scheduler {
         let (Some(program), Some(backend)) = (self.programs.get(&pid), self.backends.get(&on)) else {
             return false;
         };
-        let Some(missing) = self.missing(program, backend) else {
+        let Some(missing) = self.missing(program, on, backend) else {
             return true;
         };
         let mut found = self.evictable(backend, missing, None);
@@ -73,13 +76,14 @@ impl Scheduler {
         for victim in found.programs {
             self.unlease(victim, Some(PauseReason::MadeWay));
         }
-        fits
+        fits || self.backends.get(&on).is_some_and(Backend::empty)
     }
 
     /// Tokens by which the program's held steps exceed what is free there; `None`: they fit, or it would be alone.
-    fn missing(&self, program: &Program, backend: &Backend) -> Option<Tokens> {
+    fn missing(&self, program: &Program, on: BackendId, backend: &Backend) -> Option<Tokens> {
         let effective = self.effective(backend, Some(program.class)).filter(|_| !backend.empty())?;
-        let wanted = (self.need(program).1 - self.shared(program.class)).min(effective.scale(policy::GIANT));
+        let need = self.need_on(program, on, self.need(program).1);
+        let wanted = (need - self.shared(program.class)).min(effective.scale(policy::GIANT));
         Some(wanted + backend.claims - effective).filter(|&missing| missing > Tokens::ZERO)
     }
 

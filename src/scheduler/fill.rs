@@ -15,16 +15,23 @@ struct Place {
 impl Scheduler {
     /// Dispatches whatever fits now.
     pub(super) fn fill(&mut self) {
+        let mut news = std::mem::take(&mut self.news);
         if self.frozen || self.draining || self.queue.len() == 0 {
             return;
         }
         self.fill_unlabelled();
+        if news.is_empty() {
+            return;
+        }
         self.serve_overdue();
         // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
         // ends; but not for ever: then everything behind it waits until there is room for it.
         let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
-            if !self.admit(pid) && self.waited(pid) >= self.policy.fair_after {
+            if self.admit(pid, news.places(pid)) {
+                // Those behind it may not have been looked at before.
+                news.all = true;
+            } else if self.waited(pid) >= self.policy.fair_after {
                 return;
             }
         }
@@ -32,9 +39,10 @@ impl Scheduler {
         while self.queue.started.is_empty()
             && let Some(&(_, head)) = self.queue.fresh.first()
         {
-            if !self.admit(head) {
+            if !self.admit(head, news.places(head)) {
                 break;
             }
+            news.all = true;
         }
     }
 
@@ -70,12 +78,12 @@ impl Scheduler {
     }
 
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
-    fn admit(&mut self, pid: Pid) -> bool {
+    fn admit(&mut self, pid: Pid, places: Places<'_>) -> bool {
         let Some(program) = self.programs.get(&pid) else {
             return false;
         };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
-        match self.choose(pid) {
+        match self.choose(pid, places) {
             Ok(place) => {
                 for victim in place.victims {
                     self.unlease(victim, Some(PauseReason::Evicted));
@@ -84,6 +92,8 @@ impl Scheduler {
                 self.start_held(pid, kind);
                 true
             }
+            // It waits as it did before.
+            Err(HoldReason::NoBackend) if matches!(places, Places::Only(_)) => false,
             Err(reason) => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.hold_reason = reason;
@@ -100,15 +110,15 @@ impl Scheduler {
         }
     }
 
-    /// The cheapest feasible backend, or why there is none.
-    fn choose(&self, pid: Pid) -> Result<Place, HoldReason> {
+    /// The cheapest feasible one of these backends, or why there is none.
+    fn choose(&self, pid: Pid, places: Places<'_>) -> Result<Place, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
         let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
         let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
         let leased: usize = usable.iter().map(|(_, backend)| backend.leased.len()).sum();
         let mean = leased as f64 / weight;
         let mut best: Result<Place, HoldReason> = Err(HoldReason::NoBackend);
-        for (&id, backend) in usable {
+        for (&id, backend) in usable.into_iter().filter(|(id, _)| places.contains(**id)) {
             match (self.consider(pid, program, id, backend, mean), &best) {
                 (Ok(place), Ok(than)) if place.cost >= than.cost => {}
                 (Ok(place), _) => best = Ok(place),
@@ -143,7 +153,8 @@ impl Scheduler {
         }
         let shared = self.shared(program.class);
         let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
-        let (prompt, need) = self.need(program);
+        let (prompt, held) = self.need(program);
+        let need = self.need_on(program, id, held);
         let uncached = prompt - present - backend.shadow.resident(pid);
         let recompute = backend.recompute(uncached);
         let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
@@ -158,6 +169,10 @@ impl Scheduler {
         let free = effective.0 as i64 - self.weighed_claims(backend).0 as i64;
         let wanted = (need - shared).min(effective.scale(policy::GIANT));
         let missing = wanted.0 as i64 - free;
+        // All idle programs together would not do.
+        if !backend.empty() && missing > backend.idle_claims.0 as i64 {
+            return Err(HoldReason::NoRoom);
+        }
         let victims = match missing {
             ..=0 => Evictable::default(),
             _ => self.evictable(backend, Tokens(missing as u64), None),
@@ -176,10 +191,16 @@ impl Scheduler {
     /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
     /// life is looked at, a started one's next minute.
     fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
-        let leaving = self.evictable(backend, Tokens(u64::MAX), None).programs;
-        let stay = backend.leased.iter().filter(|pid| !leaving.contains(pid));
-        let member = |program: &Program| Member { context: program.context, footprint: program.charge };
-        let mut members: Vec<Member> = stay.filter_map(|pid| self.programs.get(pid)).map(member).collect();
+        let leaves = |pid: Pid, program: &Program| {
+            program.running.is_empty()
+                && program.waiting.is_empty()
+                && backend.idle.contains(&(program.last_active, pid))
+                && self.worth_evicting(backend, program.last_active, program.charge)
+        };
+        let stay = backend.leased.iter().filter_map(|&pid| Some((pid, self.programs.get(&pid)?)));
+        let stay = stay.filter(|(pid, program)| !leaves(*pid, program));
+        let member = |(_, program): (_, &Program)| Member { context: program.context, footprint: program.charge };
+        let mut members: Vec<Member> = stay.map(member).collect();
         // Alone it goes in, however large it is or may become: no backend will ever suit it better.
         if members.is_empty() {
             return true;
@@ -190,7 +211,9 @@ impl Scheduler {
         } else {
             (effective.scale(self.policy.forecast_slack), None)
         };
-        self.growth.peak(&members, effective, horizon) <= limit
+        // The peak is never below what they need now.
+        let now: Tokens = members.iter().map(|member| member.footprint).sum();
+        now <= limit && self.growth.peak(&members, effective, horizon) <= limit
     }
 
     fn waited(&self, pid: Pid) -> Duration {
@@ -205,7 +228,14 @@ impl Scheduler {
             || (program.started() && waited >= policy::PREFILL_PATIENCE)
     }
 
-    /// Prompt tokens of the largest held step, and what all held steps together need resident.
+    /// What the program would be charged with there: its steps in flight go on although its lease is lost.
+    pub(super) fn need_on(&self, program: &Program, on: BackendId, held: Tokens) -> Tokens {
+        let runs = program.running.iter().filter_map(|id| self.steps.get(id)?.run.as_ref());
+        let running: Tokens = runs.filter(|run| run.backend == on).map(|run| run.estimate).sum();
+        program.context.max(held + running)
+    }
+
+    /// Prompt tokens of the largest held step, and what all held steps together come to.
     pub(super) fn need(&self, program: &Program) -> (Tokens, Tokens) {
         let mut prompt = Tokens::ZERO;
         let mut all = Tokens::ZERO;
@@ -214,7 +244,7 @@ impl Scheduler {
             prompt = prompt.max(tokens);
             all += tokens + self.learned.output(step.max_output);
         }
-        (prompt, all.max(program.context))
+        (prompt, all)
     }
 
     /// Announces what the event under way has put in the queue and left there.

@@ -27,8 +27,9 @@ const FADE: f64 = 0.99;
 #[derive(Debug, Default)]
 pub struct Growth {
     recent: VecDeque<Tokens>,
-    /// The same, ascending, for a search by size.
+    /// The same, ascending, for a search by size; and the sums from each to the last.
     sorted: Vec<Tokens>,
+    sums: Vec<Tokens>,
     tokens: f64,
     seconds: f64,
 }
@@ -53,6 +54,12 @@ impl Growth {
         self.recent.push_back(context);
         let at = self.sorted.partition_point(|&seen| seen < context);
         self.sorted.insert(at, context);
+        let add = |sum: &mut Tokens, seen: &Tokens| {
+            *sum += *seen;
+            Some(*sum)
+        };
+        self.sums = self.sorted.iter().rev().scan(Tokens::ZERO, add).collect();
+        self.sums.reverse();
     }
 
     /// A leased program went from one turn's end to the next.
@@ -73,11 +80,11 @@ impl Growth {
             let cold = largest.max(context).scale(COLD_GROWTH);
             return cold.max(capacity.scale(COLD_SHARE));
         }
-        let above = &self.sorted[self.sorted.partition_point(|&seen| seen <= context)..];
-        if above.is_empty() {
-            return context.scale(BEYOND);
+        let above = self.sorted.partition_point(|&seen| seen <= context);
+        match self.sums.get(above) {
+            None => context.scale(BEYOND),
+            Some(sum) => sum.scale(1.0 / (self.sorted.len() - above) as f64),
         }
-        above.iter().copied().sum::<Tokens>().scale(1.0 / above.len() as f64)
     }
 
     /// The most that `members` will need together, at any time ahead, or within `horizon`. Before anything

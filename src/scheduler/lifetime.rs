@@ -67,6 +67,7 @@ impl Scheduler {
     }
 
     pub(super) fn tick(&mut self) {
+        self.news.all = true;
         for backend in self.backends.values_mut() {
             backend.tick(self.now, self.slow_start);
         }
@@ -156,6 +157,7 @@ impl Scheduler {
     /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
     pub(super) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
+        self.news.all = true;
         if frozen {
             return;
         }

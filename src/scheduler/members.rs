@@ -54,6 +54,7 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
+        self.news.backends.insert(id);
         if report.restarted {
             backend.restarted();
             let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());
@@ -75,6 +76,7 @@ impl Scheduler {
 
     /// The wait for a backend counts from when the last one went.
     fn watch_usable(&mut self) {
+        self.news.all = true;
         if self.backends.values().any(Backend::usable) {
             self.no_backend_since = None;
         } else if self.no_backend_since.is_none() {

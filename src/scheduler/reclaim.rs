@@ -35,7 +35,7 @@ impl Scheduler {
 
     /// Ski rental: a lease is kept as long as holding it has cost less than losing it would. Losing it stalls
     /// every step in flight for as long as the context takes to compute again.
-    fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
+    pub(super) fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
         let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.evict_cost_factor;
         let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.evict_idle_factor));

@@ -30,8 +30,6 @@ struct Step {
     max_output: Option<Tokens>,
     avoid: Option<BackendId>,
     announced: bool,
-    /// Its program had no context yet when it began to wait.
-    new: bool,
     run: Option<Run>,
 }
 
@@ -144,7 +142,6 @@ impl Oracle {
                     && let Some(run) = step.run.take()
                 {
                     (step.avoid, step.announced) = (Some(run.on), false);
-                    step.new = step.life.is_some_and(|life| self.lives[&life].context == Tokens::ZERO);
                 }
             }
             Event::End { step, outcome } => return self.ends(*step, *outcome),
@@ -185,7 +182,6 @@ impl Oracle {
             max_output: arrival.max_output,
             avoid: None,
             announced: false,
-            new: life.is_some_and(|life| self.lives[&life].context == Tokens::ZERO),
             run: None,
         };
         self.steps.insert(arrival.step, step);
@@ -335,8 +331,7 @@ impl Oracle {
             DispatchKind::Resumed => assert!(started),
             DispatchKind::New => {
                 assert!(!started);
-                // Who began to wait as a new program keeps that place, even if another of its steps ends meanwhile.
-                let waits = |at: usize| self.held(at) > 0 && self.waiting(at).all(|step| !step.new);
+                let waits = |at: usize| self.held(at) > 0;
                 let older = self.lives.iter().find(|(at, life)| life.context > Tokens::ZERO && waits(**at));
                 assert!(older.is_none(), "{life:?} is admitted while a started program is held: {older:?}");
             }

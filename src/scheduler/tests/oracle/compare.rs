@@ -53,10 +53,7 @@ impl Oracle {
         let Some(capacity) = load.effective_capacity else { return };
         let admitted = || self.admitted.iter().filter(|(_, on, _)| *on == load.backend);
         let giant = |at: usize| self.charge(at) > capacity.scale(0.95);
-        // One that lost its lease while a step of it runs on there comes back to more than it brings.
-        let stayed = |run: &Run| run.on == load.backend && run.order < self.before;
-        let returns = |at: usize| self.running(at).filter_map(|step| step.run.as_ref()).any(stayed);
-        let excused = admitted().any(|&(at, _, kind)| kind == DispatchKind::Forced || giant(at) || returns(at));
+        let excused = admitted().any(|&(at, _, kind)| kind == DispatchKind::Forced || giant(at));
         let weighed = self.policy.acting_decay || self.policy.acting_weight < 1.0;
         let claims = load.charged_running + load.charged_idle;
         assert!(
