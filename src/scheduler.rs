@@ -18,6 +18,7 @@ mod ledger;
 mod lifetime;
 mod members;
 mod news;
+mod outlook;
 mod policy;
 mod program;
 mod queue;
@@ -38,7 +39,7 @@ use class::Classes;
 use estimate::Learned;
 use forecast::Growth;
 use news::{News, Places};
-use program::{Pid, Program, Step};
+use program::{ById, Pid, Program, Step};
 use queue::Queue;
 use reclaim::Evictable;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -52,10 +53,10 @@ pub struct Scheduler {
     backends: BTreeMap<BackendId, Backend>,
     /// Known keys; a released program whose step still runs is no longer among them.
     keys: HashMap<ProgramKey, Pid>,
-    programs: HashMap<Pid, Program>,
+    programs: ById<Pid, Program>,
     /// Programs without a step in flight or held, longest idle first.
     inactive: BTreeSet<(Duration, Pid)>,
-    steps: HashMap<StepId, Step>,
+    steps: ById<StepId, Step>,
     queue: Queue,
     news: News,
     /// Backends kept free for a program that has waited too long.
@@ -84,9 +85,9 @@ impl Scheduler {
             now: Duration::ZERO,
             backends: BTreeMap::new(),
             keys: HashMap::new(),
-            programs: HashMap::new(),
+            programs: ById::default(),
             inactive: BTreeSet::new(),
-            steps: HashMap::new(),
+            steps: ById::default(),
             queue: Queue::default(),
             news: News::default(),
             reservations: BTreeMap::new(),

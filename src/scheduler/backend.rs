@@ -1,10 +1,12 @@
 //! One backend's ledger: capacity, claims, promises, and how fast it prefills.
 
 use super::feedback::Feedback;
+use super::outlook::Outlook;
 use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
 use super::program::Pid;
 use super::shadow::Shadow;
 use crate::units::Tokens;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -45,6 +47,8 @@ pub struct Backend {
     /// Prefill time of steps dispatched here and still without a first token.
     pub promised: Duration,
     pub shadow: Shadow,
+    /// Empty when it has to be made anew.
+    pub outlook: OnceCell<Outlook>,
     pub feedback: Feedback,
     /// What runs there and is not ours, in the last reports, tokens.
     foreign: VecDeque<Tokens>,
@@ -72,6 +76,7 @@ impl Backend {
             forced: 0,
             promised: Duration::ZERO,
             shadow: Shadow::default(),
+            outlook: OnceCell::new(),
             feedback: Feedback::default(),
             foreign: VecDeque::new(),
             rate: None,
@@ -189,6 +194,7 @@ impl Backend {
 
     pub fn tick(&mut self, now: Duration, slow_start: Duration) {
         self.climb(now, slow_start);
+        self.outlook.take();
         self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
     }
 

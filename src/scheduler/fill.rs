@@ -1,6 +1,7 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
 use super::forecast::Member;
+use super::outlook::Outlook;
 use super::*;
 use crate::config::Routing;
 use crate::units::Tokens;
@@ -79,7 +80,7 @@ impl Scheduler {
 
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
     fn admit(&mut self, pid: Pid, places: Places<'_>) -> bool {
-        let Some(program) = self.programs.get(&pid) else {
+        let Some(program) = self.programs.get(&pid).filter(|_| !places.is_empty()) else {
             return false;
         };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
@@ -152,68 +153,74 @@ impl Scheduler {
             return Err(HoldReason::Reserved);
         }
         let shared = self.shared(program.class);
-        let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
+        let effective = self.effective(backend, Some(program.class));
+        let free = effective.map(|effective| effective.0 as i64 - self.weighed_claims(backend).0 as i64);
+        let limits = effective.zip(free).filter(|_| !backend.empty());
+        let missing = |need: Tokens, (effective, free): (Tokens, i64)| {
+            (need - shared).min(effective.scale(policy::GIANT)).0 as i64 - free
+        };
+        // It needs its context at the least: for most of a long queue that settles it.
+        if limits.is_some_and(|limits| missing(program.context, limits) > self.outlook(backend).evictable.0 as i64) {
+            return Err(HoldReason::NoRoom);
+        }
         let (prompt, held) = self.need(program);
         let need = self.need_on(program, id, held);
-        let uncached = prompt - present - backend.shadow.resident(pid);
-        let recompute = backend.recompute(uncached);
+        let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
+        let recompute = backend.recompute(prompt - present - backend.shadow.resident(pid));
+        let mut victims = Evictable::default();
+        if let Some(limits) = limits {
+            if !self.passes_prefill_gate(program, backend, recompute) {
+                return Err(HoldReason::PrefillBusy);
+            }
+            let missing = missing(need, limits);
+            if missing > 0 {
+                victims = self.evictable(backend, Tokens(missing as u64), None);
+            }
+            if (victims.tokens.0 as i64) < missing {
+                return Err(HoldReason::NoRoom);
+            }
+            if !self.fits_ahead(program, backend, need, limits.0) {
+                return Err(HoldReason::NoRoomAhead);
+            }
+        }
         let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
         let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
-        let Some(effective) = self.effective(backend, Some(program.class)) else {
-            let cost = recompute.as_secs_f64() + balance;
-            return Ok(Place { backend: id, cost, victims: Vec::new() });
-        };
-        if !backend.empty() && !self.passes_prefill_gate(program, backend, recompute) {
-            return Err(HoldReason::PrefillBusy);
-        }
-        let free = effective.0 as i64 - self.weighed_claims(backend).0 as i64;
-        let wanted = (need - shared).min(effective.scale(policy::GIANT));
-        let missing = wanted.0 as i64 - free;
-        // All idle programs together would not do.
-        if !backend.empty() && missing > backend.idle_claims.0 as i64 {
-            return Err(HoldReason::NoRoom);
-        }
-        let victims = match missing {
-            ..=0 => Evictable::default(),
-            _ => self.evictable(backend, Tokens(missing as u64), None),
-        };
-        if !backend.empty() && (victims.tokens.0 as i64) < missing {
-            return Err(HoldReason::NoRoom);
-        }
-        if !backend.empty() && !self.fits_ahead(program, backend, need, effective) {
-            return Err(HoldReason::NoRoomAhead);
-        }
-        let share_free = free as f64 / effective.as_f64().max(1.0);
-        let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * share_free + balance;
+        let room = effective.zip(free).map_or(0.0, |(effective, free)| free as f64 / effective.as_f64().max(1.0));
+        let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * room + balance;
         Ok(Place { backend: id, cost, victims: victims.programs })
     }
 
     /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
     /// life is looked at, a started one's next minute.
     fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
-        let leaves = |pid: Pid, program: &Program| {
-            program.running.is_empty()
-                && program.waiting.is_empty()
-                && backend.idle.contains(&(program.last_active, pid))
-                && self.worth_evicting(backend, program.last_active, program.charge)
-        };
-        let stay = backend.leased.iter().filter_map(|&pid| Some((pid, self.programs.get(&pid)?)));
-        let stay = stay.filter(|(pid, program)| !leaves(*pid, program));
-        let member = |(_, program): (_, &Program)| Member { context: program.context, footprint: program.charge };
-        let mut members: Vec<Member> = stay.map(member).collect();
+        let outlook = self.outlook(backend);
         // Alone it goes in, however large it is or may become: no backend will ever suit it better.
-        if members.is_empty() {
+        if outlook.is_empty() {
             return true;
         }
-        members.push(Member { context: need, footprint: need - self.shared(program.class) });
-        let (limit, horizon) = if program.started() {
-            (effective, Some(self.policy.forecast_horizon))
-        } else {
-            (effective.scale(self.policy.forecast_slack), None)
-        };
-        // The peak is never below what they need now.
-        let now: Tokens = members.iter().map(|member| member.footprint).sum();
-        now <= limit && self.growth.peak(&members, effective, horizon) <= limit
+        let limit = if program.started() { effective } else { effective.scale(self.policy.forecast_slack) };
+        let left = self.growth.left(need, effective);
+        outlook.peak_with(need - self.shared(program.class), left, program.started()) <= limit
+    }
+
+    /// The backend's forecast, made anew if need be.
+    fn outlook<'a>(&self, backend: &'a Backend) -> &'a Outlook {
+        backend.outlook.get_or_init(|| {
+            let mut evictable = Tokens::ZERO;
+            let leaves = |program: &Program| {
+                program.inactive() && self.worth_evicting(backend, program.last_active, program.charge)
+            };
+            let mut members = Vec::with_capacity(backend.leased.len());
+            for program in backend.leased.iter().filter_map(|pid| self.programs.get(pid)) {
+                if leaves(program) {
+                    evictable += program.charge;
+                } else {
+                    members.push(Member { context: program.context, footprint: program.charge });
+                }
+            }
+            let capacity = self.effective(backend, None).unwrap_or_default();
+            Outlook::new(&self.growth, &members, evictable, capacity, self.policy.forecast_horizon)
+        })
     }
 
     fn waited(&self, pid: Pid) -> Duration {

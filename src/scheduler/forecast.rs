@@ -69,7 +69,7 @@ impl Growth {
     }
 
     /// Tokens a second of a leased program; `None` before any was seen.
-    fn rate(&self) -> Option<f64> {
+    pub fn rate(&self) -> Option<f64> {
         (self.seconds > 0.0 && self.tokens > 0.0).then(|| self.tokens / self.seconds)
     }
 
@@ -87,24 +87,9 @@ impl Growth {
         }
     }
 
-    /// The most that `members` will need together, at any time ahead, or within `horizon`. Before anything
-    /// is known of their speed they are taken to end all at once, each at its full size.
-    pub fn peak(&self, members: &[Member], capacity: Tokens, horizon: Option<Duration>) -> Tokens {
-        let now: Tokens = members.iter().map(|member| member.footprint).sum();
-        let grows = |member: &Member| self.expected_final(member.context, capacity) - member.context;
-        let Some(rate) = self.rate() else {
-            return now + members.iter().map(grows).sum();
-        };
-        let horizon = horizon.map_or(f64::INFINITY, |horizon| horizon.as_secs_f64());
-        let ends = |member: &Member| ((grows(member).as_f64() / rate).min(horizon), member.footprint.as_f64());
-        let mut ends: Vec<(f64, f64)> = members.iter().map(ends).collect();
-        ends.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        let (mut peak, mut footprints) = (now.as_f64(), 0.0);
-        for (count, (end, footprint)) in (1..).zip(ends) {
-            footprints += footprint;
-            peak = f64::max(peak, footprints + rate * end * f64::from(count));
-        }
-        Tokens(peak.ceil() as u64)
+    /// What a program of this context will still grow by.
+    pub fn left(&self, context: Tokens, capacity: Tokens) -> Tokens {
+        self.expected_final(context, capacity) - context
     }
 }
 
@@ -112,48 +97,23 @@ impl Growth {
 mod tests {
     use super::*;
 
-    fn member(context: u64) -> Member {
-        Member { context: Tokens(context), footprint: Tokens(context) }
-    }
-
-    fn growth(finals: &[u64], rate: u64) -> Growth {
+    #[test]
+    fn a_program_is_expected_to_end_like_those_that_grew_beyond_it() {
         let mut growth = Growth::default();
-        for &context in finals {
+        for context in [1_000, 2_000, 3_000, 4_000, 5_000] {
             growth.saw_final(Tokens(context));
         }
-        growth.saw_turn(Tokens(rate), Duration::from_secs(1));
-        growth
-    }
-
-    #[test]
-    fn one_program_peaks_at_its_expected_end() {
-        let growth = growth(&[1_000; 5], 10);
-        assert_eq!(growth.peak(&[member(400)], Tokens(10_000), None), Tokens(1_000));
-    }
-
-    #[test]
-    fn programs_that_end_one_after_another_need_less_than_the_sum_of_their_ends() {
-        let growth = growth(&[1_000; 5], 10);
-        // The first ends in 10 s, when the second has 600: 1,600; the second alone reaches 1,000.
-        assert_eq!(growth.peak(&[member(900), member(500)], Tokens(10_000), None), Tokens(1_600));
-    }
-
-    #[test]
-    fn a_horizon_looks_no_further() {
-        let growth = growth(&[1_000; 5], 10);
-        assert_eq!(growth.peak(&[member(400)], Tokens(10_000), Some(Duration::from_secs(5))), Tokens(450));
-    }
-
-    #[test]
-    fn a_cold_start_expects_growth() {
-        let growth = Growth::default();
-        assert_eq!(growth.peak(&[member(100)], Tokens(10_000), None), Tokens(2_000));
-        assert_eq!(growth.peak(&[member(2_000)], Tokens(10_000), None), Tokens(4_000));
+        assert_eq!(growth.expected_final(Tokens(10), Tokens(10_000)), Tokens(3_000));
+        assert_eq!(growth.expected_final(Tokens(3_000), Tokens(10_000)), Tokens(4_500));
+        assert_eq!(growth.expected_final(Tokens(6_000), Tokens(10_000)), Tokens(6_600));
     }
 
     #[test]
     fn old_finals_are_forgotten() {
-        let mut growth = growth(&[9_000; FINALS], 10);
+        let mut growth = Growth::default();
+        for _ in 0..FINALS {
+            growth.saw_final(Tokens(9_000));
+        }
         for _ in 0..FINALS {
             growth.saw_final(Tokens(1_000));
         }

@@ -21,6 +21,7 @@ impl Scheduler {
         program.lease = Some(on);
         program.leased_since = self.now;
         backend.leased.insert(pid);
+        backend.outlook.take();
         backend.enter_class(program.class);
         backend.idle.insert((program.last_active, pid));
         self.recharge(pid);
@@ -37,6 +38,7 @@ impl Scheduler {
         let charge = std::mem::take(&mut program.charge);
         if let Some(backend) = self.backends.get_mut(&on) {
             backend.leased.remove(&pid);
+            backend.outlook.take();
             backend.claims -= charge;
             if backend.idle.remove(&(program.last_active, pid)) {
                 backend.idle_claims -= charge;

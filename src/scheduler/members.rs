@@ -55,6 +55,7 @@ impl Scheduler {
             return;
         };
         self.news.backends.insert(id);
+        backend.outlook.take();
         if report.restarted {
             backend.restarted();
             let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());

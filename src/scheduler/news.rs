@@ -39,6 +39,10 @@ impl News {
 // === impl Places ===
 
 impl Places<'_> {
+    pub fn is_empty(self) -> bool {
+        matches!(self, Self::Only(these) if these.is_empty())
+    }
+
     pub fn contains(self, backend: BackendId) -> bool {
         match self {
             Self::Everywhere => true,
