@@ -21,6 +21,7 @@ test: cmake
 bench: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench streams --bench state
 	$(CARGO) bench --locked --bench upgrade
+	$(CARGO) bench --locked --bench decision -- tables
 
 lint: cmake
 	$(CARGO) fmt --check

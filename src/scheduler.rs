@@ -10,6 +10,7 @@ mod check;
 mod class;
 mod estimate;
 pub mod event;
+mod fairness;
 mod feedback;
 mod fill;
 mod forecast;
@@ -17,6 +18,8 @@ mod ledger;
 mod lifetime;
 mod members;
 mod memory;
+mod news;
+mod outlook;
 mod policy;
 mod program;
 mod queue;
@@ -38,8 +41,10 @@ use backend::Backend;
 use class::Classes;
 use estimate::Learned;
 use forecast::Growth;
-use program::{Pid, Program, Step};
+use news::{News, Places};
+use program::{ById, Pid, Program, Step};
 use queue::Queue;
+use reclaim::Evictable;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -51,13 +56,16 @@ pub struct Scheduler {
     backends: BTreeMap<BackendId, Backend>,
     /// Known keys; a released program whose step still runs is no longer among them.
     keys: HashMap<ProgramKey, Pid>,
-    programs: HashMap<Pid, Program>,
+    programs: ById<Pid, Program>,
     /// The same, in the order in which they began: to be walked in portions.
     roll: BTreeSet<Pid>,
     /// Programs without a step in flight or held, longest idle first.
     inactive: BTreeSet<(Duration, Pid)>,
-    steps: HashMap<StepId, Step>,
+    steps: ById<StepId, Step>,
     queue: Queue,
+    news: News,
+    /// Backends kept free for a program that has waited too long.
+    reservations: BTreeMap<BackendId, Pid>,
     learned: Learned,
     growth: Growth,
     classes: Classes,
@@ -86,11 +94,13 @@ impl Scheduler {
             now: Duration::ZERO,
             backends: BTreeMap::new(),
             keys: HashMap::new(),
-            programs: HashMap::new(),
+            programs: ById::default(),
             roll: BTreeSet::new(),
             inactive: BTreeSet::new(),
-            steps: HashMap::new(),
+            steps: ById::default(),
             queue: Queue::default(),
+            news: News::default(),
+            reservations: BTreeMap::new(),
             learned: Learned::new(),
             growth: Growth::default(),
             classes: Classes::default(),
@@ -146,6 +156,10 @@ impl Scheduler {
     /// Other settings, from the next event on. Not another `routing`: the ledgers follow from it.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = Policy { routing: self.policy.routing, ..policy };
+        self.news.all = true;
+        for backend in self.backends.values_mut() {
+            backend.outlook.take();
+        }
     }
 
     fn decide(&mut self, decision: Decision) {

@@ -366,7 +366,6 @@ fn what_this_version_lacks_is_refused_in_so_many_words() {
         ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
         ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
         ("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`"),
-        ("scheduler: {fair: {bound: 1s}}\n", "2:20: scheduler.fair.bound: `scheduler.fair.bound`"),
         ("scheduler: {feedback: auto}\n", "2:13: scheduler.feedback: `scheduler.feedback`"),
     ];
     for (text, expected) in cases {

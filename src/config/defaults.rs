@@ -114,6 +114,7 @@ impl Default for Scheduler {
             evict_cost_factor: 1.0,
             evict_idle_factor: 2.0,
             fair_after: seconds(30),
+            fair_bound: minutes(10),
             tick: seconds(1),
             no_backend_wait: seconds(30),
             acting_weight: 1.0,

@@ -354,6 +354,7 @@ pub struct Scheduler {
     pub evict_cost_factor: f64,
     pub evict_idle_factor: f64,
     pub fair_after: Duration,
+    pub fair_bound: Duration,
     pub tick: Duration,
     pub no_backend_wait: Duration,
     /// Weight of an idle program's footprint, 0–1 (ThunderAgent's `--acting-token-weight`).

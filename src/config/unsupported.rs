@@ -1,7 +1,7 @@
 //! What the full layout has and this version does not. A version that learns one deletes its row.
 
 /// Keys, list indices left out.
-const KEYS: &[&str] = &["scheduler.fair.bound", "scheduler.feedback"];
+const KEYS: &[&str] = &["scheduler.feedback"];
 
 /// Values of keys that are themselves supported.
 const VALUES: &[(&str, &str)] = &[

@@ -138,6 +138,11 @@ struct Fair {
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
     after: Duration,
+    /// Most that a started program waits: shortly before, a backend is kept free for it, and programs there make
+    /// way as their turns end.
+    #[serde(with = "humane::duration")]
+    #[schemars(with = "humane::DurationText")]
+    bound: Duration,
 }
 
 /// Reads a file; its mistakes are in the draft.
@@ -285,7 +290,8 @@ impl Default for Forecast {
 
 impl Default for Fair {
     fn default() -> Self {
-        Self { after: Scheduler::default().fair_after }
+        let defaults = Scheduler::default();
+        Self { after: defaults.fair_after, bound: defaults.fair_bound }
     }
 }
 
@@ -308,6 +314,7 @@ impl From<SchedulerKeys> for Scheduler {
             evict_cost_factor: keys.evict.cost_factor,
             evict_idle_factor: keys.evict.idle_factor,
             fair_after: keys.fair.after,
+            fair_bound: keys.fair.bound,
             tick: keys.tick,
             no_backend_wait: keys.no_backend_wait,
             acting_weight: keys.acting_weight,

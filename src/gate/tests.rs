@@ -9,9 +9,16 @@ use std::task::{Context, Poll, Waker};
 const POOL: PoolId = PoolId(0);
 const BACKEND: BackendId = BackendId(1);
 
+/// As if nothing grew.
+fn config() -> Config {
+    let mut config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
+    config.scheduler.forecast_slack = 9.0;
+    config
+}
+
 /// One pool with one backend of 10,000 tokens.
 fn gate() -> Gate {
-    let config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
+    let config = config();
     let telemetry = Arc::new(Telemetry::new(&config).unwrap());
     let gate = Gate::new(&config, telemetry);
     gate.tell(POOL, Event::BackendAdded { backend: BACKEND, weight: 1, capacity: Some(Tokens(10_000)) });
@@ -142,7 +149,7 @@ async fn decisions_are_told_to_those_who_listen() {
 #[tokio::test]
 async fn a_reload_that_makes_room_lets_a_held_step_in() {
     let gate = gate();
-    let mut config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
+    let mut config = config();
     config.scheduler.headroom = 0.5;
     config.scheduler.hold_queue = 1;
     gate.reload(&config);
@@ -153,7 +160,7 @@ async fn a_reload_that_makes_room_lets_a_held_step_in() {
     let mut c = step(&gate, "c", 4_000);
     assert!(matches!(now(c.admitted()), Some(Err(Refusal::QueueFull { .. }))));
 
-    gate.reload(&Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() });
+    gate.reload(&self::config());
     assert!(now(b.admitted()).unwrap().is_ok());
     // And a backend that is given another size.
     let mut d = step(&gate, "d", 8_000);

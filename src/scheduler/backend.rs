@@ -2,11 +2,13 @@
 
 use super::event::Life;
 use super::feedback::Feedback;
+use super::outlook::Outlook;
 use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
 use super::program::Pid;
 use super::recall::Former;
 use super::shadow::Shadow;
 use crate::units::Tokens;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -51,6 +53,8 @@ pub struct Backend {
     /// Prefill time of steps dispatched here and still without a first token.
     pub promised: Duration,
     pub shadow: Shadow,
+    /// Empty when it has to be made anew.
+    pub outlook: OnceCell<Outlook>,
     pub feedback: Feedback,
     /// What runs there and is not ours, in the last reports, tokens.
     foreign: VecDeque<Tokens>,
@@ -80,6 +84,7 @@ impl Backend {
             forced: 0,
             promised: Duration::ZERO,
             shadow: Shadow::default(),
+            outlook: OnceCell::new(),
             feedback: Feedback::default(),
             foreign: VecDeque::new(),
             rate: None,
@@ -204,6 +209,7 @@ impl Backend {
 
     pub fn tick(&mut self, now: Duration, slow_start: Duration) {
         self.climb(now, slow_start);
+        self.outlook.take();
         self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
     }
 

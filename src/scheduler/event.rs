@@ -150,6 +150,8 @@ pub enum HoldReason {
     NoRoomAhead,
     /// Room is there, but enough prefill is promised already.
     PrefillBusy,
+    /// The backends with room for it are kept for programs that have waited too long.
+    Reserved,
     /// Others wait before it.
     Queued,
     NoBackend,
@@ -163,6 +165,8 @@ pub enum PauseReason {
     Evicted,
     /// Its backend went over capacity.
     OverCapacity,
+    /// A program that had waited too long needed the room.
+    MadeWay,
     /// Its prefix is no longer in the cache.
     CacheLost,
     /// Idle for so long that it is taken for finished.
@@ -267,6 +271,16 @@ impl DispatchKind {
 }
 
 impl HoldReason {
+    pub const ALL: [Self; 7] = [
+        Self::NoRoom,
+        Self::NoRoomAhead,
+        Self::PrefillBusy,
+        Self::Reserved,
+        Self::Queued,
+        Self::NoBackend,
+        Self::Frozen,
+    ];
+
     /// The metric label.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -274,6 +288,7 @@ impl HoldReason {
             Self::NoRoom => "no_room",
             Self::NoRoomAhead => "no_room_ahead",
             Self::PrefillBusy => "prefill_busy",
+            Self::Reserved => "reserved",
             Self::Queued => "queued",
             Self::NoBackend => "no_backend",
             Self::Frozen => "frozen",
@@ -309,12 +324,24 @@ impl EndKind {
 }
 
 impl PauseReason {
+    pub const ALL: [Self; 8] = [
+        Self::Evicted,
+        Self::OverCapacity,
+        Self::MadeWay,
+        Self::CacheLost,
+        Self::PresumedGone,
+        Self::BackendDown,
+        Self::Draining,
+        Self::Error,
+    ];
+
     /// The metric label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::Evicted => "evicted",
             Self::OverCapacity => "over_capacity",
+            Self::MadeWay => "made_way",
             Self::CacheLost => "cache_lost",
             Self::PresumedGone => "presumed_gone",
             Self::BackendDown => "backend_down",

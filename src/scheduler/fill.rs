@@ -1,7 +1,7 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
 use super::forecast::Member;
-use super::reclaim::Evictable;
+use super::outlook::Outlook;
 use super::*;
 use crate::config::Routing;
 use crate::units::Tokens;
@@ -16,15 +16,23 @@ struct Place {
 impl Scheduler {
     /// Dispatches whatever fits now.
     pub(super) fn fill(&mut self) {
+        let mut news = std::mem::take(&mut self.news);
         if self.frozen || self.draining || self.queue.len() == 0 {
             return;
         }
         self.fill_unlabelled();
+        if news.is_empty() {
+            return;
+        }
+        self.serve_overdue();
         // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
         // ends; but not for ever: then everything behind it waits until there is room for it.
         let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
-            if !self.admit(pid) && self.waited(pid) >= self.policy.fair_after {
+            if self.admit(pid, news.places(pid)) {
+                // Those behind it may not have been looked at before.
+                news.all = true;
+            } else if self.waited(pid) >= self.policy.fair_after {
                 return;
             }
         }
@@ -32,9 +40,10 @@ impl Scheduler {
         while self.queue.started.is_empty()
             && let Some(&(_, head)) = self.queue.fresh.first()
         {
-            if !self.admit(head) {
+            if !self.admit(head, news.places(head)) {
                 break;
             }
+            news.all = true;
         }
     }
 
@@ -70,12 +79,13 @@ impl Scheduler {
     }
 
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
-    fn admit(&mut self, pid: Pid) -> bool {
-        let Some(program) = self.programs.get(&pid).filter(|program| !self.awaits_former(pid, program)) else {
+    fn admit(&mut self, pid: Pid, places: Places<'_>) -> bool {
+        let looked_at = |program: &&Program| !places.is_empty() && !self.awaits_former(pid, program);
+        let Some(program) = self.programs.get(&pid).filter(looked_at) else {
             return false;
         };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
-        match self.choose(pid) {
+        match self.choose(pid, places) {
             Ok(place) => {
                 for victim in place.victims {
                     self.unlease(victim, Some(PauseReason::Evicted));
@@ -84,6 +94,8 @@ impl Scheduler {
                 self.start_held(pid, kind);
                 true
             }
+            // It waits as it did before.
+            Err(HoldReason::NoBackend) if matches!(places, Places::Only(_)) => false,
             Err(reason) => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.hold_reason = reason;
@@ -100,26 +112,33 @@ impl Scheduler {
         }
     }
 
-    /// The cheapest feasible backend, or why there is none.
-    fn choose(&self, pid: Pid) -> Result<Place, HoldReason> {
+    /// The cheapest feasible one of these backends, or why there is none.
+    fn choose(&self, pid: Pid, places: Places<'_>) -> Result<Place, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
-        let avoid = |id| program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|s| s.avoid == Some(id)));
-        let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !avoid(**id)).collect();
+        let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
         let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
         let leased: usize = usable.iter().map(|(_, backend)| backend.leased.len()).sum();
         let mean = leased as f64 / weight;
         let mut best: Result<Place, HoldReason> = Err(HoldReason::NoBackend);
-        for (&id, backend) in usable {
+        for (&id, backend) in usable.into_iter().filter(|(id, _)| places.contains(**id)) {
             match (self.consider(pid, program, id, backend, mean), &best) {
                 (Ok(place), Ok(than)) if place.cost >= than.cost => {}
                 (Ok(place), _) => best = Ok(place),
                 (Err(_), Ok(_)) => {}
                 // Room is the nearer miss: where only prefill is in the way, that is the reason.
-                (Err(HoldReason::NoRoom), Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead)) => {}
+                (
+                    Err(HoldReason::NoRoom | HoldReason::Reserved),
+                    Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead),
+                ) => {}
                 (Err(reason), Err(_)) => best = Err(reason),
             }
         }
         best
+    }
+
+    /// One of its held steps could not be delivered there.
+    pub(super) fn avoids(&self, program: &Program, on: BackendId) -> bool {
+        program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid == Some(on)))
     }
 
     /// Whether the program may go to this backend now, and at what cost in seconds of prefill and balance.
@@ -131,56 +150,78 @@ impl Scheduler {
         backend: &Backend,
         mean: f64,
     ) -> Result<Place, HoldReason> {
-        let shared = self.shared(program.class);
-        let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
-        let (prompt, need) = self.need(program);
-        let uncached = prompt - present - backend.shadow.resident(pid);
-        let recompute = backend.recompute(uncached);
-        let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
-        let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
-        let Some(effective) = self.effective(backend, Some(program.class)) else {
-            let cost = recompute.as_secs_f64() + balance;
-            return Ok(Place { backend: id, cost, victims: Vec::new() });
-        };
-        if !backend.empty() && !self.passes_prefill_gate(program, backend, recompute) {
-            return Err(HoldReason::PrefillBusy);
+        if self.reservations.get(&id).is_some_and(|&of| of != pid) {
+            return Err(HoldReason::Reserved);
         }
-        let free = effective.0 as i64 - self.weighed_claims(backend).0 as i64;
-        let wanted = (need - shared).min(effective.scale(policy::GIANT));
-        let missing = wanted.0 as i64 - free;
-        let victims = match missing {
-            ..=0 => Evictable::default(),
-            _ => self.evictable(backend, Tokens(missing as u64), None),
+        let shared = self.shared(program.class);
+        let effective = self.effective(backend, Some(program.class));
+        let free = effective.map(|effective| effective.0 as i64 - self.weighed_claims(backend).0 as i64);
+        let limits = effective.zip(free).filter(|_| !backend.empty());
+        let missing = |need: Tokens, (effective, free): (Tokens, i64)| {
+            (need - shared).min(effective.scale(policy::GIANT)).0 as i64 - free
         };
-        if !backend.empty() && (victims.tokens.0 as i64) < missing {
+        // It needs its context at the least: for most of a long queue that settles it.
+        if limits.is_some_and(|limits| missing(program.context, limits) > self.outlook(backend).evictable.0 as i64) {
             return Err(HoldReason::NoRoom);
         }
-        if !backend.empty() && !self.fits_ahead(program, backend, need, effective) {
-            return Err(HoldReason::NoRoomAhead);
+        let (prompt, held) = self.need(program);
+        let need = self.need_on(program, id, held);
+        let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
+        let recompute = backend.recompute(prompt - present - backend.shadow.resident(pid));
+        let mut victims = Evictable::default();
+        if let Some(limits) = limits {
+            if !self.passes_prefill_gate(program, backend, recompute) {
+                return Err(HoldReason::PrefillBusy);
+            }
+            let missing = missing(need, limits);
+            if missing > 0 {
+                victims = self.evictable(backend, Tokens(missing as u64), None);
+            }
+            if (victims.tokens.0 as i64) < missing {
+                return Err(HoldReason::NoRoom);
+            }
+            if !self.fits_ahead(program, backend, need, limits.0) {
+                return Err(HoldReason::NoRoomAhead);
+            }
         }
-        let share_free = free as f64 / effective.as_f64().max(1.0);
-        let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * share_free + balance;
+        let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
+        let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
+        let room = effective.zip(free).map_or(0.0, |(effective, free)| free as f64 / effective.as_f64().max(1.0));
+        let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * room + balance;
         Ok(Place { backend: id, cost, victims: victims.programs })
     }
 
     /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
     /// life is looked at, a started one's next minute.
     fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
-        let leaving = self.evictable(backend, Tokens(u64::MAX), None).programs;
-        let stay = backend.leased.iter().filter(|pid| !leaving.contains(pid));
-        let member = |program: &Program| Member { context: program.context, footprint: program.charge };
-        let mut members: Vec<Member> = stay.filter_map(|pid| self.programs.get(pid)).map(member).collect();
+        let outlook = self.outlook(backend);
         // Alone it goes in, however large it is or may become: no backend will ever suit it better.
-        if members.is_empty() {
+        if outlook.is_empty() {
             return true;
         }
-        members.push(Member { context: need, footprint: need - self.shared(program.class) });
-        let (limit, horizon) = if program.started() {
-            (effective, Some(self.policy.forecast_horizon))
-        } else {
-            (effective.scale(self.policy.forecast_slack), None)
-        };
-        self.growth.peak(&members, effective, horizon) <= limit
+        let limit = if program.started() { effective } else { effective.scale(self.policy.forecast_slack) };
+        let left = self.growth.left(need, effective);
+        outlook.peak_with(need - self.shared(program.class), left, program.started()) <= limit
+    }
+
+    /// The backend's forecast, made anew if need be.
+    fn outlook<'a>(&self, backend: &'a Backend) -> &'a Outlook {
+        backend.outlook.get_or_init(|| {
+            let mut evictable = Tokens::ZERO;
+            let leaves = |program: &Program| {
+                program.inactive() && self.worth_evicting(backend, program.last_active, program.charge)
+            };
+            let mut members = Vec::with_capacity(backend.leased.len());
+            for program in backend.leased.iter().filter_map(|pid| self.programs.get(pid)) {
+                if leaves(program) {
+                    evictable += program.charge;
+                } else {
+                    members.push(Member { context: program.context, footprint: program.charge });
+                }
+            }
+            let capacity = self.effective(backend, None).unwrap_or_default();
+            Outlook::new(&self.growth, &members, evictable, capacity, self.policy.forecast_horizon)
+        })
     }
 
     fn waited(&self, pid: Pid) -> Duration {
@@ -195,7 +236,14 @@ impl Scheduler {
             || (program.started() && waited >= policy::PREFILL_PATIENCE)
     }
 
-    /// Prompt tokens of the largest held step, and what all held steps together need resident.
+    /// What the program would be charged with there: its steps in flight go on although its lease is lost.
+    pub(super) fn need_on(&self, program: &Program, on: BackendId, held: Tokens) -> Tokens {
+        let runs = program.running.iter().filter_map(|id| self.steps.get(id)?.run.as_ref());
+        let running: Tokens = runs.filter(|run| run.backend == on).map(|run| run.estimate).sum();
+        program.context.max(held + running)
+    }
+
+    /// Prompt tokens of the largest held step, and what all held steps together come to.
     pub(super) fn need(&self, program: &Program) -> (Tokens, Tokens) {
         let mut prompt = Tokens::ZERO;
         let mut all = Tokens::ZERO;
@@ -204,7 +252,7 @@ impl Scheduler {
             prompt = prompt.max(tokens);
             all += tokens + self.learned.output(step.max_output);
         }
-        (prompt, all.max(program.context))
+        (prompt, all)
     }
 
     /// Announces what the event under way has put in the queue and left there.

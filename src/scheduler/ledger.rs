@@ -19,7 +19,9 @@ impl Scheduler {
             return;
         };
         program.lease = Some(on);
+        program.leased_since = self.now;
         backend.leased.insert(pid);
+        backend.outlook.take();
         backend.enter_class(program.class);
         backend.idle.insert((program.last_active, pid));
         self.recharge(pid);
@@ -36,11 +38,13 @@ impl Scheduler {
         let charge = std::mem::take(&mut program.charge);
         if let Some(backend) = self.backends.get_mut(&on) {
             backend.leased.remove(&pid);
+            backend.outlook.take();
             backend.claims -= charge;
             if backend.idle.remove(&(program.last_active, pid)) {
                 backend.idle_claims -= charge;
             }
             backend.leave_class(program.class);
+            self.news.backends.insert(on);
         }
         if let Some(reason) = reason {
             program.last_pause = Some(reason);
@@ -60,6 +64,9 @@ impl Scheduler {
         let charge = program.footprint(&self.steps, self.classes.shared(program.class));
         let before = std::mem::replace(&mut program.charge, charge);
         backend.claims = backend.claims + charge - before;
+        if charge < before {
+            self.news.backends.extend(program.lease);
+        }
         if backend.idle.contains(&(program.last_active, pid)) {
             backend.idle_claims = backend.idle_claims + charge - before;
         } else {
@@ -98,6 +105,7 @@ impl Scheduler {
 
     /// A class has learned its shared prefix: every charge that it is part of follows.
     pub(super) fn recharge_class(&mut self, class: u64) {
+        self.news.all = true;
         let leased: Vec<Pid> = self.backends.values().flat_map(|backend| backend.leased.iter().copied()).collect();
         for pid in leased {
             if self.programs.get(&pid).is_some_and(|program| program.class == class) {

@@ -1,7 +1,7 @@
 //! How programs begin and end, and what the clock does to them.
 
 use super::*;
-use crate::config::OnTimeout;
+use crate::config::{OnTimeout, Routing};
 
 impl Scheduler {
     /// The program of this key, made if it is not known. It is active from now on.
@@ -74,6 +74,7 @@ impl Scheduler {
     }
 
     pub(super) fn tick(&mut self) {
+        self.news.all = true;
         for backend in self.backends.values_mut() {
             backend.tick(self.now, self.slow_start);
         }
@@ -125,8 +126,13 @@ impl Scheduler {
         let late = |&&(since, _): &&(Duration, StepId)| now.saturating_sub(since) >= most;
         let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
         for id in late {
-            let program = self.steps.get(&id).filter(|step| step.run.is_none()).and_then(|step| step.program);
-            let started = program.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
+            // One that went with another step of its program waits no longer.
+            let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else {
+                continue;
+            };
+            // Leases are for routing by program alone.
+            let pid = step.program.filter(|_| self.policy.routing == Routing::Program);
+            let started = pid.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
             match (started, self.policy.on_timeout) {
                 (Some(pid), OnTimeout::Admit) => self.force(pid),
                 _ => self.refuse(id, RefuseReason::HeldTooLong),
@@ -142,8 +148,13 @@ impl Scheduler {
             let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
             effective - backend.claims.0 as i64
         };
+        let waiting = self.programs.get(&pid).map_or(&[][..], |program| &program.waiting);
+        let held = || waiting.iter().filter_map(|step| self.steps.get(step));
+        // Where it could not be delivered it goes only when there is nowhere else.
+        let avoided = |id: BackendId| held().any(|step| step.avoid == Some(id));
         let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced == 0);
-        let Some((&on, _)) = open.max_by_key(|(id, backend)| (room(backend), std::cmp::Reverse(**id))) else {
+        let best = |&(&id, backend): &(&BackendId, &Backend)| (!avoided(id), room(backend), std::cmp::Reverse(id));
+        let Some((&on, _)) = open.max_by_key(best) else {
             return;
         };
         self.lease(pid, on);
@@ -153,6 +164,7 @@ impl Scheduler {
     /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
     pub(super) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
+        self.news.all = true;
         if frozen {
             return;
         }

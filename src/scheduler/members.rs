@@ -7,6 +7,8 @@ impl Scheduler {
     pub(super) fn backend_added(&mut self, id: BackendId, weight: u32, capacity: Option<Tokens>) {
         let backend = self.backends.entry(id).or_insert_with(|| Backend::new(weight, capacity));
         backend.configure(weight, capacity);
+        backend.outlook.take();
+        self.news.backends.insert(id);
         backend.press(|class| self.classes.shared(class));
     }
 
@@ -35,6 +37,7 @@ impl Scheduler {
         for pid in leased {
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
+        self.reservations.remove(&id);
         self.watch_usable();
     }
 
@@ -47,6 +50,7 @@ impl Scheduler {
         for pid in idle {
             self.unlease(pid, Some(PauseReason::Draining));
         }
+        self.reservations.remove(&id);
         self.watch_usable();
     }
 
@@ -60,6 +64,8 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
+        self.news.backends.insert(id);
+        backend.outlook.take();
         if report.restarted {
             backend.restarted();
             let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());
@@ -82,6 +88,7 @@ impl Scheduler {
 
     /// The wait for a backend counts from when the last one went.
     fn watch_usable(&mut self) {
+        self.news.all = true;
         if self.backends.values().any(Backend::usable) {
             self.no_backend_since = None;
         } else if self.no_backend_since.is_none() {

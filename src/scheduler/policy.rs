@@ -39,6 +39,8 @@ pub struct Policy {
     pub evict_idle_factor: f64,
     /// A started program that has waited this long stops everything behind it.
     pub fair_after: Duration,
+    /// What the wait of a started program is held under.
+    pub fair_bound: Duration,
     pub no_backend_wait: Duration,
     pub acting_weight: f64,
     pub acting_decay: bool,
@@ -60,6 +62,7 @@ impl Policy {
             evict_cost_factor: scheduler.evict_cost_factor,
             evict_idle_factor: scheduler.evict_idle_factor,
             fair_after: scheduler.fair_after,
+            fair_bound: scheduler.fair_bound,
             no_backend_wait: scheduler.no_backend_wait,
             acting_weight: scheduler.acting_weight,
             acting_decay: scheduler.acting_decay,

@@ -3,11 +3,36 @@
 use super::event::{BackendId, HoldReason, PauseReason, ProgramKey, StepId};
 use crate::units::Tokens;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 /// A program's number; a release and a reuse of its key make a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pid(pub u64);
+
+/// A map by numbers that we count ourselves: nobody can choose them so that they collide, so a multiplication
+/// spreads them well enough, at a fraction of the price of the standard hash.
+pub type ById<K, V> = HashMap<K, V, BuildHasherDefault<Spread>>;
+
+#[derive(Debug, Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio (Knuth, The Art of Computer Programming, 6.4).
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 #[derive(Debug)]
 pub struct Program {
@@ -22,6 +47,7 @@ pub struct Program {
     /// Which dispatch `context` comes from: turns may overlap and end out of order.
     pub context_order: u64,
     pub lease: Option<BackendId>,
+    pub leased_since: Duration,
     /// Where it ran last: its prefix may still be there.
     pub home: Option<BackendId>,
     /// What it is charged with on its lease; zero without one.
@@ -87,6 +113,7 @@ impl Program {
             last_bytes: 0,
             context_order: 0,
             lease: None,
+            leased_since: Duration::ZERO,
             home: None,
             charge: Tokens::ZERO,
             running: Vec::new(),
@@ -117,7 +144,7 @@ impl Program {
 
     /// Tokens that it needs resident: the conversation as it was, or what its steps in flight make of it.
     /// Steps that overlap are charged each, for subagents that share an id share little else.
-    pub fn footprint(&self, steps: &HashMap<StepId, Step>, shared: Tokens) -> Tokens {
+    pub fn footprint(&self, steps: &ById<StepId, Step>, shared: Tokens) -> Tokens {
         let runs = self.running.iter().filter_map(|id| steps.get(id)?.run.as_ref());
         let runs = runs.filter(|run| Some(run.backend) == self.lease);
         let running: Tokens = runs.map(|run| run.estimate).sum();

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Queue {
     /// Programs with context, oldest program first.
     pub started: BTreeSet<(Duration, Pid)>,
+    /// The same, longest wait first.
+    pub longest: BTreeSet<(Duration, Pid)>,
     /// Programs without, in order of arrival.
     pub fresh: BTreeSet<(Duration, Pid)>,
     /// Steps without a program: they wait only while no backend is usable, or dispatch is frozen.

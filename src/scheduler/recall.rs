@@ -132,6 +132,7 @@ impl Scheduler {
         }
         backend.feedback = former.feedback;
         backend.shadow = former.shadow;
+        backend.outlook.take();
         backend.press(|class| self.classes.shared(class));
         self.lease_again(id, &former.leases);
     }
@@ -149,7 +150,7 @@ impl Scheduler {
             let (Some(program), Some(backend)) = (self.programs.get(&pid), self.backends.get(&id)) else {
                 return;
             };
-            let charge = self.need(program).1 - self.shared(program.class);
+            let charge = self.need_on(program, id, self.need(program).1) - self.shared(program.class);
             let room = self.effective(backend, Some(program.class));
             if room.is_some_and(|room| backend.claims + charge > room) {
                 return;

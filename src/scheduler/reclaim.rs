@@ -35,7 +35,7 @@ impl Scheduler {
 
     /// Ski rental: a lease is kept as long as holding it has cost less than losing it would. Losing it stalls
     /// every step in flight for as long as the context takes to compute again.
-    fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
+    pub(super) fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
         let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.evict_cost_factor;
         let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.evict_idle_factor));
@@ -82,12 +82,17 @@ impl Scheduler {
         let mut younger: Vec<_> = backend.idle.iter().filter_map(|&(_, other)| age(other)).collect();
         younger.retain(|&other| Some(other) > age(pid) && !found.programs.contains(&other.1));
         younger.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, other) in younger {
+        self.add(&younger, wanted, found);
+    }
+
+    /// Adds these in turn until `wanted` is reached.
+    pub(super) fn add(&self, these: &[(Duration, Pid)], wanted: Tokens, found: &mut Evictable) {
+        for &(_, pid) in these {
             if found.tokens >= wanted {
                 return;
             }
-            found.tokens += self.programs.get(&other).map_or(Tokens::ZERO, |program| program.charge);
-            found.programs.push(other);
+            found.tokens += self.programs.get(&pid).map_or(Tokens::ZERO, |program| program.charge);
+            found.programs.push(pid);
         }
     }
 

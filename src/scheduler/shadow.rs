@@ -4,16 +4,16 @@
 //! first. The shadow follows that: one entry a program, in order of last use, cut from the old end
 //! whenever running steps need the room. Leased and unleased programs alike: the cache knows no leases.
 
-use super::program::Pid;
+use super::program::{ById, Pid};
 use crate::units::Tokens;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub struct Shadow {
     /// By time of last use; the number keeps entries of one instant apart.
     order: BTreeMap<(Duration, u64), (Pid, Tokens)>,
-    places: HashMap<Pid, (Duration, u64)>,
+    places: ById<Pid, (Duration, u64)>,
     next: u64,
     total: Tokens,
 }

@@ -93,8 +93,13 @@ impl Scheduler {
         if program.waiting_since.is_none() {
             program.waiting_since = Some(step.arrived);
             program.hold_reason = HoldReason::Queued;
-            let set = if program.started() { &mut self.queue.started } else { &mut self.queue.fresh };
-            set.insert((program.first_seen, pid));
+            self.news.programs.push(pid);
+            if program.started() {
+                self.queue.started.insert((program.first_seen, pid));
+                self.queue.longest.insert((step.arrived, pid));
+            } else {
+                self.queue.fresh.insert((program.first_seen, pid));
+            }
         }
     }
 
@@ -111,9 +116,12 @@ impl Scheduler {
         };
         program.waiting.retain(|&waiting| waiting != id);
         if program.waiting.is_empty() {
-            program.waiting_since = None;
+            if let Some(since) = program.waiting_since.take() {
+                self.queue.longest.remove(&(since, pid));
+            }
             self.queue.started.remove(&(program.first_seen, pid));
             self.queue.fresh.remove(&(program.first_seen, pid));
+            self.cancel_reservation(pid);
         }
     }
 
@@ -199,7 +207,11 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&run.backend) else {
             return;
         };
+        let closed = backend.promised >= policy::PREFILL_GATE;
         backend.promised = backend.promised.saturating_sub(promise);
+        if closed && backend.promised < policy::PREFILL_GATE {
+            self.news.backends.insert(run.backend);
+        }
         // Without a counter to read, the TTFT of a lone step tells the speed; only a long prompt tells it well.
         let taken = self.now.saturating_sub(run.dispatched).as_secs_f64();
         if run.alone && !backend.rate_known() && run.uncached.0 >= 512 && taken > 0.0 {
@@ -232,7 +244,10 @@ impl Scheduler {
                 self.leave(run);
                 self.settle(pid, id, &step, run, outcome);
             }
-            (Some(pid), None) => self.settled(pid),
+            (Some(pid), None) => {
+                self.news.all = true;
+                self.settled(pid);
+            }
             (None, None) => {}
         }
     }
@@ -245,6 +260,7 @@ impl Scheduler {
         backend.in_flight -= 1;
         backend.forced -= usize::from(run.forced);
         backend.promised = backend.promised.saturating_sub(run.promise);
+        self.news.backends.insert(run.backend);
     }
 
     /// Turns the step's estimate into what its outcome made of the program.
@@ -296,6 +312,11 @@ impl Scheduler {
             program.context = total;
             program.last_prompt = prompt;
             program.last_bytes = step.prompt_bytes;
+            if self.queue.fresh.remove(&(program.first_seen, pid)) {
+                self.queue.started.insert((program.first_seen, pid));
+                self.queue.longest.extend(program.waiting_since.map(|since| (since, pid)));
+                self.news.programs.push(pid);
+            }
         } else {
             program.context = program.context.max(total);
         }
@@ -372,6 +393,7 @@ impl Scheduler {
             return;
         };
         self.decide(Decision::Refuse { step: id, reason });
+        self.news.all = true;
         if let Some(pid) = step.program {
             self.settled(pid);
         }

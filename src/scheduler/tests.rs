@@ -1,14 +1,20 @@
-//! Behaviours of the scheduler, one by one; `tests/random.rs` asks for its invariants under everything at once.
+//! Behaviours of the scheduler, one by one; `tests/random.rs` lets everything happen at once, under the
+//! eyes of `tests/oracle.rs`.
 
+mod agents;
+mod fairness;
 mod memory;
+mod oracle;
+mod play;
 mod random;
+mod regressions;
 mod returning;
 mod world;
 
 use super::*;
 use crate::config::{OnTimeout, Routing};
 use crate::units::Tokens;
-use world::{World, policy, usage};
+use world::{World, policy, unforeseen, usage};
 
 #[test]
 fn a_step_of_a_leased_program_goes_at_once_past_every_waiter() {
@@ -51,7 +57,7 @@ fn a_program_idle_for_longer_than_it_costs_to_recompute_makes_room() {
 
 #[test]
 fn new_programs_go_in_the_order_they_came_and_a_large_one_is_not_overtaken() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 6_000);
     let large = world.arrive("large", 8_000);
     let small = world.arrive("small", 100);
@@ -63,7 +69,7 @@ fn new_programs_go_in_the_order_they_came_and_a_large_one_is_not_overtaken() {
 
 #[test]
 fn no_new_program_is_admitted_while_a_started_one_is_held() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 5_000);
     world.answer(a, usage(5_000, 10));
     world.down(0);
@@ -81,21 +87,23 @@ fn no_new_program_is_admitted_while_a_started_one_is_held() {
 
 #[test]
 fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
-    let mut world = World::new(Policy { forecast_slack: 9.0, ..policy() }, &[Some(10_000)]);
-    for name in ["a", "b", "c"] {
-        let step = world.arrive(name, 3_000);
-        world.answer(step, usage(3_000, 100));
+    for (over, expected) in [(0, None), (1, Some(PauseReason::OverCapacity))] {
+        let mut world = World::new(unforeseen(), &[Some(10_000)]);
+        for name in ["a", "b", "c", "d", "e"] {
+            let step = world.arrive(name, 1_800);
+            world.answer(step, usage(1_800, 100));
+        }
+        // 9,800 less four times 1,900, less an answer of 100.
+        let grown = world.arrive("a", 2_100 + over);
+        assert_eq!(world.went(grown), Some(DispatchKind::Leased));
+        assert_eq!(world.paused("e"), expected, "the youngest goes first");
+        assert!(["b", "c", "d"].iter().all(|name| world.paused(name).is_none()));
     }
-    let grown = world.arrive("a", 4_000);
-    assert_eq!(world.went(grown), Some(DispatchKind::Leased));
-    let paused = ["b", "c"].iter().filter(|name| world.paused(name).is_some()).count();
-    assert_eq!(paused, 1);
-    assert_eq!(world.paused("c"), Some(PauseReason::OverCapacity), "the youngest goes first");
 }
 
 #[test]
 fn the_oldest_program_is_never_paused_for_a_younger_one() {
-    let mut world = World::one_backend(10_000);
+    let mut world = World::new(unforeseen(), &[Some(10_000)]);
     let a = world.arrive("a", 5_000);
     world.answer(a, usage(5_000, 10));
     let b = world.arrive("b", 3_000);

@@ -58,7 +58,8 @@ impl Scheduler {
     fn view(&self, pid: Pid) -> Option<ProgramView> {
         let program = self.programs.get(&pid)?;
         let waited = program.waiting_since.map(|since| self.now.saturating_sub(since));
-        let footprint = if program.waiting.is_empty() { program.charge } else { self.need(program).1 };
+        let footprint =
+            if program.waiting.is_empty() { program.charge } else { self.need(program).1.max(program.context) };
         Some(ProgramView {
             key: program.key.clone(),
             backend: program.lease.or(program.home),

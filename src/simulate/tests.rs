@@ -1,6 +1,8 @@
 //! The simulator is honest: blocks are conserved (every run here recounts them every minute of virtual
 //! time), rates come out as they must, nobody sees the future.
 
+mod robust;
+
 use super::demand::{Arrivals, Demand, Source};
 use super::faults::Faults;
 use super::script::{Script, Step};

@@ -91,27 +91,14 @@ impl Metrics {
             holds: Counters::register(
                 r,
                 ("holds", "reason", "Steps that had to wait for room"),
-                [
-                    HoldReason::NoRoom,
-                    HoldReason::PrefillBusy,
-                    HoldReason::Queued,
-                    HoldReason::NoBackend,
-                    HoldReason::Frozen,
-                ],
+                HoldReason::ALL,
                 HoldReason::label,
             ),
             hold_seconds: hold_histograms(r),
             pauses: Counters::register(
                 r,
                 ("pauses", "reason", "Programs that lost their place on a backend"),
-                [
-                    PauseReason::Evicted,
-                    PauseReason::OverCapacity,
-                    PauseReason::CacheLost,
-                    PauseReason::PresumedGone,
-                    PauseReason::BackendDown,
-                    PauseReason::Error,
-                ],
+                PauseReason::ALL,
                 PauseReason::label,
             ),
             resumes: Counters::register(

@@ -1,0 +1,107 @@
+//! The bound on waiting. A started program that has waited for nearly `scheduler.fair.bound` gets a backend
+//! reserved: nothing else is admitted there until room is made, at the cost of programs that came after it.
+
+use super::*;
+use crate::units::Tokens;
+
+/// Share of the bound after which a backend is reserved. In simulation most are then admitted within
+/// seconds, the slowest within a tenth of the bound.
+const RESERVE_AFTER: f64 = 0.9;
+/// A lease this old has been worth the prefill that it cost: its program may be asked to make way.
+const LEASE_SETTLED: Duration = Duration::from_secs(60);
+
+impl Scheduler {
+    /// Reserves a backend for whoever has waited too long, longest first and one a backend, and admits those
+    /// for whom there is room by now.
+    pub(super) fn serve_overdue(&mut self) {
+        let limit = self.policy.fair_bound.mul_f64(RESERVE_AFTER);
+        let late = |&&(since, _): &&(Duration, Pid)| self.now.saturating_sub(since) >= limit;
+        let overdue: Vec<Pid> =
+            self.queue.longest.iter().take_while(late).take(self.backends.len()).map(|&(_, pid)| pid).collect();
+        for pid in overdue {
+            let reserved = self.reservations.iter().find(|(_, of)| **of == pid).map(|(&on, _)| on);
+            if let Some(on) = reserved.or_else(|| self.reserve(pid))
+                && self.make_way(pid, on)
+            {
+                self.lease(pid, on);
+                self.start_held(pid, DispatchKind::Resumed);
+            }
+        }
+    }
+
+    /// The unreserved backend where most is free or evictable, what it still holds of the program counted half.
+    fn reserve(&mut self, pid: Pid) -> Option<BackendId> {
+        let program = self.programs.get(&pid)?;
+        let room = |backend: &Backend| {
+            let effective = self.effective(backend, Some(program.class)).map_or(i64::MAX / 2, |tokens| tokens.0 as i64);
+            let evictable = self.evictable(backend, Tokens(u64::MAX), Some(pid)).tokens.0 as i64;
+            effective - backend.claims.0 as i64 + evictable + backend.shadow.resident(pid).0 as i64 / 2
+        };
+        let open = |id: &BackendId| !self.reservations.contains_key(id) && !self.avoids(program, *id);
+        let open = self.backends.iter().filter(|(id, backend)| backend.usable() && open(id));
+        let on = open.max_by_key(|(id, backend)| (room(backend), std::cmp::Reverse(**id))).map(|(&id, _)| id)?;
+        self.reservations.insert(on, pid);
+        Some(on)
+    }
+
+    /// It waits no longer, or not there.
+    pub(super) fn cancel_reservation(&mut self, pid: Pid) {
+        for (&on, _) in self.reservations.iter().filter(|(_, of)| **of == pid) {
+            self.news.backends.insert(on);
+        }
+        self.reservations.retain(|_, of| *of != pid);
+    }
+
+    /// Frees room on the backend reserved for the program; true when it fits. It only has to fit now: neither
+    /// forecast nor promised prefill keep it out.
+    fn make_way(&mut self, pid: Pid, on: BackendId) -> bool {
+        let (Some(program), Some(backend)) = (self.programs.get(&pid), self.backends.get(&on)) else {
+            return false;
+        };
+        let Some(missing) = self.missing(program, on, backend) else {
+            return true;
+        };
+        let mut found = self.evictable(backend, missing, None);
+        if found.tokens < missing {
+            self.add_settled(backend, missing, &mut found, |_| true);
+        }
+        let fits = found.tokens >= missing;
+        if !fits {
+            // Not yet. What ends its turn from now on goes if it is younger, and in the end whoever it is.
+            let patient = program.waited(self.now) < self.policy.fair_bound;
+            let age = (program.first_seen, pid);
+            found = Default::default();
+            self.add_settled(backend, missing, &mut found, |other| !patient || other > age);
+        }
+        for victim in found.programs {
+            self.unlease(victim, Some(PauseReason::MadeWay));
+        }
+        fits || self.backends.get(&on).is_some_and(Backend::empty)
+    }
+
+    /// Tokens by which the program's held steps exceed what is free there; `None`: they fit, or it would be alone.
+    fn missing(&self, program: &Program, on: BackendId, backend: &Backend) -> Option<Tokens> {
+        let effective = self.effective(backend, Some(program.class)).filter(|_| !backend.empty())?;
+        let need = self.need_on(program, on, self.need(program).1);
+        let wanted = (need - self.shared(program.class)).min(effective.scale(policy::GIANT));
+        Some(wanted + backend.claims - effective).filter(|&missing| missing > Tokens::ZERO)
+    }
+
+    /// Idle programs on leases that have paid off, youngest first, until `wanted` is reached.
+    fn add_settled(
+        &self,
+        backend: &Backend,
+        wanted: Tokens,
+        found: &mut Evictable,
+        may_go: impl Fn((Duration, Pid)) -> bool,
+    ) {
+        let settled = |program: &Program| self.now.saturating_sub(program.leased_since) >= LEASE_SETTLED;
+        let idle = backend.idle.iter().filter_map(|&(_, pid)| Some((pid, self.programs.get(&pid)?)));
+        let able = idle
+            .filter(|(pid, program)| settled(program) && program.waiting.is_empty() && !found.programs.contains(pid));
+        let mut ages: Vec<_> =
+            able.map(|(pid, program)| (program.first_seen, pid)).filter(|&age| may_go(age)).collect();
+        ages.sort_unstable_by(|a, b| b.cmp(a));
+        self.add(&ages, wanted, found);
+    }
+}

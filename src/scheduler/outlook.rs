@@ -1,0 +1,186 @@
+//! A backend's forecast, kept between events: what its programs will need at their worst moment, prepared so that
+//! one more can be asked about in O(log n). It is made anew when a lease comes or goes and once a tick; what the
+//! others grow in between is too little to matter.
+
+use super::forecast::{Growth, Member};
+use crate::units::Tokens;
+use std::time::Duration;
+
+#[derive(Debug)]
+pub struct Outlook {
+    /// Tokens of idle programs that may be evicted.
+    pub evictable: Tokens,
+    /// Footprints of the programs that stay, and what they will grow by.
+    now: f64,
+    grows: f64,
+    members: usize,
+    /// Over whole lives, and within the horizon; `None` before anything is known of their speed.
+    lives: Option<Curve>,
+    ahead: Option<Curve>,
+}
+
+/// The programs in the order of their ends, the last first.
+#[derive(Debug)]
+struct Curve {
+    rate: f64,
+    horizon: f64,
+    ends: Vec<f64>,
+    /// Σ footprints of all up to this one.
+    footprints: Vec<f64>,
+    /// The most that is needed at the end of this one or a later one.
+    later: Vec<f64>,
+    /// The most that is needed at the end of this one or an earlier one if one more program grows until then.
+    earlier: Vec<f64>,
+}
+
+// === impl Outlook ===
+
+impl Outlook {
+    pub fn new(growth: &Growth, members: &[Member], evictable: Tokens, capacity: Tokens, horizon: Duration) -> Self {
+        let ends = || members.iter().map(|m| (growth.left(m.context, capacity).as_f64(), m.footprint.as_f64()));
+        let curve = |horizon| growth.rate().map(|rate| Curve::new(rate, horizon, ends().collect()));
+        Self {
+            evictable,
+            now: members.iter().map(|member| member.footprint.as_f64()).sum(),
+            grows: ends().map(|(left, _)| left).sum(),
+            members: members.len(),
+            lives: curve(f64::INFINITY),
+            ahead: curve(horizon.as_secs_f64()),
+        }
+    }
+
+    /// Nobody stays.
+    pub fn is_empty(&self) -> bool {
+        self.members == 0
+    }
+
+    /// The most that all and one more, which will grow by `left`, will need together: at any time, or, if
+    /// `started`, within the horizon. Before anything is known of their speed they are taken to end all at
+    /// once, each at its full size.
+    pub fn peak_with(&self, footprint: Tokens, left: Tokens, started: bool) -> Tokens {
+        let (footprint, left) = (footprint.as_f64(), left.as_f64());
+        let curve = if started { &self.ahead } else { &self.lives };
+        let peak = match curve {
+            None => self.now + footprint + self.grows + left,
+            Some(curve) => curve.peak_with(footprint, left).max(self.now + footprint),
+        };
+        Tokens(peak.ceil() as u64)
+    }
+}
+
+// === impl Curve ===
+
+impl Curve {
+    /// `programs`: what each will grow by, and its footprint.
+    fn new(rate: f64, horizon: f64, mut programs: Vec<(f64, f64)>) -> Self {
+        programs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let ends: Vec<f64> = programs.iter().map(|(left, _)| (left / rate).min(horizon)).collect();
+        let add = |sum: &mut f64, (_, footprint): &(f64, f64)| {
+            *sum += footprint;
+            Some(*sum)
+        };
+        let footprints: Vec<f64> = programs.iter().scan(0.0, add).collect();
+        let counts = 1..=programs.len();
+        let needs: Vec<f64> =
+            counts.zip(footprints.iter().zip(&ends)).map(|(n, (sum, end))| sum + rate * end * n as f64).collect();
+        let most = |most: &mut f64, need: f64| {
+            *most = most.max(need);
+            Some(*most)
+        };
+        let later = needs.iter().copied().scan(0.0, most).collect();
+        let with = needs.iter().zip(&ends).rev().map(|(need, end)| need + rate * end);
+        let mut earlier: Vec<f64> = with.scan(0.0, most).collect();
+        earlier.reverse();
+        Self { rate, horizon, ends, footprints, later, earlier }
+    }
+
+    fn peak_with(&self, footprint: f64, left: f64) -> f64 {
+        let end = (left / self.rate).min(self.horizon);
+        let outlive = self.ends.partition_point(|&other| other >= end);
+        let before = outlive.checked_sub(1);
+        let beside = before.map_or(0.0, |at| self.footprints[at]);
+        let own = beside + footprint + self.rate * end * (outlive + 1) as f64;
+        let later = before.map_or(0.0, |at| self.later[at]);
+        let earlier = self.earlier.get(outlive).map_or(0.0, |need| need + footprint);
+        own.max(later).max(earlier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CAPACITY: Tokens = Tokens(10_000);
+
+    fn member(context: u64) -> Member {
+        Member { context: Tokens(context), footprint: Tokens(context) }
+    }
+
+    /// What the last of `contexts` adds to the others.
+    fn peak(growth: &Growth, contexts: &[u64], horizon: Option<u64>) -> u64 {
+        let (last, others) = contexts.split_last().unwrap();
+        let others: Vec<Member> = others.iter().copied().map(member).collect();
+        let horizon_or_any = Duration::from_secs(horizon.unwrap_or(1));
+        let outlook = Outlook::new(growth, &others, Tokens::ZERO, CAPACITY, horizon_or_any);
+        let left = growth.left(Tokens(*last), CAPACITY);
+        outlook.peak_with(Tokens(*last), left, horizon.is_some()).0
+    }
+
+    fn growth(finals: &[u64], rate: u64) -> Growth {
+        let mut growth = Growth::default();
+        for &context in finals {
+            growth.saw_final(Tokens(context));
+        }
+        growth.saw_turn(Tokens(rate), Duration::from_secs(1));
+        growth
+    }
+
+    #[test]
+    fn one_program_peaks_at_its_expected_end() {
+        assert_eq!(peak(&growth(&[1_000; 5], 10), &[400], None), 1_000);
+    }
+
+    #[test]
+    fn programs_that_end_one_after_another_need_less_than_the_sum_of_their_ends() {
+        // The first ends in 10 s, when the second has 600: 1,600; the second alone reaches 1,000.
+        assert_eq!(peak(&growth(&[1_000; 5], 10), &[900, 500], None), 1_600);
+    }
+
+    #[test]
+    fn a_horizon_looks_no_further() {
+        assert_eq!(peak(&growth(&[1_000; 5], 10), &[400], Some(5)), 450);
+    }
+
+    #[test]
+    fn a_cold_start_expects_growth() {
+        assert_eq!(peak(&Growth::default(), &[100], None), 2_000);
+        assert_eq!(peak(&Growth::default(), &[2_000], None), 4_000);
+        assert_eq!(peak(&Growth::default(), &[2_000, 100], None), 6_000);
+    }
+
+    proptest! {
+        /// max over j of Σ_{T_i ≥ T_j} (footprint_i + g·T_j), as it is written.
+        #[test]
+        fn it_is_the_formula(
+            contexts in prop::collection::vec(1u64..2_000, 1..12),
+            finals in prop::collection::vec(1u64..2_000, 5..20),
+            rate in 1u64..50,
+            horizon in prop::option::of(1u64..60),
+        ) {
+            let growth = growth(&finals, rate);
+            let end = |context: u64| {
+                let end = growth.left(Tokens(context), CAPACITY).as_f64() / rate as f64;
+                horizon.map_or(end, |horizon| end.min(horizon as f64))
+            };
+            let needs = contexts.iter().map(|&j| {
+                let alive = contexts.iter().filter(|&&i| end(i) >= end(j));
+                alive.map(|&i| i as f64 + rate as f64 * end(j)).sum::<f64>()
+            });
+            let now = contexts.iter().sum::<u64>() as f64;
+            let expected = needs.fold(now, f64::max);
+            let found = peak(&growth, &contexts, horizon) as f64;
+            prop_assert!((found - expected).abs() <= 1.0 + expected * 1e-9, "{found} {expected}");
+        }
+    }
+}
