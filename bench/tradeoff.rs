@@ -90,7 +90,8 @@ fn draw(file: &Path, lines: &[(String, Vec<Point>)]) -> Result<(), Box<dyn Error
         for point in points {
             let label = if point.bound > 3_600 { name.clone() } else { point.bound.to_string() };
             chart.plotting_area().draw(&Circle::new(at(point), 3, colour.filled()))?;
-            let text = EmptyElement::at(at(point)) + Text::new(label, (5, -14), ("sans-serif", 13).into_font().color(colour));
+            let text =
+                EmptyElement::at(at(point)) + Text::new(label, (5, -14), ("sans-serif", 13).into_font().color(colour));
             chart.plotting_area().draw(&text)?;
         }
     }
