@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn a_cold_start_expects_growth() {
-        assert_eq!(peak(&Growth::default(), &[100], None), 2_000);
-        assert_eq!(peak(&Growth::default(), &[2_000], None), 4_000);
-        assert_eq!(peak(&Growth::default(), &[2_000, 100], None), 6_000);
+        assert_eq!(peak(&Growth::default(), &[100], None), 1_000);
+        assert_eq!(peak(&Growth::default(), &[2_000], None), 2_600);
+        assert_eq!(peak(&Growth::default(), &[2_000, 100], None), 3_600);
     }
 
     proptest! {
