@@ -334,7 +334,7 @@ models:
     health: {path: health, interval: 5}
   - name: a
     backends: []
-scheduler: {headroom: 0.9, feedback: auto}
+scheduler: {headroom: 0.9, feedback: on}
 frobnicate: 1
 ",
     )
@@ -366,7 +366,6 @@ fn what_this_version_lacks_is_refused_in_so_many_words() {
         ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
         ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
         ("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`"),
-        ("scheduler: {feedback: auto}\n", "2:13: scheduler.feedback: `scheduler.feedback`"),
     ];
     for (text, expected) in cases {
         assert_eq!(mistake_beside(text), format!("{expected} is not supported by this version"));

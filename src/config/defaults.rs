@@ -1,8 +1,8 @@
 //! The one place for defaults, and the small constructors around them.
 
 use super::tree::{
-    Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
-    OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
+    Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Feedback, Health, Identity, Limits, Listener, Logging,
+    Metrics, OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
 use super::{Anonymous, humane};
 use crate::identity::DEFAULT_SOURCES;
@@ -115,6 +115,7 @@ impl Default for Scheduler {
             evict_idle_factor: 2.0,
             fair_after: seconds(30),
             fair_bound: minutes(10),
+            feedback: Feedback::Auto,
             tick: seconds(1),
             no_backend_wait: seconds(30),
             acting_weight: 1.0,

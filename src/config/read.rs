@@ -5,7 +5,6 @@
 
 use super::mistake::Mistake;
 use super::node::{Entry, Node, Scalar, Value};
-use super::unsupported;
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess,
     Unexpected, Visitor,
@@ -107,12 +106,9 @@ fn unknown_key(root: &mut Node, trail: &[usize], path: String, known: &'static [
     };
     let given = |key: &str| entries.iter().any(|entry| entry.key == key);
     let key = &entries.get(*last)?.key;
-    let (message, near) = match unsupported::key(&path) {
-        Some(row) => (unsupported::message(row), None),
-        None => match nearest(key, known) {
-            Some(near) => (format!("unknown key; did you mean `{near}`?"), Some(near).filter(|near| !given(near))),
-            None => (format!("unknown key; known here: {}", list(known)), None),
-        },
+    let (message, near) = match nearest(key, known) {
+        Some(near) => (format!("unknown key; did you mean `{near}`?"), Some(near).filter(|near| !given(near))),
+        None => (format!("unknown key; known here: {}", list(known)), None),
     };
     let entry = entries.get_mut(*last)?;
     match near {

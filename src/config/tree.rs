@@ -339,6 +339,17 @@ pub enum OnTimeout {
     Reject,
 }
 
+/// Whether a backend's capacity is corrected by what its answers say of the prefix cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Feedback {
+    /// Where they report `cached_tokens`: prefixes that ought to be there and are not lower it, for a while.
+    Auto,
+    /// It is taken as reported, or as given.
+    Off,
+}
+
 /// The scheduler of pools with `routing: program`. Each field is the YAML key of the same name
 /// (`hold_max` is `hold.max`).
 #[derive(Clone, Debug)]
@@ -355,6 +366,7 @@ pub struct Scheduler {
     pub evict_idle_factor: f64,
     pub fair_after: Duration,
     pub fair_bound: Duration,
+    pub feedback: Feedback,
     pub tick: Duration,
     pub no_backend_wait: Duration,
     /// Weight of an idle program's footprint, 0–1 (ThunderAgent's `--acting-token-weight`).

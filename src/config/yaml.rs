@@ -6,8 +6,8 @@ use super::humane;
 use super::mistake::Failure;
 use super::node::{self, MAX_DOCUMENT};
 use super::tree::{
-    Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool, Profile, Programs,
-    Retry, Scheduler, State, Timeouts, UrlOrBackend,
+    Admin, Auth, Backend, Config, Feedback, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool, Profile,
+    Programs, Retry, Scheduler, State, Timeouts, UrlOrBackend,
 };
 use super::{Mark, Mistake, read};
 use schemars::JsonSchema;
@@ -75,6 +75,8 @@ struct SchedulerKeys {
     evict: Evict,
     /// When one that waits comes before all others.
     fair: Fair,
+    /// Whether a backend's capacity is corrected by the `cached_tokens` of its answers.
+    feedback: Feedback,
     /// Time between two looks at what changes by itself, such as programs that have gone idle.
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
@@ -266,6 +268,7 @@ impl Default for SchedulerKeys {
             forecast: Forecast::default(),
             evict: Evict::default(),
             fair: Fair::default(),
+            feedback: defaults.feedback,
             tick: defaults.tick,
             no_backend_wait: defaults.no_backend_wait,
             acting_weight: defaults.acting_weight,
@@ -315,6 +318,7 @@ impl From<SchedulerKeys> for Scheduler {
             evict_idle_factor: keys.evict.idle_factor,
             fair_after: keys.fair.after,
             fair_bound: keys.fair.bound,
+            feedback: keys.feedback,
             tick: keys.tick,
             no_backend_wait: keys.no_backend_wait,
             acting_weight: keys.acting_weight,

@@ -1,6 +1,6 @@
 //! The settings of the policy, and its constants with their reasons.
 
-use crate::config::{self, OnTimeout, Routing};
+use crate::config::{self, Feedback, OnTimeout, Routing};
 use std::time::Duration;
 
 /// A promise of this much prefill on a backend lets nothing heavy in: the next first token would wait for it.
@@ -41,6 +41,8 @@ pub struct Policy {
     pub fair_after: Duration,
     /// What the wait of a started program is held under.
     pub fair_bound: Duration,
+    /// Correct capacities by what answers say was cached.
+    pub feedback: bool,
     pub no_backend_wait: Duration,
     pub acting_weight: f64,
     pub acting_decay: bool,
@@ -63,6 +65,7 @@ impl Policy {
             evict_idle_factor: scheduler.evict_idle_factor,
             fair_after: scheduler.fair_after,
             fair_bound: scheduler.fair_bound,
+            feedback: scheduler.feedback == Feedback::Auto,
             no_backend_wait: scheduler.no_backend_wait,
             acting_weight: scheduler.acting_weight,
             acting_decay: scheduler.acting_decay,

@@ -332,7 +332,8 @@ impl Scheduler {
         self.learned.saw_output(usage.completion);
         self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
         let Some(cached) = usage.cached else { return false };
-        if let (Some(previous), Some(backend)) = (run.resident, self.backends.get_mut(&run.backend)) {
+        let resident = run.resident.filter(|_| self.policy.feedback);
+        if let (Some(previous), Some(backend)) = (resident, self.backends.get_mut(&run.backend)) {
             backend.feedback.saw(previous, cached);
         }
         first && self.classes.saw_first_step(class, cached)

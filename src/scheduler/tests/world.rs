@@ -16,6 +16,7 @@ pub fn policy() -> Policy {
         evict_idle_factor: 2.0,
         fair_after: Duration::from_secs(30),
         fair_bound: Duration::from_secs(600),
+        feedback: true,
         no_backend_wait: Duration::from_secs(30),
         acting_weight: 1.0,
         acting_decay: false,
