@@ -13,9 +13,6 @@ const WORKLOADS: [(&str, u32); 3] = [("swe", 320), ("openhands", 128), ("mixed",
 const BOUNDS: [u32; 6] = [120, 300, 450, 600, 1200, 7200];
 const SEEDS: [&str; 3] = ["101", "102", "103"];
 
-/// Seconds on the plot that a label takes.
-const LABEL_ROOM: f64 = 40.0;
-
 struct Point {
     bound: u32,
     steps: f64,
@@ -79,30 +76,23 @@ fn draw(file: &Path, lines: &[(String, Vec<Point>)]) -> Result<(), Box<dyn Error
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..1_500.0, 0.0..110.0)?;
+        .build_cartesian_2d(0.0..2_000.0, 85.0..105.0)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .x_desc("longest wait of a started program, seconds")
         .y_desc("steps/min, % of those without a bound")
         .draw()?;
-    for (((name, points), colour), row) in lines.iter().zip([&BLUE, &RED, &GREEN]).zip(0..) {
+    for ((name, points), colour) in lines.iter().zip([&BLUE, &RED, &GREEN]) {
         let whole = points.last().map_or(1.0, |point| point.steps);
         let at = |point: &Point| (point.longest, 100.0 * point.steps / whole);
         chart.draw_series(LineSeries::new(points.iter().map(at), colour.stroke_width(2)))?;
-        let mut labelled = f64::NEG_INFINITY;
         for point in points {
+            let label = if point.bound > 3_600 { name.clone() } else { point.bound.to_string() };
             chart.plotting_area().draw(&Circle::new(at(point), 3, colour.filled()))?;
-            let last = point.bound == BOUNDS[BOUNDS.len() - 1];
-            if !last && point.longest - labelled < LABEL_ROOM {
-                continue;
-            }
-            labelled = point.longest;
-            let label = if last { name.clone() } else { point.bound.to_string() };
-            let style = ("sans-serif", 13).into_font().color(colour);
-            // Lines that run close together are told apart by labels above and below.
-            let offset = (4, 6 - 22 * i32::from(row % 2 == 0));
-            chart.plotting_area().draw(&(EmptyElement::at(at(point)) + Text::new(label, offset, style)))?;
+            let text =
+                EmptyElement::at(at(point)) + Text::new(label, (5, -14), ("sans-serif", 13).into_font().color(colour));
+            chart.plotting_area().draw(&text)?;
         }
     }
     root.present()?;

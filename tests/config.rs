@@ -350,7 +350,7 @@ frobnicate: 1
         "7:11: models[1].name: the name `a` is taken already (see models[0].name)",
         "8:15: models[1].backends: at least one backend is needed",
         "9:23: scheduler.headroom: expected 0 to 0.5, found 0.9",
-        "9:28: scheduler.feedback: `scheduler.feedback` is not supported by this version",
+        "9:38: scheduler.feedback: expected `auto`, `off`, found `on`",
         "10:1: frobnicate: unknown key",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
