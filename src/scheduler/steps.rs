@@ -378,6 +378,7 @@ impl Scheduler {
                 program.running.retain(|&running| running != id);
             }
             // Whoever else runs there will end soon as well; the step must be free to go elsewhere.
+            self.cancel_reservation(pid);
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
         if self.draining {

@@ -114,3 +114,22 @@ fn a_reserved_backend_takes_in_nobody_else_and_is_free_again_when_the_one_that_w
     assert_eq!(world.went(b), Some(DispatchKind::Resumed));
     world.answer(long, usage(3_000, 10));
 }
+
+#[test]
+fn a_backend_that_a_step_could_not_be_delivered_to_is_reserved_no_longer() {
+    let mut world = World::one_backend(10_000);
+    let b = world.arrive("b", 4_000);
+    let a = world.arrive("a", 3_000);
+    world.answer(a, usage(3_000, 10));
+    let running = world.arrive("a", 3_020);
+    let waiting = world.arrive("a", 3_030);
+    world.undelivered(waiting);
+    world.up(0);
+    world.ticks(545);
+    assert!(world.held(waiting), "with what runs there it does not fit beside b");
+    world.undelivered(running);
+    world.end(b, Outcome::Abandoned);
+    assert!(world.held(running) && world.held(waiting), "there is room, but not for a step that avoids it");
+    world.up(0);
+    assert_eq!(world.went(running), Some(DispatchKind::Resumed));
+}
