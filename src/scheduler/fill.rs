@@ -21,6 +21,8 @@ impl Scheduler {
             return;
         }
         self.fill_unlabelled();
+        // No backend stands empty while a step waits, whatever kept it from there.
+        news.all |= self.backends.values().any(|backend| backend.usable() && backend.empty());
         if news.is_empty() {
             return;
         }
