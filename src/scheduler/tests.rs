@@ -435,13 +435,11 @@ fn the_same_events_give_the_same_decisions() {
 fn a_capacity_that_is_too_high_is_corrected_unless_feedback_is_off() {
     for feedback in [true, false] {
         let mut world = World::new(Policy { feedback, ..unforeseen() }, &[Some(10_000)]);
-        let mut tokens = 5_000;
-        for _ in 0..100 {
+        for tokens in 5_000..5_100 {
             let step = world.arrive("a", tokens);
             // All of it should have been there.
             let usage = Usage { cached: Some(Tokens(1_000)), ..usage(tokens, 1) };
             world.answer(step, usage);
-            tokens += 1;
         }
         let full = Tokens(9_800);
         let effective = world.load(0).effective_capacity.unwrap();
