@@ -76,6 +76,15 @@ impl Scheduler {
         let without = self.queue.unlabelled.iter().filter(|id| self.steps.get(id).is_some_and(|s| s.program.is_none()));
         let without = without.count();
         ensure(held == waiting + without, || format!("{held} held, {waiting} + {without} in their places"))?;
+        let (longest, started) = (self.queue.longest.len(), self.queue.started.len());
+        ensure(longest == started, || {
+            format!("{started} started programs wait, {longest} by the length of their wait")
+        })?;
+        for (on, pid) in &self.reservations {
+            let waits = self.programs.get(pid).is_some_and(|program| program.waiting_since.is_some());
+            let usable = self.backends.get(on).is_some_and(Backend::usable);
+            ensure(waits && usable, || format!("{on:?} is reserved for {pid:?}: it waits {waits}, usable {usable}"))?;
+        }
         for &(_, pid) in self.queue.started.iter().chain(&self.queue.fresh) {
             let waits = self.programs.get(&pid).is_some_and(|program| !program.waiting.is_empty());
             ensure(waits, || format!("{pid:?} is queued and waits for nothing"))?;

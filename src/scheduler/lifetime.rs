@@ -141,19 +141,18 @@ impl Scheduler {
     }
 
     fn force(&mut self, pid: Pid) {
-        if self.frozen || self.programs.get(&pid).is_none_or(|program| program.lease.is_some()) {
+        let Some(program) = self.programs.get(&pid).filter(|program| program.lease.is_none() && !self.frozen) else {
             return;
-        }
+        };
         let room = |backend: &Backend| {
             let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
             effective - backend.claims.0 as i64
         };
-        let waiting = self.programs.get(&pid).map_or(&[][..], |program| &program.waiting);
-        let held = || waiting.iter().filter_map(|step| self.steps.get(step));
         // Where it could not be delivered it goes only when there is nowhere else.
-        let avoided = |id: BackendId| held().any(|step| step.avoid == Some(id));
         let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced == 0);
-        let best = |&(&id, backend): &(&BackendId, &Backend)| (!avoided(id), room(backend), std::cmp::Reverse(id));
+        let best = |&(&id, backend): &(&BackendId, &Backend)| {
+            (!self.avoids(program, id), room(backend), std::cmp::Reverse(id))
+        };
         let Some((&on, _)) = open.max_by_key(best) else {
             return;
         };
