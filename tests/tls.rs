@@ -276,3 +276,46 @@ async fn a_server_does_not_start_with_what_it_cannot_use() {
     }
     assert_eq!(bind(files.tls()), None);
 }
+
+/// Thundergate in front of a backend that speaks TLS: another Thundergate.
+fn in_front_of(inner: &Proxy, files: &Files) -> Process {
+    let file = files.path("thundergate.yaml");
+    let url = format!("https://localhost:{}", inner.address.port());
+    let text = format!("listen: 127.0.0.1:0\nmodels: [{{backends: ['{url}'], health: {{interval: 50ms}}}}]\n");
+    std::fs::write(&file, text).expect("writable");
+    let authorities = files.path("ca.pem");
+    Process::serve_in(&file, &[], [("SSL_CERT_FILE", authorities.as_os_str())])
+}
+
+#[tokio::test]
+async fn a_backend_with_tls_is_checked_and_asked_under_its_name() {
+    let mut backend = Backend::start().await;
+    let files = Files::new(&Authority::new());
+    let inner = Proxy::with(with(&backend, files.tls())).await;
+    let outer = in_front_of(&inner, &files);
+    let mut client = Client::connect(outer.ready().await).await;
+    client.post(CHAT, "", STEP.as_bytes()).await;
+    let exchange = backend.next().await;
+    let via = exchange.request.header("x-request-id");
+    assert_eq!(exchange.request.body, STEP.as_bytes());
+    exchange.json(200, "{}").await;
+    let answer = client.response().await;
+    assert_eq!((answer.status(), answer.text()), (200, "{}"));
+    assert_eq!(answer.header("x-request-id"), via);
+    let url = format!("https://localhost:{}", inner.address.port());
+    assert_eq!(answer.header("x-thundergate-backend"), Some(url));
+    inner.settled().await;
+}
+
+#[tokio::test]
+async fn a_backend_whose_certificate_nobody_vouches_for_gets_nothing() {
+    let backend = Backend::start().await;
+    let files = Files::new(&Authority::new());
+    let inner = Proxy::with(with(&backend, files.tls())).await;
+    let strangers = Files::new(&Authority::new());
+    let outer = in_front_of(&inner, &strangers);
+    outer.says("certificate").await;
+    let mut client = Client::connect(outer.address(0).await).await;
+    client.get("/readyz").await;
+    assert_eq!(client.response().await.status(), 503);
+}
