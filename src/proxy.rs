@@ -22,11 +22,12 @@ use crate::control::Listener;
 use arrive::Next;
 use bytes::Bytes;
 use ctx::Ctx;
+use http::StatusCode;
 use limit::Limits;
-use pingora::Error;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,10 +111,14 @@ impl ProxyHttp for Proxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+            // The client would take what follows for another protocol.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without having been asked").into_up());
+        }
         self.response_head(head, ctx)
     }
 
@@ -152,7 +157,7 @@ impl ProxyHttp for Proxy {
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, e: &Error) -> bool {
         let ours = !matches!(e.esource(), pingora::ErrorSource::Upstream | pingora::ErrorSource::Internal);
-        ctx.departed || (ctx.refusal.is_some() && ours)
+        ctx.departed || ctx.answer.unended || (ctx.refusal.is_some() && ours)
     }
 
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {

@@ -8,10 +8,13 @@ use crate::fleet::Fault;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const BACKEND: HeaderName = HeaderName::from_static("x-thundergate-backend");
 const HELD: HeaderName = HeaderName::from_static("x-thundergate-held-ms");
+
+/// How long a stream that has said its last word may take to close: its client waits for that end.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 impl Proxy {
     pub(super) fn response_head(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora::Result<()> {
@@ -67,6 +70,9 @@ impl Proxy {
             self.time(&observer, ctx);
             if end || observer.ended() {
                 ctx.settle_by_status();
+            }
+            if ctx.answer.events && observer.ended() {
+                ctx.expect_within(LAST_WORD.min(self.app.settings().timeouts.stream_idle));
             }
             ctx.answer.observer = Some(observer);
         } else if end {

@@ -61,6 +61,8 @@ pub struct Answer {
     pub observer: Option<Observer>,
     pub status: u16,
     pub events: bool,
+    /// It came whole by its own word, and its end did not: the client is to get that all the same.
+    pub unended: bool,
     /// When the request went to the backend, when output began, when the last piece came.
     pub sent: Option<Instant>,
     pub first: Option<Instant>,

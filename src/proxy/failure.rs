@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::ctx::{Answer, Ctx};
+use super::observe::Observer;
 use super::pulse::Busy;
 use crate::body::replay::Stop;
 use crate::error::Refusal;
@@ -9,6 +10,7 @@ use crate::fleet::Fault;
 use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
 use bytes::{BufMut, Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
@@ -52,11 +54,19 @@ impl Proxy {
     /// The exchange broke. Sent again only if the backend cannot have had the whole request: it costs GPU time.
     pub(super) fn broken(&self, session: &Session, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
         e.set_retry(false);
-        let silent = ctx.pulse.as_ref().is_some_and(Busy::is_overdue);
+        // A client that does not read keeps the backend silent.
+        let unread = matches!(e.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
+        let silent = !unread && ctx.pulse.as_ref().is_some_and(Busy::is_overdue);
         let Some(backend) = ctx.backend.as_ref().filter(|_| silent || e.esource() == &ErrorSource::Upstream) else {
             return e;
         };
-        let answered = session.response_written().is_some();
+        let answered = session.response_written().filter(|head| !head.status.is_informational());
+        let (answered, framed) =
+            (answered.is_some(), answered.is_some_and(|head| head.headers.contains_key(CONTENT_LENGTH)));
+        if !framed && ctx.answer.observer.as_ref().is_some_and(Observer::ended) {
+            ctx.answer.unended = true;
+            return e;
+        }
         let silent = silent || e.etype() == &ErrorType::ReadTimedout;
         let unsent = !answered && matches!(e.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
         let kind = match (answered, silent) {
@@ -82,6 +92,9 @@ impl Proxy {
 
     /// Tells the client as well as it can still be told.
     pub(super) async fn fail(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        if ctx.answer.unended {
+            return finish(session, &mut ctx.answer).await;
+        }
         let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
         ctx.departed = ctx.refusal.is_none() && departed(e);
         let refusal = match &ctx.refusal {
@@ -106,6 +119,15 @@ impl Proxy {
         ctx.refusal = Some(refusal);
         FailToProxy { error_code, can_reuse_downstream: false }
     }
+}
+
+/// The end of an answer whose backend did not get to it.
+async fn finish(session: &mut Session, answer: &mut Answer) -> FailToProxy {
+    let rest = answer.observer.take().map(|mut observer| observer.finish()).unwrap_or_default();
+    if let Err(e) = session.write_response_body(Some(rest), true).await {
+        log::debug!("a client left before the end: {e}");
+    }
+    FailToProxy { error_code: answer.status, can_reuse_downstream: false }
 }
 
 /// The last event of an answer that will not be finished, behind what the observer still held back. Over HTTP/1.1 the connection closes after it without the

@@ -3,9 +3,11 @@
 
 use super::{wire, within};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +26,10 @@ pub struct State {
     pub healthy: AtomicBool,
     /// KV blocks of 16 tokens, as its `/metrics` says.
     pub blocks: AtomicUsize,
+    /// What `/metrics` sends in place of a good answer, head and all; the connection stays open behind it.
+    pub metrics: Mutex<Option<Bytes>>,
+    /// Requests are handed over with their head, and their body stays unread.
+    pub early: AtomicBool,
     connections: AtomicUsize,
     out: mpsc::UnboundedSender<Exchange>,
 }
@@ -39,6 +45,18 @@ pub struct Exchange {
 /// An answer whose head was sent, in chunks.
 pub struct Answer {
     io: Io,
+}
+
+/// How a backend ends what it was saying, whole or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Close,
+    /// RST, as of a process that crashed.
+    Reset,
+    /// FIN alone: it would still read.
+    HalfClose,
+    /// Not a word more, as of a machine that has vanished.
+    Silence,
 }
 
 struct Io {
@@ -58,6 +76,8 @@ impl Backend {
         let state = Arc::new(State {
             healthy: AtomicBool::new(true),
             blocks: AtomicUsize::new(10_000),
+            metrics: Mutex::default(),
+            early: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             out,
         });
@@ -150,6 +170,30 @@ impl Exchange {
     /// Closes the connection without an answer.
     pub fn die(self) {}
 
+    /// Says no more. The task ends when the proxy has closed the connection.
+    pub async fn end(self, ending: Ending) -> tokio::task::JoinHandle<()> {
+        let mut io = self.io;
+        match ending {
+            Ending::Close => return tokio::spawn(async { drop(io) }),
+            Ending::Reset => return tokio::spawn(async { io.reset() }),
+            Ending::HalfClose => io.writer.shutdown().await.expect("an open connection"),
+            Ending::Silence => {}
+        }
+        tokio::spawn(async move { io.closed().await })
+    }
+
+    /// How many of `bytes` the connection takes: less than all when it stands for `patience`, or is closed.
+    pub async fn push(&mut self, bytes: &[u8], patience: Duration) -> usize {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match tokio::time::timeout(patience, self.io.writer.write(&bytes[sent..])).await {
+                Ok(Ok(written)) => sent += written,
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        sent
+    }
+
     /// Waits until the proxy has closed the connection.
     pub async fn abandoned(mut self) {
         self.io.closed().await;
@@ -182,9 +226,7 @@ impl Answer {
 
     /// Breaks off with a reset.
     pub fn reset(self) {
-        let stream = self.io.reader.into_inner();
-        let stream = stream.reunite(self.io.writer).expect("two halves of one");
-        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).expect("a socket option");
+        self.io.reset();
     }
 
     /// Waits until the proxy has closed the connection.
@@ -214,6 +256,12 @@ impl Io {
                 if request.header("expect").is_some() {
                     self.write(b"HTTP/1.1 100 Continue\r\n\r\n").await;
                 }
+                let early = self.state.early.load(Ordering::Relaxed) && request.method() == "POST";
+                if early {
+                    let out = self.state.out.clone();
+                    let _ = out.send(Exchange { request, connection: self.number, io: self });
+                    return;
+                }
                 if self.reader.body(&mut request).await.is_err() || !request.complete {
                     return;
                 }
@@ -224,6 +272,11 @@ impl Io {
                         self.whole(status, "text/plain", b"").await;
                     }
                     "/metrics" => {
+                        let wrong = self.state.metrics.lock().clone();
+                        if let Some(wrong) = wrong {
+                            self.write(&wrong).await;
+                            return self.closed().await;
+                        }
                         let metrics = metrics(self.state.blocks.load(Ordering::Relaxed));
                         self.whole(200, "text/plain", metrics.as_bytes()).await;
                     }
@@ -252,6 +305,11 @@ impl Io {
     /// A proxy that has gone is the test's business, not ours.
     async fn write(&mut self, bytes: &[u8]) {
         let _ = self.writer.write_all(bytes).await;
+    }
+
+    fn reset(self) {
+        let stream = self.reader.into_inner().reunite(self.writer).expect("two halves of one");
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
     }
 
     async fn closed(&mut self) {

@@ -78,9 +78,12 @@ impl Client {
         head.expect("a response").expect("a response before the end")
     }
 
-    /// The next response, whole.
+    /// The next response, whole, behind whatever hints came ahead of it.
     pub async fn response(&mut self) -> Message {
         let mut message = self.head().await;
+        while (102..200).contains(&message.status()) {
+            message = self.head().await;
+        }
         let body = within("the body of a response", self.reader.body(&mut message)).await;
         body.expect("a body");
         message
@@ -116,7 +119,9 @@ impl H2 {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket option");
-        let handshake = within("a handshake", h2::client::handshake(stream)).await;
+        // A stream that is not read is not to take the window of its siblings.
+        let builder = h2::client::Builder::new().initial_connection_window_size(1 << 20).to_owned();
+        let handshake = within("a handshake", builder.handshake(stream)).await;
         let (requests, connection) = handshake.expect("HTTP/2");
         tokio::spawn(connection);
         Self { requests }

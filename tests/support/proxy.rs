@@ -82,6 +82,51 @@ impl Proxy {
         self.app.gate.check().expect("a sound ledger");
     }
 
+    /// Whatever was done to it: no step is under way, with the last program goes the last charge, and the next
+    /// request is served.
+    pub async fn unharmed(&self, backend: &mut Backend) {
+        self.balanced().await;
+        let mut client = self.client().await;
+        client.post("/v1/chat/completions", "", br#"{"model":"tiny","program_id":"next"}"#).await;
+        backend.next().await.json(200, "{}").await;
+        let response = client.response().await;
+        assert_eq!((response.status(), response.text()), (200, "{}"));
+        self.balanced().await;
+    }
+
+    /// The ledger is sound and, once its programs are released, empty. Whoever was there is gone.
+    pub async fn balanced(&self) {
+        self.settled().await;
+        let gate = &self.app.gate;
+        for (_, program) in gate.programs() {
+            assert_eq!((program.in_flight, program.held), (0, 0), "{program:?}");
+            assert!(gate.release(&program.key));
+        }
+        assert!(gate.programs().is_empty());
+        for (_, load) in gate.loads() {
+            let counts = (load.in_flight, load.leased_running, load.leased_idle);
+            let charges = (load.charged_running.0, load.charged_idle.0);
+            assert_eq!((counts, charges), ((0, 0, 0), (0, 0)), "{load:?}");
+        }
+        gate.check().expect("a sound ledger");
+        let given_back = || self.app.open.count() == 0 && self.app.bodies.used() == 0;
+        self.wait_for("requests and their bodies to be given back", given_back).await;
+    }
+
+    /// Its metrics.
+    pub async fn page(&self) -> String {
+        let mut client = self.client().await;
+        client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n").await;
+        client.response().await.text().to_owned()
+    }
+
+    /// The value of one series of them; zero if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let page = self.page().await;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
     pub async fn stop(&self, stop: Stop) {
         self.stop.send(stop).await.expect("it runs");
     }
