@@ -1,12 +1,12 @@
 # make run    installs what is missing (cmake), builds, shows the demo: no GPU needed
 # make test   installs what is missing, runs every test
 # make real   two real vLLM servers on this CPU, agents and real clients through Thundergate (see tests/real)
-# make bench  what it costs and that it loses nothing (see bench/REPORT.md)
+# make bench  what a request and an event cost, beside nginx (see bench/REPORT.md; bench-all: everything that is measured)
 # make lint   format, clippy
 
 CARGO ?= cargo
 
-.PHONY: run build test bench lint real cmake
+.PHONY: run build test bench bench-all lint real cmake
 
 run: build
 	target/release/thundergate demo
@@ -17,8 +17,13 @@ build: cmake
 test: cmake
 	$(CARGO) test --locked
 
-# A stream takes four descriptors there, two of them in the benchmark.
 bench: cmake
+	ulimit -n 8192; $(CARGO) bench --locked --bench cost
+
+# A stream takes four descriptors there, two of them in the benchmark.
+bench-all: cmake
+	ulimit -n 8192; $(CARGO) bench --locked --bench cost -- --all
+	ulimit -n 8192; $(CARGO) bench --locked --bench cost -- --targets thundergate --only programs,million
 	ulimit -n 8192; $(CARGO) bench --locked --bench streams --bench state
 	$(CARGO) bench --locked --bench upgrade
 	$(CARGO) bench --locked --bench decision -- tables
