@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// The default of `identity.sources`: what agent frameworks, routers and Claude Code send, most explicit
+/// The default of `identity.sources`: what agent frameworks, routers, Claude Code and Codex send, most explicit
 /// first.
-pub const DEFAULT_SOURCES: [&str; 16] = [
+pub const DEFAULT_SOURCES: [&str; 17] = [
     "body:program_id",
     "body:extra_body.program_id",
     "header:x-program-id",
@@ -24,6 +24,8 @@ pub const DEFAULT_SOURCES: [&str; 16] = [
     "header:x-claude-code-session-id",
     "header:x-session-id",
     "header:x-session-affinity",
+    // Codex: its subagents have threads of their own in the session of the one that started them.
+    "header:thread-id",
     "header:session-id",
     "header:session_id",
     "header:x-litellm-session-id",

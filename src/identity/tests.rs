@@ -33,11 +33,11 @@ fn the_default_list_is_the_contracts_order() {
             r#""program_id":"0""#,
             r#""extra_body":{"program_id":"1"}"#,
             r#""vllm_xargs":{"agentic_context":{"program_id":"3"}}"#,
-            r#""prompt_cache_key":"13""#,
-            r#""metadata":{"session_id":"14","user_id":"x_session_15"}"#,
-            r#""metadata":{"user_id":"x_session_15"}"#,
+            r#""prompt_cache_key":"14""#,
+            r#""metadata":{"session_id":"15","user_id":"x_session_16"}"#,
+            r#""metadata":{"user_id":"x_session_16"}"#,
         ];
-        let places = [0, 1, 3, 13, 14, 15];
+        let places = [0, 1, 3, 14, 15, 16];
         let left = members.iter().zip(places).filter(|(_, place)| *place >= n);
         // Of duplicate keys the last one counts: the fuller `metadata` goes last.
         let left: Vec<&str> = left.rev().map(|(member, _)| *member).collect();
@@ -50,10 +50,11 @@ fn the_default_list_is_the_contracts_order() {
         ("x-claude-code-session-id", 6),
         ("x-session-id", 7),
         ("x-session-affinity", 8),
-        ("session-id", 9),
-        ("session_id", 10),
-        ("x-litellm-session-id", 11),
-        ("x-smg-routing-key", 12),
+        ("thread-id", 9),
+        ("session-id", 10),
+        ("session_id", 11),
+        ("x-litellm-session-id", 12),
+        ("x-smg-routing-key", 13),
     ];
     for (n, source) in DEFAULT_SOURCES.iter().enumerate() {
         let left = all.iter().filter(|(_, place)| *place >= n);
