@@ -7,9 +7,13 @@ mod link;
 mod models;
 mod monitor;
 mod pools;
+mod probe;
 pub(crate) mod prometheus;
+mod reading;
 mod registry;
 mod ring;
+mod sglang;
+mod skyrl;
 mod vitals;
 mod vllm;
 
@@ -47,7 +51,9 @@ pub struct BackendStatus {
     pub returns_in: Option<Duration>,
     /// How often it went down.
     pub downs: [(Cause, u64); Cause::ALL.len()],
-    /// Last scrape; `None` before the first.
+    /// The KV cache in tokens, as configured, or else as the engine says; `None` while it is not known.
+    pub capacity: Option<u64>,
+    /// Last scrape; `None` before the first, and of an engine that does not tell its load.
     pub gauges: Option<Gauges>,
     pub scrape_age: Option<Duration>,
 }
@@ -71,6 +77,11 @@ pub struct Gauges {
     pub generation_tokens: f64,
     pub preemptions: f64,
     pub requests_completed: f64,
+    /// SGLang's: tokens in use, and the hit rate of its last prefills.
+    pub used_tokens: f64,
+    pub cache_hit_rate: f64,
+    /// Engines behind the one address; 0 where it does not matter.
+    pub engines: usize,
 }
 
 /// Who is told of the backends: the gate. It must not call the fleet back from `tell`.

@@ -123,7 +123,11 @@ fn the_full_example_shows_the_defaults() {
     same(&full.timeouts, &defaults.timeouts);
     same(&full.retry, &defaults.retry);
     same(&full.metrics, &defaults.metrics);
-    same(&full.models[0].health, &config::Health::default());
+    let shown = &full.models[0];
+    let (health, default) = (&shown.health, config::Health::default());
+    assert_eq!(health.path(shown.engine), default.path(shown.engine));
+    assert_eq!(health.timeout(shown.engine), default.timeout(shown.engine));
+    same(&config::Health { path: None, timeout: None, ..health.clone() }, &default);
     same(&full.limits.body, &defaults.limits.body);
     same(&full.limits.body_total, &defaults.limits.body_total);
 }
@@ -197,7 +201,7 @@ fn the_schema_accepts_the_examples_and_nothing_unknown() {
         "scheduler: {headroom: 0.9}",
         "backends: [{url: 'http://a', weight: 0}]",
         "models: [{routing: programm}]",
-        "models: [{engine: sglang}]",
+        "models: [{engine: ollama}]",
         "state: {snapshot: 7}",
     ] {
         assert!(!schema.is_valid(&json(bad)), "{bad}");
@@ -361,12 +365,7 @@ frobnicate: 1
 
 #[test]
 fn what_this_version_lacks_is_refused_in_so_many_words() {
-    let cases = [
-        ("models: [{name: m, backends: [http://b], engine: sglang}]\n", "2:50: models[0].engine: `sglang`"),
-        ("models: [{name: m, backends: [http://b], engine: skyrl}]\n", "2:50: models[0].engine: `skyrl`"),
-        ("models: [{name: m, backends: [http://b], engine: openai}]\n", "2:50: models[0].engine: `openai`"),
-        ("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`"),
-    ];
+    let cases = [("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`")];
     for (text, expected) in cases {
         assert_eq!(mistake_beside(text), format!("{expected} is not supported by this version"));
     }
@@ -515,7 +514,7 @@ fn aliases_are_read() {
 ",
     )
     .unwrap();
-    assert_eq!(config.models[1].health.path, "/ping");
+    assert_eq!(config.models[1].health.path.as_deref(), Some("/ping"));
 }
 
 #[test]
@@ -659,9 +658,28 @@ fn an_empty_list_of_backends_starts_without_any() {
 }
 
 #[test]
+fn each_engine_has_its_own_way_to_be_checked() {
+    let told = |engine: &str, health: &str| {
+        let text = format!("models: [{{name: m, backends: [http://b], engine: {engine}, health: {{{health}}}}}]\n");
+        let pool = load(&text).unwrap().models.remove(0);
+        let health = &pool.health;
+        (health.path(pool.engine).to_owned(), health.timeout(pool.engine).as_secs(), health.is_lenient(pool.engine))
+    };
+    for engine in ["vllm", "skyrl"] {
+        assert_eq!(told(engine, ""), ("/health".to_owned(), 2, false));
+    }
+    assert_eq!(told("sglang", ""), ("/health".to_owned(), 10, false), "its check waits for a token");
+    assert_eq!(told("openai", ""), ("/v1/models".to_owned(), 2, true));
+    assert_eq!(told("openai", "path: /ping, timeout: 3s"), ("/ping".to_owned(), 3, false));
+    for (kind, engine) in [("sglang", Engine::Sglang), ("skyrl", Engine::Skyrl), ("openai", Engine::Openai)] {
+        let (config, _) = start(&format!("--backend-type {kind} --backends http://a")).unwrap();
+        assert_eq!(config.models[0].engine, engine);
+    }
+}
+
+#[test]
 fn a_mistake_in_a_flag_names_the_flag() {
     let told = |line: &str| start(line).unwrap_err().to_string();
-    assert_eq!(told("--backend-type sglang"), "--backend-type: `sglang` is not supported by this version");
     assert_eq!(
         told("--backends localhost:8000"),
         "--backends: expected an http:// or https:// URL such as http://gpu1:8000, found `localhost:8000`"

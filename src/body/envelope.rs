@@ -42,6 +42,9 @@ pub struct NotScalar;
 /// Text in a system prompt that Claude Code writes anew for each request, and that engines leave out.
 const BILLING_HEADER: &[u8] = b"\"x-anthropic-billing-header";
 
+/// Bytes of text in a token, as long as nothing better is known: usual for English and code.
+pub(crate) const BYTES_PER_TOKEN: u64 = 4;
+
 /// What of a body becomes the prompt.
 const PROMPT: [Field; 8] = [
     Field::Messages,
@@ -100,11 +103,10 @@ impl Envelope {
             .min()
     }
 
-    /// Size of what becomes the prompt, in bytes of JSON.
+    /// Size of what becomes the prompt, in bytes of JSON; of a prompt in token ids what as many tokens of text have.
     #[must_use]
     pub fn prompt_bytes(&self) -> u64 {
-        let spans = PROMPT.iter().filter_map(|field| self.outline.span(*field));
-        spans.map(|span| span.len() as u64).sum()
+        PROMPT.iter().map(|field| text_bytes(self.bytes(*field))).sum()
     }
 
     /// Hash of the model and the first system message: bodies of one class share the start of their prompt.
@@ -160,6 +162,15 @@ impl Envelope {
         let span = self.outline.span(field).unwrap_or_default();
         &self.body[span.start..span.end]
     }
+}
+
+fn text_bytes(value: &[u8]) -> u64 {
+    let inside = value.iter().find(|byte| !b"[ \t\r\n".contains(byte));
+    if value.first() == Some(&b'[') && inside.is_some_and(u8::is_ascii_digit) {
+        let ids = memchr::memchr_iter(b',', value).count() as u64 + 1;
+        return ids * BYTES_PER_TOKEN;
+    }
+    value.len() as u64
 }
 
 fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, Fault> {

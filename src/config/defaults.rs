@@ -76,9 +76,9 @@ impl Pool {
 impl Default for Health {
     fn default() -> Self {
         Self {
-            path: "/health".to_owned(),
+            path: None,
             interval: seconds(5),
-            timeout: seconds(2),
+            timeout: None,
             unhealthy_after: 3,
             healthy_after: 2,
             slow_start: seconds(30),

@@ -164,6 +164,22 @@ pub(super) mod duration {
     }
 }
 
+/// A duration that depends on something else when absent.
+pub(super) mod optional_duration {
+    use super::{Deserializer, Duration, duration};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(source: D) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(source).map(Some)
+    }
+
+    pub fn serialize<S: serde::Serializer>(value: &Option<Duration>, sink: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => duration::serialize(value, sink),
+            None => sink.serialize_none(),
+        }
+    }
+}
+
 pub(super) mod size {
     use super::{Deserializer, parse_size, read};
 

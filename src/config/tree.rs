@@ -126,28 +126,16 @@ impl std::fmt::Debug for Secret {
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum Engine {
+    /// Its load and the size of its KV cache are read from `/metrics`.
     #[default]
     Vllm,
-    #[schemars(skip)]
+    /// The size of its KV cache is read from `/server_info`, its load from `/metrics` if it has `--enable-metrics`.
     Sglang,
-    #[schemars(skip)]
+    /// The HTTP endpoint of SkyRL's inference engines; each counts as 200,000 tokens of KV cache, unless
+    /// `capacity_tokens` says otherwise.
     Skyrl,
-    #[schemars(skip)]
-    #[value(skip)]
+    /// Any other server with OpenAI's API. Nothing is read: without `capacity_tokens` no step is held for room.
     Openai,
-}
-
-impl Engine {
-    /// As the YAML has it.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Vllm => "vllm",
-            Self::Sglang => "sglang",
-            Self::Skyrl => "skyrl",
-            Self::Openai => "openai",
-        }
-    }
 }
 
 /// How a step finds its backend.
@@ -267,16 +255,17 @@ pub(super) enum UrlOrBackend {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
-    /// Path of the check; any 2xx answer is healthy.
-    pub path: String,
+    /// Path of the check; any 2xx answer is healthy. When absent `/health`; and `/v1/models` for `engine: openai`,
+    /// where any answer below 500 will do, since the path may not be there, or ask for a client's key.
+    pub path: Option<String>,
     /// Time between two checks.
     #[serde(with = "humane::duration")]
     #[schemars(with = "humane::DurationText")]
     pub interval: Duration,
-    /// A check that takes longer has failed.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub timeout: Duration,
+    /// A check that takes longer has failed. When absent 2 s; 10 s for `engine: sglang`, whose check waits for a token.
+    #[serde(with = "humane::optional_duration")]
+    #[schemars(with = "Option<humane::DurationText>")]
+    pub timeout: Option<Duration>,
     /// Failed checks in a row that take a backend out.
     #[schemars(range(min = 1))]
     pub unhealthy_after: u32,
@@ -290,6 +279,26 @@ pub struct Health {
     pub slow_start: Duration,
     /// When a backend is taken out by what its requests show, whatever its checks say.
     pub eject: Eject,
+}
+
+impl Health {
+    /// Path of the check.
+    #[must_use]
+    pub fn path(&self, engine: Engine) -> &str {
+        self.path.as_deref().unwrap_or(if engine == Engine::Openai { "/v1/models" } else { "/health" })
+    }
+
+    /// Any answer below 500 is good enough.
+    #[must_use]
+    pub fn is_lenient(&self, engine: Engine) -> bool {
+        engine == Engine::Openai && self.path.is_none()
+    }
+
+    /// How long a check may take.
+    #[must_use]
+    pub fn timeout(&self, engine: Engine) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(if engine == Engine::Sglang { 10 } else { 2 }))
+    }
 }
 
 /// When a backend is taken out by what its requests show, whatever its checks say. Answers below 500 never count

@@ -1,7 +1,7 @@
 //! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
 
 use super::mistake::Mistake;
-use super::tree::{Admin, Anonymous, Config, Engine, Pool, Secret};
+use super::tree::{Admin, Anonymous, Config, Pool, Secret};
 use super::unsupported;
 use crate::identity::Sources;
 use std::collections::HashMap;
@@ -108,7 +108,6 @@ impl Check {
         for (index, pool) in pools.iter().enumerate() {
             let path = format!("models[{index}]");
             self.names(pool, &path, &mut names);
-            self.engine(pool.engine, format!("{path}.engine"));
             self.that(
                 !pool.backends.is_empty() || pool.discovery.is_some() || without_backends,
                 format!("{path}.backends"),
@@ -119,7 +118,7 @@ impl Check {
             self.secret(key, format!("{path}.discovery.api_key"));
             let health = &pool.health;
             self.that(
-                health.path.starts_with('/'),
+                health.path(pool.engine).starts_with('/'),
                 format!("{path}.health.path"),
                 "expected a path that starts with `/`",
             );
@@ -156,11 +155,6 @@ impl Check {
                 self.once(taken, alias.clone(), &path, message);
             }
         }
-    }
-
-    fn engine(&mut self, engine: Engine, path: String) {
-        let supported = !unsupported::value(&path, engine.label());
-        self.that(supported, path, unsupported::message(engine.label()));
     }
 
     fn backends(&mut self, pool: &Pool, path: &str, taken: &mut Once<String>) {

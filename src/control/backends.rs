@@ -1,7 +1,7 @@
 //! Backends at run time: list, add, drain and remove; and the names that slime and sglang-router have for it.
 
 use super::admin;
-use super::overview::{Overview, capacity, model_name, prefix_hit_ratio};
+use super::overview::{Overview, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
@@ -224,7 +224,7 @@ impl<'a> Entry<'a> {
             programs_idle: load.map_or(0, |load| load.leased_idle),
             charged_running_tokens: load.map_or(0, |load| load.charged_running.0),
             charged_idle_tokens: load.map_or(0, |load| load.charged_idle.0),
-            capacity_tokens: capacity(status),
+            capacity_tokens: status.capacity,
             effective_capacity_tokens: load.and_then(|load| load.effective_capacity).map(|n| n.0),
             kv_usage_ratio: gauges.map(|gauges| gauges.kv_usage),
             prefix_hit_ratio: prefix_hit_ratio(status),

@@ -92,7 +92,7 @@ impl Overview {
             model: model_name(config, status.backend.pool).to_owned(),
             healthy: status.healthy,
             downs: status.downs.iter().map(|(cause, count)| (cause.label(), *count)).collect(),
-            capacity: capacity(status).or(effective),
+            capacity: status.capacity.or(effective),
             effective_capacity: effective,
             charged_running: load.map_or(0, |load| load.charged_running.0),
             charged_idle: load.map_or(0, |load| load.charged_idle.0),
@@ -138,12 +138,6 @@ impl Activity {
             Self::Paused => "paused",
         }
     }
-}
-
-/// The KV cache size in tokens, as configured or else as the backend reports it.
-pub(super) fn capacity(status: &BackendStatus) -> Option<u64> {
-    let reported = status.gauges.as_ref().map(|gauges| gauges.capacity_tokens);
-    status.backend.settings().capacity_tokens.or(reported).filter(|&capacity| capacity > 0)
 }
 
 /// Prefix cache hits over queries since the backend started.

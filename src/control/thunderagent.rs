@@ -1,9 +1,9 @@
 //! ThunderAgent's JSON, to the key. Keys that mean nothing here (`marked_for_pause`, `future_paused_tokens`,
 //! `shared_tokens`, `buffer_per_program`) are 0: no running step is marked, and no token is charged twice or in advance.
 
-use super::overview::{Activity, Overview, capacity, prefix_hit_ratio};
+use super::overview::{Activity, Overview, prefix_hit_ratio};
 use crate::app::App;
-use crate::config::{Config, Routing};
+use crate::config::{Config, Engine, Routing};
 use crate::fleet::{BackendStatus, Gauges};
 use crate::gate::{PoolId, ProgramView};
 use crate::telemetry::{ProfileSummary, round4};
@@ -77,6 +77,9 @@ struct Backend<'a> {
     capacity_overflow: u64,
     healthy: bool,
     monitoring: bool,
+    /// Of SkyRL alone, as in ThunderAgent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_config: Option<CacheConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,27 +87,51 @@ struct Backend<'a> {
 }
 
 #[derive(Serialize)]
-struct CacheConfig {
-    block_size: u64,
-    num_gpu_blocks: u64,
-    total_tokens_capacity: u64,
+#[serde(untagged)]
+enum CacheConfig {
+    Vllm { block_size: u64, num_gpu_blocks: u64, total_tokens_capacity: u64 },
+    Skyrl { total_tokens_capacity: u64, num_engines: usize },
+    Other { total_tokens_capacity: u64 },
 }
 
 #[derive(Serialize)]
 struct EngineMetrics {
     num_requests_running: u64,
     num_requests_waiting: u64,
-    kv_cache_usage_perc: f64,
-    prefix_cache_hit_rate: f64,
-    prefix_cache_queries: u64,
-    prefix_cache_hits: u64,
-    prompt_tokens_total: u64,
-    generation_tokens_total: u64,
-    num_preemptions: u64,
-    requests_completed: u64,
+    #[serde(flatten)]
+    own: OwnMetrics,
     /// Unix time, seconds.
     last_updated: f64,
     history_size: usize,
+}
+
+/// What is told of one kind of engine.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OwnMetrics {
+    Vllm {
+        kv_cache_usage_perc: f64,
+        prefix_cache_hit_rate: f64,
+        prefix_cache_queries: u64,
+        prefix_cache_hits: u64,
+        prompt_tokens_total: u64,
+        generation_tokens_total: u64,
+        num_preemptions: u64,
+        requests_completed: u64,
+    },
+    Sglang {
+        token_usage: f64,
+        cache_hit_rate: f64,
+        num_used_tokens: u64,
+        prompt_tokens_total: u64,
+        generation_tokens_total: u64,
+    },
+    Skyrl {
+        /// 0–100, as SkyRL has it.
+        kv_cache_usage_perc: f64,
+        num_preemptions: u64,
+        num_engines: usize,
+    },
 }
 
 // === impl Program ===
@@ -180,26 +207,28 @@ impl Overview {
     pub(super) fn metrics(&self, config: &Config) -> Metrics<'_> {
         let paused = self.paused_by_backend(config);
         let enabled = config.metrics.enabled;
-        let backend = |status| {
-            let mut backend = self.backend_metrics(status);
+        let mut backends = BTreeMap::new();
+        for status in &self.statuses {
+            let engine = config.models.get(status.backend.pool.0).map_or(Engine::Vllm, |pool| pool.engine);
+            let mut backend = self.backend_metrics(status, engine);
             backend.monitoring = enabled;
             backend.paused_program_count = paused.get(&status.backend.id).copied().unwrap_or(0);
-            (backend.url, backend)
-        };
+            backends.insert(backend.url, backend);
+        }
         Metrics {
             metrics_enabled: enabled,
             metrics_interval: enabled.then_some(config.metrics.interval.as_secs_f64()),
-            backends: self.statuses.iter().map(backend).collect(),
+            backends,
         }
     }
 
-    fn backend_metrics<'a>(&'a self, status: &'a BackendStatus) -> Backend<'a> {
+    fn backend_metrics<'a>(&'a self, status: &'a BackendStatus, engine: Engine) -> Backend<'a> {
         let load = self.loads.get(&status.backend.id);
         let (running, idle) = load.map_or((0, 0), |load| (load.charged_running.0, load.charged_idle.0));
         let (leased_running, leased_idle) = load.map_or((0, 0), |load| (load.leased_running, load.leased_idle));
         let effective = load.and_then(|load| load.effective_capacity).map(|n| n.0);
         let charged = running + idle;
-        let ratio = match capacity(status).or(effective) {
+        let ratio = match status.capacity.or(effective) {
             Some(capacity) if capacity > 0 => charged as f64 / capacity as f64,
             _ => 0.0,
         };
@@ -220,39 +249,64 @@ impl Overview {
             capacity_overflow: effective.map_or(0, |capacity| charged.saturating_sub(capacity)),
             healthy: status.healthy,
             monitoring: false,
-            cache_config: cache_config(status, effective),
-            metrics: engine_metrics(status),
+            backend_type: (engine == Engine::Skyrl).then_some("skyrl"),
+            cache_config: cache_config(status, engine, effective),
+            metrics: engine_metrics(status, engine),
         }
     }
 }
 
 /// Absent while the capacity is not known, as in ThunderAgent.
-fn cache_config(status: &BackendStatus, effective: Option<u64>) -> Option<CacheConfig> {
-    let total = capacity(status).or(effective)?;
+fn cache_config(status: &BackendStatus, engine: Engine, effective: Option<u64>) -> Option<CacheConfig> {
+    let total_tokens_capacity = status.capacity.or(effective)?;
     let gauges = status.gauges.as_ref();
-    Some(CacheConfig {
-        block_size: gauges.map_or(0, |gauges| gauges.block_size),
-        num_gpu_blocks: gauges.map_or(0, |gauges| gauges.num_gpu_blocks),
-        total_tokens_capacity: total,
+    Some(match engine {
+        Engine::Vllm => CacheConfig::Vllm {
+            block_size: gauges.map_or(0, |gauges| gauges.block_size),
+            num_gpu_blocks: gauges.map_or(0, |gauges| gauges.num_gpu_blocks),
+            total_tokens_capacity,
+        },
+        Engine::Skyrl => {
+            let num_engines = gauges.map_or(0, |gauges| gauges.engines);
+            CacheConfig::Skyrl { total_tokens_capacity, num_engines }
+        }
+        Engine::Sglang | Engine::Openai => CacheConfig::Other { total_tokens_capacity },
     })
 }
 
-/// Absent before the first reading, as in ThunderAgent.
-fn engine_metrics(status: &BackendStatus) -> Option<EngineMetrics> {
+/// Absent before the first reading, as in ThunderAgent; and of an engine that tells nothing.
+fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineMetrics> {
     let gauges: &Gauges = status.gauges.as_ref()?;
     let read_at = SystemTime::now() - status.scrape_age.unwrap_or(Duration::ZERO);
     let since_epoch = read_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let own = match engine {
+        Engine::Vllm | Engine::Openai => OwnMetrics::Vllm {
+            kv_cache_usage_perc: round4(gauges.kv_usage),
+            prefix_cache_hit_rate: round4(prefix_hit_ratio(status).unwrap_or(0.0)),
+            prefix_cache_queries: gauges.prefix_queries as u64,
+            prefix_cache_hits: gauges.prefix_hits as u64,
+            prompt_tokens_total: gauges.prompt_tokens as u64,
+            generation_tokens_total: gauges.generation_tokens as u64,
+            num_preemptions: gauges.preemptions as u64,
+            requests_completed: gauges.requests_completed as u64,
+        },
+        Engine::Sglang => OwnMetrics::Sglang {
+            token_usage: round4(gauges.kv_usage),
+            cache_hit_rate: round4(gauges.cache_hit_rate),
+            num_used_tokens: gauges.used_tokens as u64,
+            prompt_tokens_total: gauges.prompt_tokens as u64,
+            generation_tokens_total: gauges.generation_tokens as u64,
+        },
+        Engine::Skyrl => OwnMetrics::Skyrl {
+            kv_cache_usage_perc: round4(gauges.kv_usage * 100.0),
+            num_preemptions: gauges.preemptions as u64,
+            num_engines: gauges.engines,
+        },
+    };
     Some(EngineMetrics {
         num_requests_running: gauges.running as u64,
         num_requests_waiting: gauges.waiting as u64,
-        kv_cache_usage_perc: round4(gauges.kv_usage),
-        prefix_cache_hit_rate: round4(prefix_hit_ratio(status).unwrap_or(0.0)),
-        prefix_cache_queries: gauges.prefix_queries as u64,
-        prefix_cache_hits: gauges.prefix_hits as u64,
-        prompt_tokens_total: gauges.prompt_tokens as u64,
-        generation_tokens_total: gauges.generation_tokens as u64,
-        num_preemptions: gauges.preemptions as u64,
-        requests_completed: gauges.requests_completed as u64,
+        own,
         last_updated: since_epoch.as_secs_f64(),
         history_size: 1,
     })

@@ -51,6 +51,8 @@ struct State {
     removed: bool,
     /// Why it is down, as logged in this outage; the last is the present one.
     reasons: Vec<String>,
+    /// As the engine says, tokens.
+    capacity: Option<u64>,
     gauges: Option<Gauges>,
     scraped: Option<Instant>,
     scrape_fails: bool,
@@ -177,6 +179,7 @@ impl Entry {
             down_cause: state.cause.filter(|_| !state.up),
             returns_in: state.out.as_ref().map(|out| out.until.saturating_duration_since(Instant::now())),
             downs: std::array::from_fn(|at| (Cause::ALL[at], state.downs[at])),
+            capacity: self.backend.settings().capacity_tokens.or(state.capacity).filter(|&capacity| capacity > 0),
             gauges: state.gauges.clone(),
             scrape_age: state.scraped.map(|at| at.elapsed()),
         }
@@ -273,7 +276,8 @@ impl Entry {
         state.reasons.push(reason);
     }
 
-    pub(super) fn report(&self, sink: &dyn Sink, gauges: Gauges, report: BackendReport) {
+    /// `blind`: `gauges` hold nothing but the capacity.
+    pub(super) fn report(&self, sink: &dyn Sink, gauges: Gauges, blind: bool, report: BackendReport) {
         let mut state = self.state.lock();
         if state.removed {
             return;
@@ -285,7 +289,7 @@ impl Entry {
             log::warn!("backend {} has restarted: its KV cache is empty", self.backend.url);
         }
         let sized = gauges.capacity_tokens > 0 || self.backend.settings().capacity_tokens.is_some();
-        if !sized && state.gauges.is_none() {
+        if !sized && state.scraped.is_none() {
             log::warn!(
                 "backend {} does not tell the size of its KV cache: give it as `capacity_tokens`",
                 self.backend.url
@@ -295,7 +299,8 @@ impl Entry {
             self.backend.vitals.sign();
         }
         state.scrape_fails = false;
-        state.gauges = Some(gauges);
+        state.capacity = Some(gauges.capacity_tokens);
+        state.gauges = Some(gauges).filter(|_| !blind);
         state.scraped = Some(Instant::now());
         let backend = self.backend.id;
         sink.tell(self.backend.pool, Event::Report { backend, report });

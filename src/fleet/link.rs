@@ -103,10 +103,17 @@ impl Link {
         Ok(Self { address, client })
     }
 
-    /// Asks for the health path: any 2xx is healthy, the body is not read.
-    pub(super) async fn check(&self, backend: &Backend, path: &str, limit: Duration) -> Result<(), Failure> {
+    /// Asks for the health path: any 2xx is healthy, the body is not read. `lenient`: anything below 500 is.
+    pub(super) async fn check(
+        &self,
+        backend: &Backend,
+        path: &str,
+        lenient: bool,
+        limit: Duration,
+    ) -> Result<(), Failure> {
         match self.get(backend, path, limit).await {
             Ok(_) => Ok(()),
+            Err(Failure::Status { status, .. }) if lenient && !status.is_server_error() => Ok(()),
             Err(Failure::Status { path, status: StatusCode::NOT_FOUND }) => Err(Failure::NoHealthPath { path }),
             Err(failure) => Err(failure),
         }

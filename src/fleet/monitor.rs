@@ -1,7 +1,8 @@
 //! The task of one backend: asks for its health, reads its metrics, and sees it off when it is removed.
 
 use super::link::{self, Failure, Link};
-use super::vllm::{self, Tracker};
+use super::probe::Probe;
+use super::reading::Tracker;
 use super::{Cause, Entry, Fault, Inner};
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
@@ -20,8 +21,9 @@ const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 pub(super) struct Monitor {
     inner: Arc<Inner>,
     entry: Arc<Entry>,
-    /// `None` for an engine whose metrics we cannot read.
-    tracker: Option<Mutex<Tracker>>,
+    engine: Engine,
+    /// `None` for an engine that tells nothing.
+    probe: Option<Mutex<(Probe, Tracker)>>,
 }
 
 /// Consecutive checks that speak against the present state.
@@ -75,8 +77,9 @@ fn confirms(suspicion: Option<Fault>, outcome: &Result<(), Failure>) -> bool {
 impl Monitor {
     pub(super) fn new(inner: Arc<Inner>, entry: Arc<Entry>) -> Option<Self> {
         let pool = inner.pools.get(entry.backend.pool)?;
-        let tracker = (pool.engine == Engine::Vllm).then(Mutex::default);
-        Some(Self { inner, entry, tracker })
+        let engine = pool.engine;
+        let probe = Probe::of(engine).map(|probe| Mutex::new((probe, Tracker::default())));
+        Some(Self { inner, entry, engine, probe })
     }
 
     /// As configured now.
@@ -127,7 +130,7 @@ impl Monitor {
         match outcome {
             Ok(()) => {
                 // First what it can hold, then that it is there: the scheduler places by capacity.
-                self.scrape().await;
+                self.scrape(true).await;
                 self.entry.rise(&*self.inner.sink, !self.inner.is_left(&self.entry));
             }
             Err(reason) => {
@@ -139,7 +142,7 @@ impl Monitor {
 
     async fn check(&self) -> Result<(), Failure> {
         let current = self.entry.link.load().as_ref().map(|link| link.address);
-        let addresses = link::resolve(&self.entry.backend, current, self.health().timeout).await?;
+        let addresses = link::resolve(&self.entry.backend, current, self.health().timeout(self.engine)).await?;
         let addresses = match self.entry.within(&self.inner.reach.load(), addresses) {
             Ok(addresses) => addresses,
             Err(failure) => {
@@ -157,7 +160,8 @@ impl Monitor {
         let mut result = Err(Failure::Unresolved("no address".to_owned()));
         for address in addresses {
             let link = self.link_to(*address)?;
-            result = link.check(&self.entry.backend, &health.path, health.timeout).await;
+            let (path, lenient) = (health.path(self.engine), health.is_lenient(self.engine));
+            result = link.check(&self.entry.backend, path, lenient, health.timeout(self.engine)).await;
             let elsewhere = result.as_ref().is_err_and(Failure::is_about_the_address);
             if !elsewhere {
                 self.entry.link.store(Some(link));
@@ -175,27 +179,32 @@ impl Monitor {
     }
 
     async fn watch_metrics(&self) -> Infallible {
-        if self.tracker.is_none() {
+        if self.probe.is_none() {
             return std::future::pending().await;
         }
         loop {
             let started = Instant::now();
             if self.entry.is_up() {
-                self.scrape().await;
+                self.scrape(false).await;
             }
             let period = (**self.inner.metrics_interval.load()).max(SHORTEST_INTERVAL);
             tokio::time::sleep_until(started + period).await;
         }
     }
 
-    async fn scrape(&self) {
-        let (Some(tracker), Some(link)) = (&self.tracker, self.entry.link.load_full()) else {
+    /// `returned`: it was away.
+    async fn scrape(&self, returned: bool) {
+        let (Some(probe), Some(link)) = (&self.probe, self.entry.link.load_full()) else {
             return;
         };
         // Held over the fetch: pages are taken in the order in which they were asked for.
-        let mut tracker = tracker.lock().await;
-        match self.read_page(&link).await {
+        let (probe, tracker) = &mut *probe.lock().await;
+        if returned {
+            probe.returned();
+        }
+        match probe.read(&link, &self.entry.backend, self.inner.timing.page_limit).await {
             Ok(reading) => {
+                let blind = reading.blind;
                 if reading.malformed > 0 {
                     let url = &self.entry.backend.url;
                     log::debug!("metrics of {url}: {} lines not understood", reading.malformed);
@@ -204,8 +213,10 @@ impl Monitor {
                 if self.entry.backend.settings().capacity_tokens.is_some() {
                     report.capacity = None;
                 }
-                self.entry.report(&*self.inner.sink, gauges, report);
-                self.watch_progress();
+                self.entry.report(&*self.inner.sink, gauges, blind, report);
+                if !blind {
+                    self.watch_progress();
+                }
             }
             Err(reason) => self.entry.scrape_failed(&reason),
         }
@@ -220,14 +231,6 @@ impl Monitor {
             let silent = silent.as_secs_f64();
             self.inner.eject(&self.entry, Cause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
         }
-    }
-
-    async fn read_page(&self, link: &Link) -> Result<vllm::Reading, Failure> {
-        const PATH: &str = "/metrics";
-        let limit = self.inner.timing.page_limit;
-        let page = link.fetch(&self.entry.backend, PATH, limit).await?;
-        vllm::read(&page)
-            .ok_or_else(|| Failure::Unintelligible { path: PATH.to_owned(), what: "not the metrics of a vLLM server" })
     }
 
     /// Returns once the backend is draining and nothing is in flight there any more, or after `drain_limit`.

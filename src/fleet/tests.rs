@@ -12,6 +12,7 @@ use tokio::time::timeout;
 mod change;
 mod eject;
 mod engine;
+mod kinds;
 
 const POOL: PoolId = PoolId(0);
 const FIRST: BackendId = BackendId(0);
@@ -69,9 +70,9 @@ impl Recorder {
 
 fn health() -> Health {
     Health {
-        path: "/health".to_owned(),
+        path: Some("/health".to_owned()),
         interval: Duration::from_millis(20),
-        timeout: Duration::from_secs(5),
+        timeout: Some(Duration::from_secs(5)),
         unhealthy_after: 3,
         healthy_after: 2,
         ..Health::default()
@@ -204,7 +205,7 @@ async fn one_failure_among_successes_changes_nothing() {
 async fn a_backend_that_accepts_and_never_answers_goes_down() {
     let engine = Engine::start().await;
     let mut pool = pool("", vec![backend(&engine.url())]);
-    pool.health.timeout = Duration::from_millis(50);
+    pool.health.timeout = Some(Duration::from_millis(50));
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     engine.set(|e| e.hangs = vec!["/health"]);
@@ -238,7 +239,7 @@ async fn a_hanging_backend_does_not_delay_another() {
     let (stuck, good) = (Engine::start().await, Engine::start().await);
     stuck.set(|e| e.hangs = vec!["/health", "/metrics", "/v1/models"]);
     let mut pool = pool("", vec![backend(&stuck.url()), backend(&good.url())]);
-    pool.health.timeout = NEVER;
+    pool.health.timeout = Some(NEVER);
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(BackendId(1))).await;
     run.heard
@@ -426,7 +427,7 @@ fn nothing_is_told_of_a_removed_backend() {
     entry.remove(&heard);
     entry.rise(&heard, false);
     assert!(!entry.fall(&heard, String::new()));
-    entry.report(&heard, Gauges::default(), BackendReport::default());
+    entry.report(&heard, Gauges::default(), false, BackendReport::default());
     entry.start_draining(&heard);
     entry.remove(&heard);
     let events = [Event::BackendUp(FIRST), Event::BackendRemoved(FIRST)].map(|event| (POOL, event));

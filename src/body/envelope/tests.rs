@@ -297,10 +297,20 @@ fn the_smallest_limit_on_output_counts() {
 
 #[test]
 fn everything_that_becomes_prompt_is_counted() {
-    let body = r#"{"system":"12345","messages":[1, 2],"tools":{},"instructions":"","temperature":0.1111}"#;
-    assert_eq!(scan(body).prompt_bytes(), 7 + 6 + 2 + 2);
+    let body = r#"{"system":"12345","messages":["x"],"tools":{},"instructions":"","temperature":0.1111}"#;
+    assert_eq!(scan(body).prompt_bytes(), 7 + 5 + 2 + 2);
     assert_eq!(scan(r#"{"prompt":"abc","prompt":"a"}"#).prompt_bytes(), 3);
     assert_eq!(scan("{}").prompt_bytes(), 0);
+}
+
+#[test]
+fn token_ids_are_counted_and_not_their_digits() {
+    for ids in ["[1,128000,77]", "[ 1, 128000, 77 ]", "[[1,128000],[77]]", "[\n[1,128000], [77]]"] {
+        assert_eq!(scan(&format!(r#"{{"input_ids":{ids}}}"#)).prompt_bytes(), 12, "{ids}");
+        assert_eq!(scan(&format!(r#"{{"prompt":{ids}}}"#)).prompt_bytes(), 12, "{ids}");
+    }
+    assert_eq!(scan(r#"{"text":["ab","c"]}"#).prompt_bytes(), 10, "texts");
+    assert_eq!(scan(r#"{"input_ids":[]}"#).prompt_bytes(), 2);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! ThunderAgent's endpoints, against the key lists of its JSON.
 
 use super::*;
+use crate::config::Engine;
 use crate::fleet::{BackendStatus, Gauges};
 use crate::telemetry::StepTimes;
 use std::time::Instant;
@@ -287,4 +288,35 @@ async fn the_metrics_of_a_backend_have_thunderagents_keys() {
     assert_eq!(backend["total_program_tokens"], backend["active_program_tokens"]);
     let ratio = load.charged_running.as_f64() / 10_000.0;
     assert_eq!(backend["active_program_tokens_ratio"], crate::telemetry::round4(ratio));
+}
+
+#[tokio::test]
+async fn each_engine_has_thunderagents_keys_for_it() {
+    let of = async |engine: Engine, gauges: Gauges| {
+        let mut config = config();
+        config.models[0].engine = engine;
+        let app = app_of(config);
+        let mut overview = Overview::of(&app);
+        for status in &mut overview.statuses {
+            (status.capacity, status.gauges) = (Some(600_000), Some(gauges.clone()));
+        }
+        let metrics = serde_json::to_value(overview.metrics(&app.settings())).unwrap();
+        metrics["backends"][GPU1].clone()
+    };
+    let common = "num_requests_running num_requests_waiting last_updated history_size";
+    let gauges = Gauges { kv_usage: 0.059, cache_hit_rate: 0.91, used_tokens: 12.0, engines: 3, ..Gauges::default() };
+
+    let sglang = of(Engine::Sglang, gauges.clone()).await;
+    assert_eq!(keys(&sglang["cache_config"]), ["total_tokens_capacity"]);
+    let own = "token_usage cache_hit_rate num_used_tokens prompt_tokens_total generation_tokens_total";
+    assert_eq!(keys(&sglang["metrics"]), sorted(&format!("{common} {own}")));
+    assert_eq!(sglang["metrics"]["token_usage"], 0.059);
+    assert_eq!((&sglang["metrics"]["num_used_tokens"], sglang.get("backend_type")), (&json!(12), None));
+
+    let skyrl = of(Engine::Skyrl, gauges).await;
+    assert_eq!(skyrl["backend_type"], "skyrl");
+    assert_eq!(skyrl["cache_config"], json!({"total_tokens_capacity": 600_000, "num_engines": 3}));
+    let own = "kv_cache_usage_perc num_preemptions num_engines";
+    assert_eq!(keys(&skyrl["metrics"]), sorted(&format!("{common} {own}")));
+    assert_eq!(skyrl["metrics"]["kv_cache_usage_perc"], 5.9, "0 to 100, as SkyRL has it");
 }

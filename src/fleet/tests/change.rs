@@ -48,7 +48,7 @@ async fn a_reload_changes_a_backend_in_its_place() {
     changed.backends[0].capacity_tokens = Some(9_000);
     changed.backends[0].api_key = Some(Secret("new".into()));
     changed.aliases = vec!["alias".into()];
-    changed.health.path = "/v1/models".into();
+    changed.health.path = Some("/v1/models".into());
     run.fleet.reload(&[changed], &METRICS);
 
     run.heard.until_event(Event::BackendAdded { backend: FIRST, weight: 7, capacity: Some(Tokens(9_000)) }).await;

@@ -25,6 +25,10 @@ pub struct Behaviour {
     pub failures: usize,
     pub metrics: String,
     pub models: String,
+    /// Other paths, and what is answered there.
+    pub pages: Vec<(&'static str, String)>,
+    /// It has no such paths.
+    pub lacks: Vec<&'static str>,
     /// Paths that are never answered.
     pub hangs: Vec<&'static str>,
     /// `Authorization` of every request.
@@ -39,6 +43,8 @@ impl Engine {
             failures: 0,
             metrics: METRICS.to_owned(),
             models: r#"{"object":"list","data":[]}"#.to_owned(),
+            pages: Vec::new(),
+            lacks: Vec::new(),
             hangs: Vec::new(),
             keys: Vec::new(),
             asked: Vec::new(),
@@ -120,7 +126,11 @@ async fn answer(State(behaviour): State<Arc<Mutex<Behaviour>>>, request: Request
         std::future::pending::<()>().await;
     }
     let mut behaviour = behaviour.lock();
-    if path.ends_with("/health") {
+    if behaviour.lacks.iter().any(|lacking| path.ends_with(lacking)) {
+        StatusCode::NOT_FOUND.into_response()
+    } else if let Some((_, page)) = behaviour.pages.iter().find(|(at, _)| path == *at) {
+        page.clone().into_response()
+    } else if path.ends_with("/health") {
         if behaviour.failures > 0 {
             behaviour.failures -= 1;
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();

@@ -1,4 +1,7 @@
 use super::*;
+use crate::fleet::reading::Tracker;
+use crate::scheduler::Life;
+use std::time::{Duration, Instant};
 
 const REAL: &[u8] = include_bytes!("../../../tests/samples/vllm-0.32-metrics.txt");
 
@@ -62,6 +65,16 @@ fn engines_of_one_server_add_up_each_once() {
     assert_eq!(reading.gauges.running, 5.0);
     assert_eq!(reading.computed, Some(11.0));
     assert!((reading.kv_usage.unwrap() - 0.4).abs() < 1e-9, "weighted by capacity");
+}
+
+#[test]
+fn blocks_are_counted_of_all_engines_on_the_line_of_each() {
+    // As real vLLM 0.32 with two ranks of 100 blocks has it; older ones do not tell the tokens.
+    for (tokens, expected) in [("", 990 + 990), (",kv_cache_size_tokens=\"1000\"", 990 + 990)] {
+        let one = |engine| cache(&format!("engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\"{tokens}"));
+        let reading = read((one(0) + &one(1)).as_bytes()).unwrap();
+        assert_eq!((reading.capacity, reading.gauges.num_gpu_blocks), (Some(Tokens(expected)), 200));
+    }
 }
 
 #[test]

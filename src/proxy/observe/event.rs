@@ -35,6 +35,8 @@ static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finde
 static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
 static FINGERPRINT: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(b"\"system_fingerprint\""));
+/// Of SGLang's `/generate`.
+static META: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"meta_info\""));
 static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
 
 // === impl Seen ===
@@ -47,12 +49,17 @@ impl Seen {
             return false;
         };
         let choices = self.progress(fields.name, &data);
-        let reports = values(&data, &USAGE).any(|value| value.starts_with(b"{"));
+        let generated = choices == Choices::Absent && ends_generation(&data);
+        let reports = generated || values(&data, &USAGE).any(|value| value.starts_with(b"{"));
         if !reports {
             return false;
         }
         let mut scan = UsageScan::default();
         scan.feed(&data);
+        if generated {
+            self.usage.add(scan.usage());
+            return false;
+        }
         self.usage.merge(scan.usage());
         choices == Choices::Empty && scan.usage().any()
     }
@@ -82,6 +89,7 @@ impl Seen {
                 }
                 b"content_block_delta" => self.outputs += 1,
                 name if name.ends_with(b".delta") => self.outputs += 1,
+                b"" if META.find(data).is_some() => self.outputs += 1,
                 _ => {}
             }
         } else if choices == Choices::Some {
@@ -110,6 +118,12 @@ pub(super) fn fingerprint(event: &[u8]) -> Option<&[u8]> {
     let value = values(event, &FINGERPRINT).next()?;
     let end = (1..value.len()).find(|&at| value[at] == b'"' && value[at - 1] != b'\\')?;
     value.starts_with(b"\"").then(|| &value[..=end])
+}
+
+/// The last event of one answer of SGLang's `/generate`: each repeats the counts, of a batch the answers come mixed.
+fn ends_generation(data: &[u8]) -> bool {
+    let meta = values(data, &META).next();
+    meta.is_some_and(|meta| values(meta, &FINISH_REASON).any(|value| !value.starts_with(b"null")))
 }
 
 fn choices_in(data: &[u8]) -> Choices {

@@ -295,3 +295,54 @@ fn the_end_of_a_choice_waits_for_the_fingerprint_and_for_nothing_else() {
     let own = end.replace("]}", "],\"system_fingerprint\":\"own\"}");
     assert_eq!(feed(&mut observer, &own), own, "nothing is missing there");
 }
+
+// --- SGLang's /generate ---
+
+const GENERATED: &str = include_str!("../../../tests/samples/sglang-generate-stream.txt");
+
+#[test]
+fn of_a_streamed_generation_the_last_events_counts_are_taken() {
+    for size in [1, 7, 64, GENERATED.len()] {
+        let mut observer = Observer::sse(false);
+        assert_eq!(pass(&mut observer, GENERATED, size), GENERATED.as_bytes());
+        assert_eq!(observer.usage(), usage(1229, 4, Some(1216)));
+        assert_eq!(observer.output(), 4);
+        assert!(observer.started() && observer.ended());
+    }
+    let (first, _) = GENERATED.split_once("\n\n").unwrap();
+    let mut observer = Observer::sse(false);
+    feed(&mut observer, &format!("{first}\n\n"));
+    assert_eq!((observer.started(), observer.output(), observer.usage()), (true, 1, None));
+}
+
+#[test]
+fn a_batchs_answers_add_up_however_they_come() {
+    let meta = |prompt: u32, completion: u32, end: &str| {
+        let counts = format!("\"prompt_tokens\":{prompt}, \"completion_tokens\" : {completion},\"cached_tokens\":10");
+        format!("{{\"text\":\"x\",\"meta_info\":{{\"finish_reason\":{end},{counts},\"e2e_latency\":1.25}}}}")
+    };
+    let stop = "{\"type\":\"length\",\"length\":5}";
+    let events = [meta(100, 1, "null"), meta(200, 1, "null"), meta(200, 2, stop), meta(100, 5, stop)];
+    let stream: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let whole = format!("[{},\n {}]", meta(100, 5, stop), meta(200, 2, stop));
+    for size in [1, 5, 1000] {
+        let mut observer = Observer::sse(false);
+        pass(&mut observer, &stream, size);
+        assert_eq!(observer.usage(), usage(300, 7, Some(20)));
+        let mut observer = Observer::json();
+        pass(&mut observer, &whole, size);
+        assert_eq!(observer.usage(), usage(300, 7, Some(20)));
+        assert!(observer.ended());
+    }
+}
+
+#[test]
+fn counts_beside_megabytes_of_log_probabilities_are_found() {
+    let logprobs = "[-0.25,1234,null],".repeat(100_000);
+    let inner = format!("\"output_token_logprobs\":[{logprobs}[0,1,\"prompt_tokens\"]],\"completion_tokens\":3");
+    let answer =
+        format!("{{\"text\":\"\\\"meta_info\\\":7\",\"meta_info\":{{\"prompt_tokens\":12,{inner},\"n\":9}},\"k\":1}}");
+    let mut observer = Observer::json();
+    pass(&mut observer, &answer, 4096);
+    assert_eq!(observer.usage(), usage(12, 3, None), "what is not told of the cache is not zero");
+}

@@ -1,4 +1,4 @@
-//! Finds `usage` objects in JSON that comes in pieces, whatever its size, and reads them.
+//! Finds token counts in JSON that comes in pieces, whatever its size: `usage` objects, and SGLang's `meta_info`.
 
 use crate::scheduler::Usage;
 use crate::units::Tokens;
@@ -17,18 +17,24 @@ pub(super) struct Counts {
 }
 
 /// Follows a JSON text and reads the `usage` of the outermost object, and of the `response` or `message`
-/// directly inside it. Anything in front of the first brace is passed over.
+/// directly inside it; and the counts in `meta_info`, which may be megabytes, in an array of such objects their sum.
+/// Anything in front of the first brace is passed over.
 #[derive(Debug, Default)]
 pub(super) struct UsageScan {
     place: Place,
     /// Objects and arrays open now.
     depth: usize,
+    /// 1 within the outermost array, if that is what it began with.
+    base: usize,
     /// The last string, if it is short enough to be a key that matters.
-    word: [u8; 8],
+    word: [u8; 17],
     /// Its length; more than there is room for if it is too long, or has escapes.
     word_len: usize,
-    /// The keys on the way here, at depths 1 and 2.
+    /// The keys on the way here, at depths 1 and 2 below `base`.
     keys: [Key; 2],
+    /// What was read of a number in `meta_info`.
+    number: Option<u64>,
+    meta: Counts,
     /// The object that is being copied, and the depth it ends at.
     capture: Option<(Vec<u8>, usize)>,
     counts: Counts,
@@ -51,6 +57,11 @@ enum Key {
     Usage,
     /// `response` or `message`.
     Wrapper,
+    Meta,
+    /// The counts in `meta_info`.
+    Prompt,
+    Completion,
+    Cached,
 }
 
 /// `usage` in all its spellings: chat and text completions, responses, messages.
@@ -101,8 +112,19 @@ impl UsageScan {
                             }
                             self.open();
                         }
-                        b'[' => self.open(),
-                        b'}' | b']' => self.close(&bytes[capture_from..=at]),
+                        b'[' => {
+                            self.base += usize::from(self.depth == 0);
+                            self.open();
+                        }
+                        b'}' | b']' => {
+                            self.number_end();
+                            self.close(&bytes[capture_from..=at]);
+                        }
+                        b',' => self.number_end(),
+                        digit @ b'0'..=b'9' if self.keys[0] == Key::Meta && self.below() == 2 => {
+                            let before = self.number.unwrap_or(0);
+                            self.number = Some(before.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
+                        }
                         _ => {}
                     }
                     at += 1;
@@ -153,18 +175,37 @@ impl UsageScan {
 
     /// The last string was a key.
     fn key(&mut self) {
-        if let Some(key) = self.depth.checked_sub(1).and_then(|n| self.keys.get_mut(n)) {
+        if let Some(key) = self.below().checked_sub(1).and_then(|n| self.keys.get_mut(n)) {
             *key = match self.word.get(..self.word_len) {
                 Some(b"usage") => Key::Usage,
                 Some(b"response" | b"message") => Key::Wrapper,
+                Some(b"meta_info") => Key::Meta,
+                Some(b"prompt_tokens") => Key::Prompt,
+                Some(b"completion_tokens") => Key::Completion,
+                Some(b"cached_tokens") => Key::Cached,
                 _ => Key::Other,
             };
         }
     }
 
+    /// The depth, less that of the outermost array.
+    fn below(&self) -> usize {
+        self.depth.saturating_sub(self.base)
+    }
+
+    fn number_end(&mut self) {
+        let Some(number) = self.number.take() else { return };
+        match self.keys[1] {
+            Key::Prompt => self.meta.prompt = Some(number),
+            Key::Completion => self.meta.completion = Some(number),
+            Key::Cached => self.meta.cached = Some(number),
+            _ => {}
+        }
+    }
+
     /// An object that starts here is a `usage` that counts.
     fn at_usage(&self) -> bool {
-        match self.depth {
+        match self.below() {
             1 => self.keys[0] == Key::Usage,
             2 => self.keys == [Key::Wrapper, Key::Usage],
             _ => false,
@@ -173,13 +214,16 @@ impl UsageScan {
 
     fn open(&mut self) {
         self.depth += 1;
-        if self.depth == 2 {
+        if self.below() == 2 {
             self.keys[1] = Key::Other;
         }
     }
 
     /// `copied`: what a capture under way has not copied yet, this brace included.
     fn close(&mut self, copied: &[u8]) {
+        if self.below() == 2 && self.keys[0] == Key::Meta {
+            self.counts.add(std::mem::take(&mut self.meta));
+        }
         self.depth = self.depth.saturating_sub(1);
         self.ended |= self.depth == 0;
         if matches!(self.capture, Some((_, depth)) if depth == self.depth) {
@@ -216,6 +260,18 @@ impl Counts {
         self.prompt = self.prompt.max(later.prompt);
         self.completion = later.completion.or(self.completion);
         self.cached = later.cached.or(self.cached);
+    }
+
+    /// One of several answers in one. What one of them does not tell is not known of all.
+    pub fn add(&mut self, other: Self) {
+        if !self.any() {
+            *self = other;
+            return;
+        }
+        let sum = |a: Option<u64>, b: Option<u64>| Some(a?.saturating_add(b?));
+        self.prompt = sum(self.prompt, other.prompt);
+        self.completion = sum(self.completion, other.completion);
+        self.cached = sum(self.cached, other.cached);
     }
 
     pub fn any(self) -> bool {

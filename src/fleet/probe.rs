@@ -1,0 +1,103 @@
+//! Where each kind of engine is asked for its load and its KV cache.
+
+use super::link::{Failure, Link};
+use super::reading::Reading;
+use super::{Backend, sglang, skyrl, vllm};
+use crate::config::Engine;
+use crate::units::Tokens;
+use http::StatusCode;
+use std::time::Duration;
+
+const METRICS: &str = "/metrics";
+
+/// Asks one server.
+#[derive(Debug)]
+pub(super) enum Probe {
+    Vllm,
+    Sglang(Sglang),
+    Skyrl,
+}
+
+/// SGLang tells its capacity and its load in two places; the first changes only with the process.
+#[derive(Debug, Default)]
+pub(super) struct Sglang {
+    capacity: Option<Tokens>,
+    /// Prompt tokens that it had taken in: when they fall, it has restarted.
+    seen: f64,
+    /// It was told that the server does not say its load.
+    warned: bool,
+}
+
+// === impl Probe ===
+
+impl Probe {
+    /// `None` for a server that tells nothing.
+    pub(super) fn of(engine: Engine) -> Option<Self> {
+        match engine {
+            Engine::Vllm => Some(Self::Vllm),
+            Engine::Sglang => Some(Self::Sglang(Sglang::default())),
+            Engine::Skyrl => Some(Self::Skyrl),
+            Engine::Openai => None,
+        }
+    }
+
+    /// It was away: another process may answer now.
+    pub(super) fn returned(&mut self) {
+        if let Self::Sglang(sglang) = self {
+            sglang.capacity = None;
+        }
+    }
+
+    pub(super) async fn read(&mut self, link: &Link, of: &Backend, limit: Duration) -> Result<Reading, Failure> {
+        let unlike = |what| Failure::Unintelligible { path: METRICS.to_owned(), what };
+        match self {
+            Self::Vllm => {
+                let page = link.fetch(of, METRICS, limit).await?;
+                vllm::read(&page).ok_or_else(|| unlike("not the metrics of a vLLM server"))
+            }
+            Self::Skyrl => {
+                let page = link.fetch(of, METRICS, limit).await?;
+                skyrl::read(&page).ok_or_else(|| unlike("not the metrics of SkyRL's engines"))
+            }
+            Self::Sglang(sglang) => {
+                let reading = match link.fetch(of, METRICS, limit).await {
+                    Ok(page) => sglang::read(&page).ok_or_else(|| unlike("not the metrics of an SGLang server"))?,
+                    Err(Failure::Status { status: StatusCode::NOT_FOUND, .. }) => sglang.blind(of),
+                    Err(failure) => return Err(failure),
+                };
+                Ok(sglang.sized(reading, link, of, limit).await)
+            }
+        }
+    }
+}
+
+// === impl Sglang ===
+
+impl Sglang {
+    fn blind(&mut self, of: &Backend) -> Reading {
+        if !std::mem::replace(&mut self.warned, true) {
+            log::warn!("backend {} does not tell its load: start SGLang with --enable-metrics", of.url);
+        }
+        Reading { blind: true, ..Reading::default() }
+    }
+
+    /// With the capacity that the server tells elsewhere, or failing that what its metrics say of it.
+    async fn sized(&mut self, mut reading: Reading, link: &Link, of: &Backend, limit: Duration) -> Reading {
+        if reading.gauges.prompt_tokens < self.seen {
+            self.capacity = None;
+        }
+        self.seen = reading.gauges.prompt_tokens;
+        for path in sglang::INFO_PATHS {
+            if self.capacity.is_some() {
+                break;
+            }
+            match link.fetch(of, path, limit).await {
+                Ok(info) => self.capacity = sglang::capacity(&info),
+                Err(failure) => log::debug!("capacity of {}: {failure}", of.url),
+            }
+        }
+        reading.capacity = self.capacity.or(reading.capacity);
+        reading.gauges.capacity_tokens = reading.capacity.map_or(0, |tokens| tokens.0);
+        reading
+    }
+}

@@ -1,0 +1,146 @@
+//! What an SGLang server tells of itself: its KV cache on `/server_info`, its load on `/metrics` (which it serves only
+//! with `--enable-metrics`).
+
+use super::reading::Reading;
+use super::{Gauges, prometheus};
+use crate::units::Tokens;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Where the size of the KV cache is told: newer servers have the first, older ones the second.
+pub(super) const INFO_PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
+
+/// The answer there. Both numbers are tokens.
+#[derive(Deserialize)]
+struct Info {
+    /// Of one data-parallel rank.
+    #[serde(default)]
+    max_total_num_tokens: Option<f64>,
+    #[serde(default)]
+    dp_size: Option<f64>,
+    /// One for each data-parallel rank.
+    #[serde(default)]
+    internal_states: Vec<State>,
+}
+
+#[derive(Deserialize)]
+struct State {
+    memory_usage: Option<Memory>,
+}
+
+#[derive(Deserialize)]
+struct Memory {
+    token_capacity: Option<f64>,
+}
+
+/// What the schedulers of one data-parallel rank say. All that share its tensor may say it, and one line may be a part
+/// of another (requests of one priority): the largest counts.
+type Scheduler = BTreeMap<&'static str, f64>;
+
+/// Gauges and counters of the schedulers.
+const OF_SCHEDULERS: [&str; 8] = [
+    "num_running_reqs",
+    "num_queue_reqs",
+    "token_usage",
+    "num_used_tokens",
+    "cache_hit_rate",
+    "max_total_num_tokens",
+    "num_retracted_requests_total",
+    PREFILLED,
+];
+
+/// Tokens by `mode`; only those that were computed in a prefill are read.
+const PREFILLED: &str = "realtime_tokens_total";
+
+/// KV cache of all ranks together, in tokens.
+#[must_use]
+pub(super) fn capacity(info: &[u8]) -> Option<Tokens> {
+    let info: Info = serde_json::from_slice(info).ok()?;
+    let states = info.internal_states.iter().filter_map(|state| state.memory_usage.as_ref()?.token_capacity);
+    let told: f64 = states.sum();
+    let whole = if told > 0.0 { told } else { info.max_total_num_tokens? * info.dp_size.unwrap_or(1.0).max(1.0) };
+    (whole >= 1.0).then_some(Tokens(whole as u64))
+}
+
+/// Reads a `/metrics` page. `None` if nothing on it is SGLang's.
+#[must_use]
+pub(super) fn read(page: &[u8]) -> Option<Reading> {
+    let mut reading = Reading::default();
+    let mut ranks: BTreeMap<String, Scheduler> = BTreeMap::new();
+    let mut cached = None;
+    let mut ours = false;
+    for line in prometheus::lines(page) {
+        let started = line.name == "process_start_time_seconds";
+        // The prefix has been spelled both ways.
+        let name = line.name.strip_prefix("sglang:").or_else(|| line.name.strip_prefix("sglang_"));
+        let total = name.and_then(|name| total(name, &mut reading.gauges));
+        let of_scheduler = name.and_then(|name| OF_SCHEDULERS.into_iter().find(|known| *known == name));
+        let is_cached = name == Some("cached_tokens_total");
+        if !started && total.is_none() && of_scheduler.is_none() && !is_cached {
+            continue;
+        }
+        let Some(sample) = line.sample() else {
+            reading.malformed += 1;
+            continue;
+        };
+        if !sample.value.is_finite() {
+            continue;
+        }
+        ours |= !started;
+        if started {
+            reading.started = Some(sample.value);
+        } else if let Some(total) = total {
+            *total += sample.value;
+        } else if is_cached {
+            *cached.get_or_insert(0.0) += sample.value;
+        } else if let Some(name) = of_scheduler
+            && (name != PREFILLED || sample.label("mode").as_deref() == Some("prefill_compute"))
+        {
+            let rank = ranks.entry(sample.label("dp_rank").unwrap_or_default().into_owned()).or_default();
+            let known = rank.entry(name).or_insert(sample.value);
+            *known = known.max(sample.value);
+        }
+    }
+    if let Some(hits) = cached {
+        reading.gauges.prefix_queries = reading.gauges.prompt_tokens;
+        reading.gauges.prefix_hits = hits;
+    }
+    reading.add_up_schedulers(&ranks);
+    ours.then_some(reading)
+}
+
+/// Counters that add up over all their series.
+fn total<'a>(name: &str, gauges: &'a mut Gauges) -> Option<&'a mut f64> {
+    Some(match name {
+        "prompt_tokens_total" => &mut gauges.prompt_tokens,
+        "generation_tokens_total" => &mut gauges.generation_tokens,
+        "num_requests_total" => &mut gauges.requests_completed,
+        _ => return None,
+    })
+}
+
+// === impl Reading ===
+
+impl Reading {
+    fn add_up_schedulers(&mut self, ranks: &BTreeMap<String, Scheduler>) {
+        let all = |name| -> Vec<f64> { ranks.values().filter_map(|rank| rank.get(name).copied()).collect() };
+        let sum = |name| -> Option<f64> { Some(all(name)).filter(|all| !all.is_empty()).map(|all| all.iter().sum()) };
+        // Ranks are of one size.
+        let mean = |name| sum(name).map(|sum| sum / all(name).len() as f64);
+        self.capacity = sum("max_total_num_tokens").filter(|tokens| *tokens >= 1.0).map(|tokens| Tokens(tokens as u64));
+        self.kv_usage = mean("token_usage").map(|usage| usage.clamp(0.0, 1.0));
+        self.computed = sum(PREFILLED);
+        let gauges = &mut self.gauges;
+        gauges.capacity_tokens = self.capacity.map_or(0, |tokens| tokens.0);
+        gauges.kv_usage = self.kv_usage.unwrap_or(0.0);
+        gauges.running = sum("num_running_reqs").unwrap_or(0.0);
+        gauges.waiting = sum("num_queue_reqs").unwrap_or(0.0);
+        gauges.used_tokens = sum("num_used_tokens").unwrap_or(0.0);
+        gauges.cache_hit_rate = mean("cache_hit_rate").unwrap_or(0.0);
+        gauges.preemptions = sum("num_retracted_requests_total").unwrap_or(0.0);
+        gauges.engines = ranks.len();
+    }
+}
+
+#[cfg(test)]
+mod tests;
