@@ -6,7 +6,7 @@
 
 CARGO ?= cargo
 
-.PHONY: run build test bench bench-all lint real cmake
+.PHONY: run build test bench bench-all lint real cmake shellcheck
 
 run: build
 	target/release/thundergate demo
@@ -14,7 +14,7 @@ run: build
 build: cmake
 	$(CARGO) build --locked --release --target-dir target
 
-test: cmake
+test: cmake shellcheck
 	$(CARGO) test --locked
 
 bench: cmake
@@ -37,4 +37,8 @@ real: build
 
 # Pingora's zlib is built with it.
 cmake:
-	@command -v cmake >/dev/null || tests/install-cmake.sh
+	@command -v cmake >/dev/null || tests/install.sh cmake
+
+# For one test of the scripts in examples/, which is left out without it.
+shellcheck:
+	-@command -v shellcheck >/dev/null || tests/install.sh shellcheck
