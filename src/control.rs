@@ -8,6 +8,7 @@ mod programs;
 mod route;
 mod thunderagent;
 mod weights;
+mod workers;
 
 pub use route::{ControlRoute, Endpoint, route};
 pub use weights::WeightSync;
@@ -106,9 +107,12 @@ async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlRespo
         Endpoint::Backends if request.method == Method::POST => backends::add(app, request),
         Endpoint::Backends => backends::list(app),
         Endpoint::Backend => backends::remove(app, id),
-        Endpoint::AddWorker => backends::add_worker(app, request),
-        Endpoint::RemoveWorker => backends::remove_worker(app, request),
-        Endpoint::ListWorkers => backends::list_workers(app),
+        Endpoint::AddWorker => workers::add(app, request),
+        Endpoint::RemoveWorker => workers::remove(app, request),
+        Endpoint::ListWorkers => workers::urls(app),
+        Endpoint::Workers if request.method == Method::POST => workers::create(app, request),
+        Endpoint::Workers => workers::list(app),
+        Endpoint::Worker => backends::remove(app, id),
         Endpoint::WeightSyncBegin => weights::begin(app, request),
         Endpoint::WeightSyncEnd => weights::end(app),
         Endpoint::Reload if !admin::is_operator(app, request) => admin::not_an_operator(),

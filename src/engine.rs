@@ -1,7 +1,7 @@
-//! The simulated vLLM: its model in virtual time, and an HTTP face.
+//! The simulated engine: its model in virtual time, and an HTTP face.
 //!
-//! [`model`] decides what happens when, and knows only block hashes and counts; [`Server`] puts vLLM's
-//! endpoints in front of it and runs it in real time.
+//! [`model`] decides what happens when, and knows only block hashes and counts; [`Server`] puts the
+//! endpoints of vLLM, or of another engine, in front of it and runs it in real time.
 
 mod answer;
 mod blocks;
@@ -9,6 +9,7 @@ pub mod chain;
 pub mod cost;
 mod driver;
 mod error;
+mod flavor;
 mod http;
 mod metrics;
 pub mod model;
@@ -20,6 +21,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use flavor::Flavor;
 pub use server::{Server, StartError};
 
 use cost::Costs;
@@ -28,7 +30,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// `thundergate engine`: one simulated vLLM server.
+/// `thundergate engine`: one simulated inference server.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Address to listen on.
@@ -37,6 +39,12 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one and prints it.
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
+    /// Which engine it looks like.
+    #[arg(long, value_enum, default_value_t)]
+    pub flavor: Flavor,
+    /// Engines behind the one address, each with its own cache; the header `x-data-parallel-rank` chooses one.
+    #[arg(long, default_value_t = 1, value_name = "RANKS")]
+    pub data_parallel_size: usize,
     /// Blocks of KV cache; one of them is vLLM's null block and holds nothing.
     #[arg(long, default_value_t = 4096)]
     pub kv_blocks: u32,
@@ -82,6 +90,10 @@ pub struct EngineConfig {
     pub seed: u64,
     pub max_model_len: Option<usize>,
     pub script: Option<PathBuf>,
+    pub flavor: Flavor,
+    /// Engines, at least one.
+    pub ranks: usize,
+    /// Of each of them.
     pub shape: Shape,
 }
 
@@ -119,6 +131,8 @@ impl Default for EngineConfig {
             seed: 0,
             max_model_len: None,
             script: None,
+            flavor: Flavor::Vllm,
+            ranks: 1,
             shape: Shape {
                 kv_blocks: 4096,
                 block_size: 16,
@@ -154,6 +168,8 @@ impl TryFrom<Args> for EngineConfig {
             seed: args.seed,
             max_model_len: args.max_model_len,
             script: args.script,
+            flavor: args.flavor,
+            ranks: args.data_parallel_size.max(1),
             shape: Shape {
                 kv_blocks: args.kv_blocks,
                 block_size: args.block_size.max(1),

@@ -1,18 +1,17 @@
-//! Backends at run time: list, add, drain and remove; and the names that slime and sglang-router have for it.
+//! Backends at run time: list, add, drain and remove.
 
 use super::admin;
 use super::overview::{Overview, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
-use crate::fleet::{BackendStatus, Cause, Fleet};
+use crate::fleet::{BackendStatus, Cause};
 use crate::gate::{LoadView, PoolId};
 use crate::scheduler::BackendId;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::BTreeMap;
-use url::{Url, form_urlencoded};
+use url::Url;
 
 /// One entry of `GET /backends`.
 #[derive(Serialize)]
@@ -47,12 +46,12 @@ pub(super) struct Entry<'a> {
 /// The body of `POST /backends`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewBackend {
-    url: String,
-    model: Option<String>,
-    weight: Option<u32>,
-    api_key: Option<String>,
-    capacity_tokens: Option<u64>,
+pub(super) struct NewBackend {
+    pub(super) url: String,
+    pub(super) model: Option<String>,
+    pub(super) weight: Option<u32>,
+    pub(super) api_key: Option<String>,
+    pub(super) capacity_tokens: Option<u64>,
 }
 
 pub(super) fn list(app: &App) -> ControlResponse {
@@ -102,71 +101,9 @@ pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
     ControlResponse::json_with(StatusCode::ACCEPTED, &json!({"draining": removed}))
 }
 
-/// `POST /add_worker?url=…`. Adding one that is there is no error, as in slime.
-pub(super) fn add_worker(app: &App, request: &ControlRequest) -> ControlResponse {
-    if !admin::is_operator(app, request) {
-        return admin::not_an_operator();
-    }
-    let Some(url) = query_value(request, "url") else {
-        return worker_url_required();
-    };
-    let known = app.fleet.statuses();
-    if !known.iter().any(|status| is_at(status, &url) && !status.draining) {
-        let new = NewBackend {
-            url,
-            model: query_value(request, "model"),
-            weight: None,
-            api_key: None,
-            capacity_tokens: None,
-        };
-        if let Err(detail) = add_backend(app, new) {
-            return ControlResponse::bad_request(detail);
-        }
-    }
-    workers_changed(app)
-}
-
-/// `POST /remove_worker?url=…`.
-pub(super) fn remove_worker(app: &App, request: &ControlRequest) -> ControlResponse {
-    let Some(url) = query_value(request, "url") else {
-        return worker_url_required();
-    };
-    let removed = remove(app, &url);
-    if removed.status.is_success() { workers_changed(app) } else { removed }
-}
-
-/// `GET /list_workers`.
-pub(super) fn list_workers(app: &App) -> ControlResponse {
-    ControlResponse::json(&json!({"urls": worker_urls(&app.fleet)}))
-}
-
-fn workers_changed(app: &App) -> ControlResponse {
-    let loads = app.gate.loads();
-    let in_flight = |id: BackendId| {
-        let load = loads.iter().find(|(_, load)| load.backend == id);
-        load.map_or(0, |(_, load)| load.in_flight)
-    };
-    let workers: BTreeMap<String, usize> = app
-        .fleet
-        .statuses()
-        .iter()
-        .filter(|status| !status.draining)
-        .map(|status| (status.backend.url.clone(), in_flight(status.backend.id)))
-        .collect();
-    ControlResponse::json(&json!({"status": "success", "worker_urls": workers}))
-}
-
-fn worker_urls(fleet: &Fleet) -> Vec<String> {
-    let statuses = fleet.statuses();
-    let active = statuses.iter().filter(|status| !status.draining);
-    active.map(|status| status.backend.url.clone()).collect()
-}
-
-fn worker_url_required() -> ControlResponse {
-    ControlResponse::bad_request("url is required: ?url=http://host:port")
-}
-
-fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
+/// # Errors
+/// What is wrong with it.
+pub(super) fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     let pool = pool_for(app, new.model.as_deref())?;
     let backend = config::Backend {
         url: config::parse_url(&new.url).map_err(|error| format!("url: {error}"))?,
@@ -192,16 +129,10 @@ fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
     })
 }
 
-fn is_at(status: &BackendStatus, url: &str) -> bool {
+pub(super) fn is_at(status: &BackendStatus, url: &str) -> bool {
     let known = &status.backend.url;
     let same = |url: &str| url.trim_end_matches('/') == known;
     same(url) || Url::parse(url).is_ok_and(|url| same(url.as_str()))
-}
-
-fn query_value(request: &ControlRequest, name: &str) -> Option<String> {
-    form_urlencoded::parse(request.query.as_deref()?.as_bytes())
-        .find(|(key, value)| key == name && !value.is_empty())
-        .map(|(_, value)| value.into_owned())
 }
 
 // === impl Entry ===

@@ -23,6 +23,8 @@ pub enum Endpoint {
     AddWorker,
     RemoveWorker,
     ListWorkers,
+    Workers,
+    Worker,
     WeightSyncBegin,
     WeightSyncEnd,
     Reload,
@@ -42,7 +44,7 @@ pub struct ControlRoute {
 }
 
 /// Whole paths, with the methods they take.
-const EXACT: [(&str, &str, Endpoint); 20] = [
+const EXACT: [(&str, &str, Endpoint); 21] = [
     ("/programs", "GET, HEAD", Endpoint::Programs),
     ("/programs/release", "POST", Endpoint::Release),
     ("/v1/programs/release", "POST", Endpoint::Release),
@@ -56,6 +58,7 @@ const EXACT: [(&str, &str, Endpoint); 20] = [
     ("/add_worker", "POST", Endpoint::AddWorker),
     ("/remove_worker", "POST", Endpoint::RemoveWorker),
     ("/list_workers", "GET, HEAD", Endpoint::ListWorkers),
+    ("/workers", "GET, HEAD, POST", Endpoint::Workers),
     ("/weight_sync/begin", "POST", Endpoint::WeightSyncBegin),
     ("/weight_sync/end", "POST", Endpoint::WeightSyncEnd),
     ("/reload", "POST", Endpoint::Reload),
@@ -67,10 +70,11 @@ const EXACT: [(&str, &str, Endpoint); 20] = [
 ];
 
 /// Paths that end in an id; the id may hold slashes, encoded or not.
-const WITH_ID: [(&str, &str, Endpoint); 3] = [
+const WITH_ID: [(&str, &str, Endpoint); 4] = [
     ("/programs/", "GET, HEAD, DELETE", Endpoint::Program),
     ("/profiles/", "GET, HEAD", Endpoint::Profile),
     ("/backends/", "DELETE", Endpoint::Backend),
+    ("/workers/", "DELETE", Endpoint::Worker),
 ];
 
 /// The control endpoint that `path` (without its query) names; `None`: not ours.
@@ -120,8 +124,9 @@ impl ControlRoute {
     /// The body matters (at most [`super::BODY_LIMIT`] bytes); otherwise it need not be read.
     #[must_use]
     pub fn reads_body(&self) -> bool {
+        use Endpoint::{AddWorker, Backends, Release, RemoveWorker, WeightSyncBegin, Workers};
         self.method_allowed
-            && matches!(self.endpoint, Endpoint::Release | Endpoint::Backends | Endpoint::WeightSyncBegin)
+            && matches!(self.endpoint, Release | Backends | AddWorker | RemoveWorker | Workers | WeightSyncBegin)
     }
 
     /// Acts on, or shows, all tenants.
@@ -142,6 +147,8 @@ impl ControlRoute {
             | Endpoint::AddWorker
             | Endpoint::RemoveWorker
             | Endpoint::ListWorkers
+            | Endpoint::Workers
+            | Endpoint::Worker
             | Endpoint::WeightSyncBegin
             | Endpoint::WeightSyncEnd
             | Endpoint::Reload

@@ -1,10 +1,10 @@
-//! The HTTP face: vLLM's endpoints in front of the model.
+//! The HTTP face: the engine's endpoints in front of the model.
 
 use super::answer::{Author, Bounds};
 use super::chain::{Chain, mix};
 use super::driver::{Driver, Generation, Signal};
 use super::error::ApiError;
-use super::metrics;
+use super::flavor::Flavor;
 use super::model::{Request, Shape};
 use super::prompt::Prompt;
 use super::token::piece_of;
@@ -31,8 +31,10 @@ pub(super) struct Face {
     pub model: String,
     /// Tokens of prompt and output together at most.
     pub max_model_len: usize,
+    pub flavor: Flavor,
     pub shape: Shape,
-    pub driver: Driver,
+    /// One for each data-parallel rank.
+    pub drivers: Vec<Driver>,
     pub author: Author,
     pub started: SystemTime,
     /// Inference requests received.
@@ -61,7 +63,10 @@ pub(super) fn router(face: Arc<Face>) -> Router {
         .route("/generate", inference(Api::Generate, Generate::default))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
-        .route("/health", get(|| async { StatusCode::OK }))
+        .route("/health", get(|face: SharedFace| async move { face.flavor.health() }))
+        .route("/health_generate", get(|face: SharedFace| async move { face.flavor.health() }))
+        .route("/server_info", get(|face: SharedFace| async move { face.flavor.server_info(&face) }))
+        .route("/get_server_info", get(|face: SharedFace| async move { face.flavor.server_info(&face) }))
         .route("/version", get(|| async { Json(json!({"version": VERSION})) }))
         .route("/v1/models", get(models))
         .route("/metrics", get(metrics_page))
@@ -146,11 +151,9 @@ async fn models(face: SharedFace) -> Json<Value> {
     }))
 }
 
-async fn metrics_page(face: SharedFace) -> impl IntoResponse {
-    let started = seconds_since_1970(face.started);
-    let page = metrics::render(&face.driver.snapshot(), &face.shape, &face.model, started);
-    let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], page)
+async fn metrics_page(face: SharedFace) -> Response {
+    let ranks: Vec<_> = face.drivers.iter().map(Driver::snapshot).collect();
+    face.flavor.metrics(&ranks, &face, seconds_since_1970(face.started))
 }
 
 async fn tokenize(face: SharedFace, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
@@ -229,7 +232,7 @@ impl Face {
             stream,
         };
         let generation = self
-            .driver
+            .driver(api, headers)?
             .submit(request)
             .map_err(|error| ApiError::value(&error.to_string(), "input_tokens", &prompt.tokens.len().to_string()))?;
         let reply = Reply {
@@ -242,6 +245,28 @@ impl Face {
             include_usage: body["stream_options"]["include_usage"] == true,
         };
         Ok((reply, generation, stream))
+    }
+
+    /// Tokens that one rank can hold.
+    pub(super) fn capacity(&self) -> usize {
+        (self.shape.kv_blocks as usize).saturating_sub(1) * self.shape.block_size
+    }
+
+    /// The rank that the header names, or the one with the fewest requests. Of vLLM 0.32's endpoints `/v1/responses`
+    /// does not read the header; what is no number counts as absent.
+    fn driver(&self, api: Api, headers: &HeaderMap) -> Result<&Driver, ApiError> {
+        let named = headers.get("x-data-parallel-rank").filter(|_| api != Api::Responses);
+        let named = named.and_then(|value| value.to_str().ok()?.parse::<i64>().ok());
+        if let Some(rank) = named {
+            let found = usize::try_from(rank).ok().and_then(|rank| self.drivers.get(rank));
+            let problem = || format!("data_parallel_rank {rank} is out of range [0, {}).", self.drivers.len());
+            return found.ok_or_else(|| ApiError::value(&problem(), "data_parallel_rank", &rank.to_string()));
+        }
+        let load = |driver: &&Driver| {
+            let gauges = driver.snapshot().gauges;
+            gauges.running + gauges.waiting
+        };
+        self.drivers.iter().min_by_key(load).ok_or_else(|| ApiError::bad_parameter("no engine".into(), "model"))
     }
 
     fn check_model(&self, body: &Value) -> Result<(), ApiError> {

@@ -22,7 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// An idle connection is closed after this long: uvicorn's default, which vLLM keeps.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// A simulated vLLM that runs on the current tokio runtime. Dropped, it is killed.
+/// A simulated engine that runs on the current tokio runtime. Dropped, it is killed.
 pub struct Server {
     /// Where it listens; the port is known even where 0 was asked for.
     pub addr: SocketAddr,
@@ -70,12 +70,14 @@ impl Server {
 
         let engine = Engine::new(config.shape.clone());
         let capacity = engine.capacity();
-        let driver = Driver::new(engine);
+        let mut drivers = vec![Driver::new(engine)];
+        drivers.extend((1..config.ranks).map(|_| Driver::new(Engine::new(config.shape.clone()))));
         let face = Arc::new(Face {
             model: config.model.clone(),
             max_model_len: config.max_model_len.map_or(capacity, |len| len.min(capacity)),
+            flavor: config.flavor,
             shape: config.shape.clone(),
-            driver: driver.clone(),
+            drivers: drivers.clone(),
             author,
             started: SystemTime::now(),
             received: AtomicU64::new(0),
@@ -85,7 +87,7 @@ impl Server {
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = serve(listener, app, changes) => {}
-                () = driver.run() => {}
+                () = run_all(drivers) => {}
             }
         });
         Ok(Self { addr, config, face, mode, task })
@@ -120,15 +122,23 @@ impl Server {
         self.face.received.load(Ordering::Relaxed)
     }
 
-    /// What runs, waits and fills the cache now.
+    /// What runs, waits and fills the cache now; of the first rank, if there are several.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        self.face.driver.snapshot().gauges
+        self.face.drivers[0].snapshot().gauges
     }
 
+    /// Of the first rank, if there are several.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.face.driver.snapshot().counters
+        self.counters_of(0)
+    }
+
+    /// # Panics
+    /// When there is no such rank.
+    #[must_use]
+    pub fn counters_of(&self, rank: usize) -> Counters {
+        self.face.drivers[rank].snapshot().counters
     }
 
     async fn end(self, mode: Mode) {
@@ -136,6 +146,10 @@ impl Server {
         // It ends by a panic of its own at worst, and is over then too.
         let _ = self.task.await;
     }
+}
+
+async fn run_all(drivers: Vec<Driver>) {
+    futures_util::future::join_all(drivers.into_iter().map(Driver::run)).await;
 }
 
 async fn serve(listener: TcpListener, app: Router, mut mode: watch::Receiver<Mode>) {

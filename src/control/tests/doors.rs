@@ -58,6 +58,7 @@ fn with_an_admin_listener_little_is_left_on_the_main_one() {
         "/add_worker",
         "/remove_worker",
         "/list_workers",
+        "/workers",
         "/weight_sync/begin",
         "/weight_sync/end",
         "/events",

@@ -136,6 +136,33 @@ async fn slimes_names_for_backends_work() {
     assert_eq!(ask(&app, request("POST", "/remove_worker?url=http://gpu9:8000")).await.0, 404);
     assert_eq!(ask(&app, request("POST", "/add_worker")).await.0, 400);
     assert_eq!(ask(&app, request("POST", "/remove_worker?url=")).await.0, 400);
+    let named = with_body("POST", "/remove_worker", r#"{"worker_url": "http://gpu3:8000"}"#);
+    assert_eq!(ask(&app, named).await.0, 200);
+    assert_eq!(get(&app, "/list_workers").await, (200, json!({"urls": [GPU2]})));
+}
+
+#[tokio::test]
+async fn the_newer_names_for_backends_work() {
+    let app = app();
+    let gpu3 = r#"{"url": "http://gpu3:8000", "worker_type": "regular", "bootstrap_port": null, "priority": 50}"#;
+    for _ in 0..2 {
+        let (status, added) = ask(&app, with_body("POST", "/workers", gpu3)).await;
+        assert_eq!(status, 202);
+        assert_eq!((&added["url"], &added["worker_id"]), (&json!("http://gpu3:8000"), &json!("2")));
+    }
+    let (status, listed) = get(&app, "/workers").await;
+    assert_eq!((status, &listed["total"]), (200, &json!(3)));
+    assert_eq!(keys(&listed["workers"][2]), sorted("id url model_id worker_type is_healthy load"));
+    // By the id of the list, and as older clients do by the URL.
+    let id = listed["workers"][0]["id"].as_str().unwrap();
+    assert_eq!(ask(&app, request("DELETE", &format!("/workers/{id}"))).await.0, 202);
+    assert_eq!(ask(&app, request("DELETE", "/workers/http%3A%2F%2Fgpu3%3A8000")).await.0, 202);
+    assert_eq!(get(&app, "/list_workers").await, (200, json!({"urls": [GPU2]})));
+    assert_eq!(ask(&app, request("DELETE", "/workers/7")).await.0, 404);
+    let prefill = r#"{"url": "http://gpu4:8000", "worker_type": "prefill"}"#;
+    assert_eq!(ask(&app, with_body("POST", "/workers", prefill)).await.0, 400);
+    let far = ControlRequest { local: false, ..with_body("POST", "/workers", gpu3) };
+    assert_eq!(ask(&app, far).await.0, 403, "from elsewhere only with the admin token");
 }
 
 #[tokio::test]
