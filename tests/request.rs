@@ -395,6 +395,32 @@ async fn more_connections_than_the_limit_are_closed() {
 }
 
 #[tokio::test]
+async fn a_request_for_nothing_that_is_here_is_logged_and_counted_too() {
+    let backend = Backend::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("access.log");
+    let mut config = config(&[&backend]);
+    config.logging.access = Some(Access { format: AccessFormat::Json, path: path.clone() });
+    let proxy = Proxy::with(config).await;
+    for (asked, status) in [("/v2/chat?key=secret", 404), ("/v1/x%2F..%2Fy", 400), ("/v1/%zz", 400)] {
+        let mut client = proxy.client().await;
+        client.post(asked, "", b"{}").await;
+        assert_eq!(client.response().await.status(), status, "{asked}");
+    }
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    proxy.wait_for("three lines", || lines().lines().count() == 3).await;
+    let logged: Vec<serde_json::Value> =
+        lines().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let logged: Vec<_> = logged.iter().map(|line| (line["path"].as_str(), line["status"].as_u64())).collect();
+    let expected = [("/v2/chat", 404), ("/v1/x%2F..%2Fy", 400), ("/v1/%zz", 400)];
+    assert_eq!(logged, expected.map(|(path, status)| (Some(path), Some(status))));
+    let mut client = proxy.client().await;
+    client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n").await;
+    let page = client.response().await;
+    assert!(page.text().contains("code=\"404\"} 1\n") && page.text().contains("code=\"400\"} 2\n"));
+}
+
+#[tokio::test]
 async fn a_request_leaves_one_line_in_the_access_log_and_nothing_of_its_prompt() {
     let mut backend = Backend::start().await;
     let dir = tempfile::tempdir().expect("a directory");

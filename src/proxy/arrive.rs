@@ -31,15 +31,22 @@ impl Proxy {
         let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
         ctx.id = id.cloned().unwrap_or_else(new_id);
         let unknown = || Refusal::NotFound(echo(request.uri.path()));
-        let path = normal(request.uri.path()).ok_or(Refusal::InvalidPath)?;
+        // Refused, it is a request all the same: it is counted, and logged under this path.
+        let refused = |ctx: &mut Ctx, path: &str, refusal: Refusal| {
+            ctx.target = echo(path);
+            Err(refusal.into())
+        };
+        let Some(path) = normal(request.uri.path()) else {
+            return refused(ctx, request.uri.path(), Refusal::InvalidPath);
+        };
         let route = match Route::of(&request.method, &path) {
-            Route::Unknown => return Err(unknown().into()),
+            Route::Unknown => return refused(ctx, &path, unknown()),
             Route::Control(route) => {
                 let path = path.into_owned();
                 return self.control(session, ctx, route, path).await;
             }
             _ if self.listener == control::Listener::Admin => return Err(unknown().into()),
-            _ if is_ambiguous(&path) => return Err(Refusal::InvalidPath.into()),
+            _ if is_ambiguous(&path) => return refused(ctx, &path, Refusal::InvalidPath),
             route => route,
         };
         ctx.target = match request.uri.query() {
