@@ -90,6 +90,46 @@ async fn without_a_usable_backend_a_step_is_held_and_then_refused() {
 }
 
 #[tokio::test]
+async fn a_fleet_that_is_gone_all_at_once_is_waited_for() {
+    let (mut one, mut other) = (Backend::start().await, Backend::start().await);
+    let mut config = config(&[&one, &other]);
+    // Only the failed connections ask for checks.
+    config.models[0].health.interval = Duration::from_secs(3600);
+    config.retry.connect_attempts = 1;
+    let proxy = Proxy::with(config).await;
+    for backend in [&one, &other] {
+        backend.state.healthy.store(false, std::sync::atomic::Ordering::Relaxed);
+        backend.stop_listening();
+    }
+    let mut client = proxy.client().await;
+    client.post(CHAT, "", STEP).await;
+    let down = || proxy.app.fleet.statuses().iter().all(|status| !status.healthy);
+    proxy.wait_for("both to be found out", || down() && proxy.app.gate.held_steps() == 1).await;
+    for backend in [&mut one, &mut other] {
+        backend.state.healthy.store(true, std::sync::atomic::Ordering::Relaxed);
+        backend.listen_again().await;
+    }
+    either(&mut one, &mut other).await.json(200, WHOLE).await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.settled().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_takes_no_connection_although_its_checks_are_good_is_not_tried_for_ever() {
+    let backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    config.scheduler.no_backend_wait = Duration::from_millis(500);
+    let proxy = Proxy::with(config).await;
+    // The connection of its checks stands.
+    backend.stop_listening();
+    let mut client = proxy.client().await;
+    client.post(CHAT, "", STEP).await;
+    let response = client.response().await;
+    assert_eq!((response.status(), error_code(&response)), (503, "no_backend".to_owned()));
+    proxy.settled().await;
+}
+
+#[tokio::test]
 async fn a_backend_that_comes_back_takes_the_steps_that_wait_for_it() {
     let mut backend = Backend::start().await;
     backend.state.healthy.store(false, std::sync::atomic::Ordering::Relaxed);

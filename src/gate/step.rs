@@ -110,12 +110,14 @@ impl Step {
         }
     }
 
-    /// Nothing reached the backend: the step waits for another one ([`Step::admitted`] again).
-    pub fn undelivered(&mut self) {
+    /// Nothing reached the backend: the step goes to another one ([`Step::admitted`] again). `false`: there is none
+    /// now, and it waits.
+    pub fn undelivered(&mut self) -> bool {
         if matches!(self.state, State::Running(_)) {
             let answer = self.gate.ask(self.pool, Event::Undelivered(self.id), self.id);
             self.state = self.answered(answer);
         }
+        !matches!(self.state, State::Waiting(_))
     }
 
     /// The step is over. A second call changes nothing.

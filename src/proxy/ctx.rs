@@ -35,8 +35,9 @@ pub struct Ctx {
     pub backend: Option<Arc<Backend>>,
     /// The step is at the backend.
     pub awaited: Option<Awaited>,
-    /// Backends that could not be reached.
+    /// Backends that could not be reached, and when the first of them could not.
     pub unreached: usize,
+    pub unreached_since: Option<Instant>,
     /// What goes upstream in place of the body that was read; `None`: the body streams through.
     pub body: Option<Bytes>,
     /// Room for it.
@@ -97,6 +98,7 @@ impl Ctx {
             backend: None,
             awaited: None,
             unreached: 0,
+            unreached_since: None,
             body: None,
             charge: Charge::default(),
             inference: false,

@@ -39,9 +39,8 @@ impl Proxy {
         };
         if let Some(backend) = &ctx.backend {
             self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-            self.app.fleet.failed(backend.id, Fault::Connect);
         }
-        match self.unreached(ctx) {
+        match self.unreached(ctx, Fault::Connect) {
             Ok(()) => e.set_retry(true),
             Err(refusal) => {
                 e.set_retry(false);
@@ -68,7 +67,8 @@ impl Proxy {
             return e;
         }
         let silent = silent || e.etype() == &ErrorType::ReadTimedout;
-        let unsent = !answered && matches!(e.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
+        let unsent = !answered && ctx.body.is_some();
+        let unsent = unsent && matches!(e.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
         let kind = match (answered, silent) {
             (false, true) => UpstreamError::FirstByteTimeout,
             (false, false) => UpstreamError::NoResponse,
@@ -76,14 +76,15 @@ impl Proxy {
             (true, false) => UpstreamError::Broken,
         };
         self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-        // Slow is not dead: the fleet judges silence by what else the backend does.
-        if !silent {
-            self.app.fleet.failed(backend.id, Fault::Reset);
-        }
         ctx.awaited = None;
-        if unsent && ctx.body.is_some() && self.unreached(ctx).is_ok() {
-            e.set_retry(true);
-            return e;
+        if unsent {
+            if self.unreached(ctx, Fault::Reset).is_ok() {
+                e.set_retry(true);
+                return e;
+            }
+        } else if !silent {
+            // Slow is not dead: the fleet judges silence by what else the backend does.
+            self.app.fleet.failed(backend.id, Fault::Reset);
         }
         ctx.refusal = Some(Refusal::UpstreamFailed(reason(kind).to_owned()));
         ctx.settle(Outcome::Failed);

@@ -7,6 +7,7 @@ use super::reply::REQUEST_ID;
 use crate::body::replay::{self, Stop};
 use crate::error::Refusal;
 use crate::fleet::{Awaited, Backend, Fault};
+use crate::gate::Step;
 use crate::scheduler::Outcome;
 use http::header;
 use pingora::http::RequestHeader;
@@ -48,27 +49,31 @@ impl Proxy {
             if let (Some(backend), Some(address)) = (backend, address) {
                 return Ok(Box::new(self.peer_at(&backend, address)));
             }
-            self.app.fleet.failed(admission.backend, Fault::Connect);
-            self.unreached(ctx)?;
+            self.unreached(ctx, Fault::Connect)?;
         }
     }
 
-    /// Nothing was sent: the step wants another backend, if it may still have one.
+    /// Nothing was sent: the step wants another backend, if it may still have one. With nobody left to try it waits as
+    /// if all were down, which the next checks will tell.
     ///
     /// # Errors
     /// `NoBackend` when all tries are used up, `RetryBudget` when those of the whole pool are.
-    pub(super) fn unreached(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
+    pub(super) fn unreached(&self, ctx: &mut Ctx, fault: Fault) -> Result<(), Refusal> {
         ctx.unreached += 1;
+        let since = *ctx.unreached_since.get_or_insert_with(Instant::now);
         if let Some(pulse) = &ctx.pulse {
             pulse.rest();
         }
-        if let Some(step) = &mut ctx.step {
-            step.undelivered();
+        let goes_on = ctx.step.as_mut().is_none_or(Step::undelivered);
+        // After the step has turned away from it: the check that this asks for may let it come back.
+        if let Some(backend) = &ctx.backend {
+            self.app.fleet.failed(backend.id, fault);
         }
-        let retry = self.app.settings().retry.clone();
-        if ctx.unreached > retry.connect_attempts {
+        let settings = self.app.settings();
+        let (retry, wait) = (&settings.retry, settings.scheduler.no_backend_wait);
+        if ctx.unreached > retry.connect_attempts && (goes_on || since.elapsed() >= wait) {
             ctx.settle(Outcome::Abandoned);
-            return Err(Refusal::NoBackend { waited: ctx.arrived.elapsed(), retry_after: NO_BACKEND_RETRY });
+            return Err(Refusal::NoBackend { waited: since.elapsed(), retry_after: NO_BACKEND_RETRY });
         }
         let granted = ctx.pool.is_some_and(|pool| self.app.retries.take(pool, retry.budget));
         self.app.telemetry.metrics.model(ctx.pool).retry(granted);

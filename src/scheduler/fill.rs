@@ -67,7 +67,7 @@ impl Scheduler {
     /// hash's choice, then to the first), or the next in turn.
     fn by_load(&self, id: StepId) -> Option<BackendId> {
         let step = self.steps.get(&id)?;
-        let usable = || self.backends.iter().filter(|(id, backend)| backend.usable() && step.avoid != Some(**id));
+        let usable = || self.backends.iter().filter(|(id, backend)| backend.usable() && !step.avoid.contains(id));
         if self.policy.routing == Routing::RoundRobin {
             let next = usable().map(|(&id, _)| id).find(|&id| self.last_choice.is_none_or(|last| id > last));
             return next.or_else(|| usable().map(|(&id, _)| id).next());
@@ -140,7 +140,7 @@ impl Scheduler {
 
     /// One of its held steps could not be delivered there.
     pub(super) fn avoids(&self, program: &Program, on: BackendId) -> bool {
-        program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid == Some(on)))
+        program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid.contains(&on)))
     }
 
     /// Whether the program may go to this backend now, and at what cost in seconds of prefill and balance.

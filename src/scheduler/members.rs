@@ -18,11 +18,8 @@ impl Scheduler {
         };
         backend.rise(self.now, self.slow_start);
         backend.draining = false;
-        for &(_, step) in &self.queue.steps {
-            if let Some(step) = self.steps.get_mut(&step).filter(|step| step.avoid == Some(id)) {
-                step.avoid = None;
-            }
-        }
+        // Also of those that run elsewhere by now: should that fail as well, they may return here.
+        self.steps.values_mut().for_each(|step| step.avoid.retain(|&avoided| avoided != id));
         self.revive(id);
         self.watch_usable();
     }

@@ -72,8 +72,8 @@ pub struct Step {
     pub prompt_bytes: u64,
     pub max_output: Option<Tokens>,
     pub preferred: Option<BackendId>,
-    /// It could not be delivered there.
-    pub avoid: Option<BackendId>,
+    /// It could not be delivered there, and nothing good has been heard from there since.
+    pub avoid: Vec<BackendId>,
     pub last: bool,
     pub run: Option<Run>,
 }

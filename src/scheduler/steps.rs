@@ -21,7 +21,7 @@ impl Scheduler {
             prompt_bytes: arrival.prompt_bytes,
             max_output: arrival.max_output,
             preferred: arrival.preferred,
-            avoid: None,
+            avoid: Vec::new(),
             last: arrival.last,
             run: None,
         };
@@ -372,7 +372,7 @@ impl Scheduler {
         let Some(step) = self.steps.get_mut(&id) else {
             return;
         };
-        step.avoid = Some(run.backend);
+        step.avoid.push(run.backend);
         if let Some(pid) = step.program {
             if let Some(program) = self.programs.get_mut(&pid) {
                 program.running.retain(|&running| running != id);

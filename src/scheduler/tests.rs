@@ -174,6 +174,26 @@ fn a_step_that_could_not_be_delivered_goes_elsewhere() {
 }
 
 #[test]
+fn a_step_that_could_be_delivered_nowhere_waits_for_the_first_backend_that_is_found_well() {
+    let mut world = World::new(policy(), &[Some(50_000); 3]);
+    let a = world.arrive("a", 2_000);
+    let first = world.place(a).unwrap();
+    world.undelivered(a);
+    let second = world.place(a).unwrap();
+    world.undelivered(a);
+    let third = world.place(a).unwrap();
+    assert_eq!(first + second + third, 3, "each of them once");
+    // Found well while it was tried elsewhere: it may come back there.
+    world.up(second);
+    world.undelivered(a);
+    assert_eq!(world.place(a), Some(second));
+    world.undelivered(a);
+    assert!(world.held(a));
+    world.up(third);
+    assert_eq!(world.place(a), Some(third));
+}
+
+#[test]
 fn without_a_backend_a_step_waits_for_a_while_and_is_then_refused() {
     let mut world = World::new(policy(), &[Some(10_000)]);
     world.down(0);

@@ -28,7 +28,7 @@ struct Step {
     arrived: Duration,
     bytes: u64,
     max_output: Option<Tokens>,
-    avoid: Option<BackendId>,
+    avoid: Vec<BackendId>,
     announced: bool,
     run: Option<Run>,
 }
@@ -141,14 +141,15 @@ impl Oracle {
                 if let Some(step) = self.steps.get_mut(step)
                     && let Some(run) = step.run.take()
                 {
-                    (step.avoid, step.announced) = (Some(run.on), false);
+                    step.avoid.push(run.on);
+                    step.announced = false;
                 }
             }
             Event::End { step, outcome } => return self.ends(*step, *outcome),
             Event::BackendAdded { backend, .. } => drop(self.backends.entry(*backend).or_insert((false, false))),
             Event::BackendUp(id) => {
                 self.change(*id, |backend| *backend = (true, false));
-                self.steps.values_mut().filter(|step| step.avoid == Some(*id)).for_each(|step| step.avoid = None);
+                self.steps.values_mut().for_each(|step| step.avoid.retain(|avoided| avoided != id));
             }
             Event::BackendDown(id) => self.change(*id, |backend| backend.0 = false),
             Event::BackendDraining(id) => self.change(*id, |backend| backend.1 = true),
@@ -180,7 +181,7 @@ impl Oracle {
             arrived: self.now,
             bytes: arrival.prompt_bytes,
             max_output: arrival.max_output,
-            avoid: None,
+            avoid: Vec::new(),
             announced: false,
             run: None,
         };
@@ -282,7 +283,7 @@ impl Oracle {
         let step = self.steps.get(&id).expect("only an open step can be dispatched");
         assert!(step.run.is_none(), "{id:?} is dispatched twice");
         let last_resort = kind == DispatchKind::Forced && !step.life.is_some_and(|life| self.open_elsewhere(life));
-        assert!(step.avoid != Some(on) || last_resort, "{id:?} ({kind:?}) goes where it could not be delivered");
+        assert!(!step.avoid.contains(&on) || last_resort, "{id:?} ({kind:?}) goes where it could not be delivered");
         let (up, draining) = self.backends.get(&on).copied().unwrap_or_default();
         assert!(up, "{id:?} is dispatched to {on:?}, which is down");
         assert!(!draining || kind == DispatchKind::Leased, "{id:?} ({kind:?}) is dispatched to {on:?}, which drains");
@@ -314,7 +315,8 @@ impl Oracle {
             let mut runs = self.steps.values().filter_map(|step| step.run.as_ref());
             runs.any(|run| run.on == id && forced(run))
         };
-        let avoided = |id: BackendId| self.steps.values().any(|step| step.life == Some(life) && step.avoid == Some(id));
+        let avoided =
+            |id: BackendId| self.steps.values().any(|step| step.life == Some(life) && step.avoid.contains(&id));
         self.backends.iter().any(|(&id, &(up, draining))| up && !draining && !taken(id) && !avoided(id))
     }
 

@@ -29,7 +29,7 @@ impl Oracle {
             load.up && !load.draining && load.in_flight + load.leased_idle + load.leased_running == 0
         };
         if let Some(empty) = loads.iter().find(idle).filter(|_| !self.frozen) {
-            let avoids = held.clone().any(|step| step.avoid.is_some());
+            let avoids = held.clone().any(|step| !step.avoid.is_empty());
             assert!(avoids || held.count() == 0, "steps wait and {empty:?} stands empty");
         }
     }
