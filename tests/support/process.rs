@@ -109,6 +109,11 @@ impl Process {
     }
 
     pub async fn ended(&mut self) -> ExitStatus {
-        within("the end of the process", self.child.wait()).await.expect("a child")
+        within("the end of the process", self.exit()).await
+    }
+
+    /// The same, however long it takes.
+    pub async fn exit(&mut self) -> ExitStatus {
+        self.child.wait().await.expect("a child")
     }
 }
