@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -71,11 +72,13 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-/// `count` ports in a row that nobody has, below those that are given out for port 0.
+/// `count` ports in a row that nobody has, below those that are given out for port 0. Tests that run beside each
+/// other, in this process or the next, look in different places.
 fn ports(count: u16) -> u16 {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
     let free = |port: &u16| (0..count).all(|n| TcpListener::bind((Ipv4Addr::LOCALHOST, port + n)).is_ok());
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").subsec_nanos();
-    let candidates = (0..2000).map(|n| 12_000 + ((seed / 1000 + n * 7) % 18_000) as u16);
+    let first = std::process::id() * 32 + CALLS.fetch_add(4, Ordering::Relaxed);
+    let candidates = (0..18_000).map(|n| 12_000 + ((first + n) % 18_000) as u16);
     candidates.into_iter().find(free).expect("free ports")
 }
 

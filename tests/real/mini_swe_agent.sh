@@ -15,4 +15,7 @@ if [ ! -e "$MINI_VENV/.mini_${VERSION}_$LITELLM" ]; then
     "mini-swe-agent==$VERSION" "litellm[mcp]==$LITELLM"
   touch "$MINI_VENV/.mini_${VERSION}_$LITELLM"
 fi
+# the patch of examples/ is for this version
+PATCH=$HERE/../../examples/mini-swe-agent/mini-swe-agent-$VERSION.patch
+patch --dry-run -s -p1 -d "$("$MINI_VENV/bin/pip" show mini-swe-agent | sed -n 's/^Location: //p')" <"$PATCH"
 exec "$MINI_VENV/bin/python" "$HERE/mini_swe_agent.py" "$@"
