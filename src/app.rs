@@ -16,6 +16,7 @@ use crate::control::WeightSync;
 use crate::fleet::Fleet;
 use crate::gate::Gate;
 use crate::identity::SourceError;
+use crate::identity::fingerprint::Fingerprints;
 use crate::telemetry::Telemetry;
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -38,6 +39,8 @@ pub struct App {
     /// Requests on their way to a backend, and those that wait to be.
     pub open: Arc<Open>,
     pub retries: Retries,
+    /// Programs that name themselves by no id.
+    pub fingerprints: Arc<Fingerprints>,
     /// What their bodies take.
     pub bodies: Arc<Budget>,
     draining: AtomicBool,
@@ -85,6 +88,7 @@ impl App {
             telemetry,
             started: Instant::now(),
             open: Arc::default(),
+            fingerprints: Arc::default(),
             draining: AtomicBool::new(false),
         })
     }

@@ -12,7 +12,6 @@ mod node;
 mod read;
 pub mod schema;
 pub mod tree;
-mod unsupported;
 pub mod validate;
 mod yaml;
 

@@ -1,5 +1,6 @@
 //! Which program a step belongs to: an ordered list of places where clients write it, first valid one wins.
 
+pub mod fingerprint;
 #[cfg(test)]
 mod tests;
 

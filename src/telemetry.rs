@@ -13,7 +13,7 @@ mod writer;
 pub use access::AccessRecord;
 pub use exposition::Exposition;
 pub use labels::{HoldClass, MoveReason, Released, UpstreamError};
-pub use metrics::{InFlight, Metrics, NO_IDENTITY};
+pub use metrics::{FINGERPRINT, InFlight, Metrics, NO_IDENTITY};
 pub use mirror::{BackendMirror, Mirror};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};

@@ -364,14 +364,6 @@ frobnicate: 1
 }
 
 #[test]
-fn what_this_version_lacks_is_refused_in_so_many_words() {
-    let cases = [("programs: {anonymous: fingerprint}\n", "2:23: programs.anonymous: `fingerprint`")];
-    for (text, expected) in cases {
-        assert_eq!(mistake_beside(text), format!("{expected} is not supported by this version"));
-    }
-}
-
-#[test]
 fn validation_knows_the_place_too() {
     for (text, expected) in [
         ("listen: 0.0.0.0:8300\n", "1:1: models: no backends: give `backends` or `models`"),

@@ -158,7 +158,7 @@ impl Envelope {
     }
 
     /// A field's bytes, none when it is absent.
-    fn bytes(&self, field: Field) -> &[u8] {
+    pub(crate) fn bytes(&self, field: Field) -> &[u8] {
         let span = self.outline.span(field).unwrap_or_default();
         &self.body[span.start..span.end]
     }

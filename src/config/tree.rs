@@ -162,7 +162,7 @@ pub enum Anonymous {
     Passthrough,
     /// It belongs to one program named `default`, as in ThunderAgent.
     Default,
-    #[schemars(skip)]
+    /// Its program is the one whose last prompt is the start of this step's prompt; there need be no id.
     Fingerprint,
 }
 

@@ -1,8 +1,7 @@
 //! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
 
 use super::mistake::Mistake;
-use super::tree::{Admin, Anonymous, Config, Pool, Secret};
-use super::unsupported;
+use super::tree::{Admin, Config, Pool, Secret};
 use crate::identity::Sources;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -182,12 +181,6 @@ impl Check {
             self.that(factor >= 0.0, path, "must not be negative");
         }
         self.that(config.programs.max > 0, "programs.max", "must be above 0");
-        let anonymous = config.programs.anonymous;
-        self.that(
-            anonymous != Anonymous::Fingerprint || !unsupported::value("programs.anonymous", "fingerprint"),
-            "programs.anonymous",
-            unsupported::message("fingerprint"),
-        );
     }
 
     fn identity(&mut self, config: &Config) {

@@ -60,6 +60,9 @@ impl Proxy {
     pub(super) fn response_piece(&self, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
         ctx.expect_within(self.app.settings().timeouts.stream_idle);
         ctx.heard();
+        if let (Some(trail), Some(piece)) = (&mut ctx.trail, body.as_ref()) {
+            trail.heard(piece);
+        }
         if let Some(mut observer) = ctx.answer.observer.take() {
             let seen = body.take().map(|piece| observer.feed(piece));
             *body = match end {

@@ -12,6 +12,8 @@ use crate::control::{self, ControlRequest, ControlRoute};
 use crate::error::{Refusal, echo};
 use crate::gate::{Admission, PoolId, Step, StepInfo};
 use crate::identity::final_step;
+use crate::identity::fingerprint::{self, Conversation};
+use crate::telemetry::{FINGERPRINT, NO_IDENTITY};
 use bytes::Bytes;
 use http::Method;
 use pingora_limits::inflight::Guard;
@@ -140,7 +142,7 @@ impl Proxy {
         let model = envelope.model();
         let pool = self.pool_of(model.as_deref())?;
         let headers = &session.req_header().headers;
-        ctx.program = self.program_of(ctx, headers, &envelope)?;
+        ctx.program = self.program_of(ctx, headers, &envelope, (pool.0, inference))?;
         let class = envelope.class();
         let preferred = match ctx.program {
             Some(_) => None,
@@ -195,25 +197,32 @@ impl Proxy {
 
     fn program_of(
         &self,
-        ctx: &Ctx,
+        ctx: &mut Ctx,
         headers: &http::HeaderMap,
         envelope: &Envelope,
+        place: (usize, Inference),
     ) -> Result<Option<crate::scheduler::ProgramKey>, Refusal> {
         let tenant = ctx.key.as_ref().map_or(&self.nobody, |key| &key.tenant);
         let settings = self.app.settings();
         let found = settings.sources.find(headers, envelope, tenant)?;
         let metrics = &self.app.telemetry.metrics;
-        match found {
-            Some((program, source)) => {
-                metrics.identity_source(source);
-                Ok(Some(program))
-            }
-            None => {
-                metrics.identity_source("none");
-                let folded = settings.programs.anonymous == Anonymous::Default;
-                Ok(folded.then(|| settings.sources.key(tenant, "default")))
-            }
+        if let Some((program, source)) = found {
+            metrics.identity_source(source);
+            return Ok(Some(program));
         }
+        let anonymous = settings.programs.anonymous;
+        if anonymous == Anonymous::Fingerprint
+            && let Some(conversation) = Conversation::of(envelope, self.app.fingerprints.scope((tenant, place)))
+        {
+            metrics.identity_source(FINGERPRINT);
+            let bounds = fingerprint::Bounds { max: settings.programs.max, idle_ttl: settings.programs.idle_ttl };
+            let trail = self.app.fingerprints.step(bounds, &conversation);
+            let program = settings.sources.key(tenant, &trail.id());
+            ctx.trail = Some(trail);
+            return Ok(Some(program));
+        }
+        metrics.identity_source(NO_IDENTITY);
+        Ok((anonymous == Anonymous::Default).then(|| settings.sources.key(tenant, "default")))
     }
 
     fn bounds(&self) -> Bounds {

@@ -8,6 +8,7 @@ use crate::body::budget::Charge;
 use crate::error::Refusal;
 use crate::fleet::{Awaited, Backend};
 use crate::gate::{Admission, PoolId, Step};
+use crate::identity::fingerprint::Trail;
 use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
 use bytes::Bytes;
@@ -28,6 +29,8 @@ pub struct Ctx {
     pub key: Option<Arc<Key>>,
     pub pool: Option<PoolId>,
     pub program: Option<ProgramKey>,
+    /// Of a program without an id.
+    pub trail: Option<Trail>,
     pub step: Option<Step>,
     /// A place was given and not used yet.
     pub admission: Option<Admission>,
@@ -92,6 +95,7 @@ impl Ctx {
             key: None,
             pool: None,
             program: None,
+            trail: None,
             step: None,
             admission: None,
             held: Duration::ZERO,
@@ -130,6 +134,9 @@ impl Ctx {
 
     /// The step is over; a later call changes nothing.
     pub fn settle(&mut self, outcome: Outcome) {
+        if let (Some(trail), Outcome::Completed(_)) = (self.trail.take(), outcome) {
+            trail.answered();
+        }
         if let Some(mut step) = self.step.take() {
             step.finish(outcome);
         }

@@ -20,7 +20,7 @@ pub enum Route {
 }
 
 /// The endpoints that generate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inference {
     Chat,
     Completions,

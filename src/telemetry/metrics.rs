@@ -22,6 +22,8 @@ const ESTIMATE_ERROR: [f64; 13] = [-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0
 
 /// The identity source of steps without a program.
 pub const NO_IDENTITY: &str = "none";
+/// Of steps whose program is known by what they send.
+pub const FINGERPRINT: &str = "fingerprint";
 
 /// All counters and histograms of the process.
 pub struct Metrics {
@@ -143,7 +145,7 @@ impl Metrics {
 
     /// These are the identity sources from now on.
     pub fn count_sources(&self, sources: &[String]) {
-        let names = sources.iter().map(String::as_str).chain([NO_IDENTITY]);
+        let names = sources.iter().map(String::as_str).chain([FINGERPRINT, NO_IDENTITY]);
         let handle = |name: &str| (name.to_owned(), self.identity.get_or_create_owned(&[("source", name.to_owned())]));
         self.identity_sources.store(Arc::new(names.map(handle).collect()));
     }

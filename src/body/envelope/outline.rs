@@ -30,6 +30,8 @@ pub enum Field {
     Instructions,
     Text,
     InputIds,
+    PreviousResponse,
+    Conversation,
     /// The first element of `messages` or `input`, and its `role`.
     Opening,
     Role,
@@ -227,6 +229,8 @@ fn field_at(scope: Scope, key: &str) -> Option<Field> {
         (Scope::Top, "instructions") => Field::Instructions,
         (Scope::Top, "text") => Field::Text,
         (Scope::Top, "input_ids") => Field::InputIds,
+        (Scope::Top, "previous_response_id") => Field::PreviousResponse,
+        (Scope::Top, "conversation") => Field::Conversation,
         (Scope::Opening, "role") => Field::Role,
         _ => return None,
     })

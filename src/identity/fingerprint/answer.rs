@@ -1,0 +1,313 @@
+//! What the model said, as far as it tells programs apart that have sent the same so far.
+//!
+//! The client sends the answer back in its next step, written in its own way. So what is compared is what is said: the
+//! text without the white space around it and without what was thought before it, and the tool calls with their ids.
+
+use serde_json::Value;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Most that is kept of an answer, in bytes. A longer one is not known.
+pub const WHOLE: usize = 1 << 20;
+/// Enough to hold an answer's own name.
+const HEAD: usize = 4096;
+/// So much of the start of an answer to a text prompt is compared: characters or token ids.
+const START: usize = 48;
+/// Where some models end what they thought, which most clients do not send back.
+const THOUGHT: &str = "</think>";
+
+/// How an answer is going to come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As a message, or as items.
+    Turns,
+    /// At the end of the text.
+    Text,
+    /// At the end of the list of token ids.
+    Ids,
+}
+
+/// The hash of an answer, to know it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answer {
+    #[default]
+    Unknown,
+    /// 0: there is none.
+    Turns { text: u64, calls: u64 },
+    /// Of the first characters or token ids.
+    Start { count: usize, hash: u64 },
+}
+
+/// Collects the bytes of one answer.
+#[derive(Debug)]
+pub struct Echo {
+    form: Form,
+    bytes: Vec<u8>,
+    limit: usize,
+    /// The whole of it is wanted; else its name only.
+    whole: bool,
+    cut: bool,
+}
+
+/// What is said in an answer, or in the turns that repeat it.
+#[derive(Debug, Default)]
+struct Said {
+    text: String,
+    calls: Vec<Call>,
+    ids: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Call {
+    id: String,
+    name: String,
+    arguments: String,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// What turns of a request repeat, each given as JSON.
+    pub fn of_turns<'a>(turns: impl Iterator<Item = &'a [u8]>) -> Self {
+        let mut said = Said::default();
+        for turn in turns.filter_map(|turn| serde_json::from_slice(turn).ok()) {
+            said.turn(&turn);
+        }
+        said.answer(Form::Turns)
+    }
+
+    /// Whether tools were called.
+    pub fn has_calls(self) -> bool {
+        matches!(self, Self::Turns { calls, .. } if calls != 0)
+    }
+
+    /// Whether a prompt goes on with this answer behind what it had before: `after`, as it is written.
+    pub fn starts(self, after: &[u8], ids: bool) -> bool {
+        let Self::Start { count, hash } = self else {
+            return false;
+        };
+        let found = match ids {
+            true => start_of_ids(&numbers(after, count), count),
+            false => start_of_text(&decoded(after, count), count),
+        };
+        found == Self::Start { count, hash }
+    }
+
+    /// Whether `turns` repeat this answer. What only one of them has may have been left out, but not all that it says.
+    pub fn is_repeated_by(self, turns: Self) -> bool {
+        let (Self::Turns { text, calls }, Self::Turns { text: other_text, calls: other_calls }) = (self, turns) else {
+            return false;
+        };
+        let text_left_out = (text == 0 || other_text == 0) && calls != 0;
+        calls == other_calls && (text == other_text || text_left_out)
+    }
+}
+
+// === impl Echo ===
+
+impl Echo {
+    pub fn new(form: Form, whole: bool, named: bool) -> Self {
+        let limit = match (whole, named) {
+            (true, _) => WHOLE,
+            (false, true) => HEAD,
+            (false, false) => 0,
+        };
+        Self { form, bytes: Vec::new(), limit, whole, cut: false }
+    }
+
+    pub fn feed(&mut self, piece: &[u8]) {
+        let room = self.limit - self.bytes.len();
+        self.cut |= piece.len() > room;
+        self.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
+
+    /// The answer, and the hash of its name in the responses API.
+    pub fn read(&self) -> (Answer, Option<u64>) {
+        let name = name(&self.bytes).map(xxh3_64);
+        if !self.whole || self.cut {
+            return (Answer::Unknown, name);
+        }
+        let mut said = Said::default();
+        if self.bytes.trim_ascii_start().starts_with(b"{") {
+            said.event(&serde_json::from_slice(&self.bytes).unwrap_or_default());
+        } else {
+            for line in self.bytes.split(|byte| *byte == b'\n') {
+                let data = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii);
+                if let Some(Ok(event)) = data.map(serde_json::from_slice) {
+                    said.event(&event);
+                }
+            }
+        }
+        (said.answer(self.form), name)
+    }
+}
+
+/// The name of an answer of the responses API: its first `id`.
+fn name(bytes: &[u8]) -> Option<&[u8]> {
+    memchr::memmem::find_iter(bytes, b"\"id\"").find_map(|at| {
+        let value = bytes[at + 4..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+        value.starts_with(b"resp_").then(|| value.split(|byte| *byte == b'"').next())?
+    })
+}
+
+// === impl Said ===
+
+impl Said {
+    /// Takes in an answer in one piece, or an event of a streamed one, of any endpoint.
+    fn event(&mut self, event: &Value) {
+        for choice in list(&event["choices"]).iter().filter(|choice| choice["index"].as_u64().unwrap_or(0) == 0) {
+            self.add_text(&choice["text"]);
+            self.add_ids(&choice["token_ids"]);
+            for message in [&choice["message"], &choice["delta"]] {
+                self.add_text(&message["content"]);
+                self.add_calls(&message["tool_calls"]);
+            }
+        }
+        match event["type"].as_str() {
+            Some("content_block_start") => self.part(&event["content_block"]),
+            Some("content_block_delta") => {
+                self.add_text(&event["delta"]["text"]);
+                if let (Some(call), Some(more)) = (self.calls.last_mut(), event["delta"]["partial_json"].as_str()) {
+                    call.arguments.push_str(more);
+                }
+            }
+            Some("message") => self.add_text(&event["content"]),
+            Some("response.completed" | "response.incomplete") => self.items(&event["response"]["output"]),
+            _ => self.items(&event["output"]),
+        }
+        if let Some(text) = event["text"].as_str() {
+            // SGLang sends all of it with each event.
+            text.clone_into(&mut self.text);
+        }
+        if !list(&event["output_ids"]).is_empty() {
+            self.ids.clear();
+            self.add_ids(&event["output_ids"]);
+        }
+    }
+
+    fn items(&mut self, output: &Value) {
+        list(output).iter().for_each(|item| self.turn(item));
+    }
+
+    /// Takes in a message or an item as clients send it back.
+    fn turn(&mut self, turn: &Value) {
+        self.add_text(&turn["content"]);
+        self.add_calls(&turn["tool_calls"]);
+        if turn["type"] == "function_call" {
+            self.add_call(&turn["call_id"], &turn["name"], &turn["arguments"]);
+        }
+    }
+
+    fn part(&mut self, part: &Value) {
+        match part["type"].as_str() {
+            Some("tool_use") => self.add_call(&part["id"], &part["name"], &part["input"]),
+            Some("thinking") => {}
+            _ => self.add_text(&part["text"]),
+        }
+    }
+
+    /// A text, or a list of parts.
+    fn add_text(&mut self, content: &Value) {
+        match content {
+            Value::String(text) => self.text.push_str(text),
+            Value::Array(parts) => parts.iter().for_each(|part| self.part(part)),
+            _ => {}
+        }
+    }
+
+    fn add_ids(&mut self, ids: &Value) {
+        self.ids.extend(list(ids).iter().filter_map(Value::as_u64).take(START));
+    }
+
+    /// Tool calls in the way of the chat API; those of an event go on with those of the events before.
+    fn add_calls(&mut self, calls: &Value) {
+        for call in list(calls) {
+            let function = &call["function"];
+            if call["id"].is_string() || self.calls.is_empty() {
+                self.add_call(&call["id"], &function["name"], &function["arguments"]);
+            } else if let (Some(last), Some(more)) = (self.calls.last_mut(), function["arguments"].as_str()) {
+                last.arguments.push_str(more);
+            }
+        }
+    }
+
+    fn add_call(&mut self, id: &Value, name: &Value, arguments: &Value) {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let arguments = match arguments {
+            Value::String(text) => text.clone(),
+            // What the messages API streams comes behind it in pieces.
+            Value::Object(members) if members.is_empty() => String::new(),
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        self.calls.push(Call { id: text(id), name: text(name), arguments });
+    }
+
+    fn answer(&self, form: Form) -> Answer {
+        match form {
+            Form::Text => start_of_text(&self.text, START),
+            Form::Ids => start_of_ids(&self.ids, START),
+            Form::Turns => {
+                let text = self.text.rsplit(THOUGHT).next().unwrap_or_default().trim();
+                let text = if text.is_empty() { 0 } else { xxh3_64(text.as_bytes()) };
+                let calls = self.calls.iter().fold(0, |chain, call| call.hash(chain));
+                if text == 0 && calls == 0 { Answer::Unknown } else { Answer::Turns { text, calls } }
+            }
+        }
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// Arguments may be written anew on the way.
+    fn hash(&self, chain: u64) -> u64 {
+        let arguments = match self.arguments.trim() {
+            "" | "{}" => String::new(),
+            text => serde_json::from_str(text).map_or_else(|_| text.to_owned(), |value: Value| value.to_string()),
+        };
+        let parts = [&self.id, &self.name, &arguments];
+        parts.iter().fold(chain, |chain, part| xxh3_64_with_seed(part.as_bytes(), chain))
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn start_of_text(text: &str, count: usize) -> Answer {
+    let text = text.trim();
+    let end = text.char_indices().nth(count).map_or(text.len(), |(at, _)| at);
+    let start = text[..end].trim_end();
+    match start.chars().count() {
+        0 => Answer::Unknown,
+        count => Answer::Start { count, hash: xxh3_64(start.as_bytes()) },
+    }
+}
+
+fn start_of_ids(ids: &[u64], count: usize) -> Answer {
+    let start = &ids[..ids.len().min(count)];
+    match start.len() {
+        0 => Answer::Unknown,
+        count => Answer::Start { count, hash: start.iter().fold(0, |chain, id| super::canon::link(chain, *id)) },
+    }
+}
+
+/// The first of the numbers in a part of a JSON list.
+fn numbers(raw: &[u8], count: usize) -> Vec<u64> {
+    let texts = raw.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|text| !text.is_empty());
+    let numbers = texts.map_while(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    numbers.take(count).collect()
+}
+
+/// The start of a part of a JSON string, of at least `count` characters without the white space before them if there
+/// are so many.
+fn decoded(raw: &[u8], count: usize) -> String {
+    // An escaped character takes up to twelve bytes.
+    let most = raw.len().min(12 * count + 256);
+    // Not to end within a character or an escape.
+    let whole = (most.saturating_sub(12)..=most).rev().find_map(|end| {
+        let text = std::str::from_utf8(&raw[..end]).ok()?;
+        serde_json::from_str(&format!("\"{text}\"")).ok()
+    });
+    whole.unwrap_or_default()
+}

@@ -1,0 +1,205 @@
+//! What one step sends, as prefixes: by message where there are messages, by blocks of bytes where there is one text.
+
+use super::answer::{Answer, Form};
+use super::canon::{self, Turn};
+use super::table::{Place, Seat};
+use crate::body::envelope::{Envelope, Field};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Prefixes of a text are hashed at multiples of this many bytes.
+const BLOCK: usize = 256;
+
+/// A step's conversation, and the hashes of its prefixes.
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    raw: &'a [u8],
+    kind: Kind,
+    /// The hash of the first `n` turns or blocks at `n`.
+    prefixes: Vec<u64>,
+    /// The endpoint names its answers, so that the next step need not repeat them.
+    named: bool,
+    /// What it is compared within.
+    scope: u64,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// `messages`, or a list as `input`. `joined`: the server knows what came before them.
+    Turns { turns: Vec<Turn>, joined: bool },
+    /// A text or a list of token ids, as it is written.
+    Text { ids: bool },
+    /// The client tells by name which conversation it goes on with.
+    Kept,
+}
+
+/// How well a step fits behind the last one of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// It repeats the answer that the program got.
+    Said,
+    /// It may.
+    Unknown,
+    /// It repeats another answer, or none: the client dropped one that it could not use.
+    Otherwise,
+}
+
+// === impl Conversation ===
+
+impl<'a> Conversation<'a> {
+    /// Reads the prompt of a step. `None` if it has none that could grow: several prompts at once, none at all, or one
+    /// of another type. `scope`: what it is compared within.
+    #[must_use]
+    pub fn of(envelope: &'a Envelope, scope: u64) -> Option<Self> {
+        let field = |field| envelope.bytes(field);
+        let scope = xxh3_64_with_seed(field(Field::Model), scope);
+        if let Some(turns) = canon::turns(field(Field::Messages)) {
+            return Some(Self::messages(envelope, turns, scope));
+        }
+        if !field(Field::Input).is_empty() {
+            return Self::input(envelope, scope);
+        }
+        let prompts = [Field::Prompt, Field::Text, Field::InputIds];
+        let raw = prompts.into_iter().map(field).find(|raw| !raw.is_empty())?;
+        Self::text(raw, scope)
+    }
+
+    /// The responses API.
+    fn input(envelope: &'a Envelope, scope: u64) -> Option<Self> {
+        let raw = envelope.bytes(Field::Input);
+        let kept = canon::hash(envelope.bytes(Field::Conversation));
+        if kept != 0 {
+            let prefixes = vec![0, canon::link(scope, kept)];
+            return Some(Self { raw, kind: Kind::Kept, prefixes, named: true, scope });
+        }
+        let turns = match raw.first() {
+            Some(b'"') => vec![Turn { hash: canon::hash(raw), start: 0, end: raw.len(), first: true, answer: false }],
+            _ => canon::turns(raw)?,
+        };
+        let before = envelope.scalar(Field::PreviousResponse).ok().flatten();
+        let start = match &before {
+            Some(name) => place_of_name(scope, xxh3_64(name.as_bytes())),
+            None => canon::link(scope, canon::hash(envelope.bytes(Field::Instructions))),
+        };
+        let prefixes = chain(start, &turns);
+        Some(Self { raw, kind: Kind::Turns { turns, joined: before.is_some() }, prefixes, named: true, scope })
+    }
+
+    /// Chat and messages.
+    fn messages(envelope: &'a Envelope, turns: Vec<Turn>, scope: u64) -> Self {
+        let prefixes = chain(canon::link(scope, canon::hash(envelope.bytes(Field::System))), &turns);
+        let raw = envelope.bytes(Field::Messages);
+        Self { raw, kind: Kind::Turns { turns, joined: false }, prefixes, named: false, scope }
+    }
+
+    fn text(raw: &'a [u8], scope: u64) -> Option<Self> {
+        let inside = raw.get(1..raw.len() - 1)?;
+        let ids = match raw.first()? {
+            b'"' => false,
+            // A list of texts or lists is several prompts.
+            b'[' if !inside.iter().any(|byte| b"\"[{".contains(byte)) => true,
+            _ => return None,
+        };
+        if inside.is_empty() {
+            return None;
+        }
+        let chain = inside.chunks_exact(BLOCK).scan(scope, |chain, block| {
+            *chain = xxh3_64_with_seed(block, *chain);
+            Some(*chain)
+        });
+        let prefixes = std::iter::once(scope).chain(chain).collect();
+        Some(Self { raw: inside, kind: Kind::Text { ids }, prefixes, named: false, scope })
+    }
+
+    /// Whether the endpoint's answers have names.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
+    }
+
+    pub(super) fn scope(&self) -> u64 {
+        self.scope
+    }
+
+    /// How the answer is going to come back.
+    pub(super) fn form(&self) -> Form {
+        match self.kind {
+            Kind::Turns { .. } | Kind::Kept => Form::Turns,
+            Kind::Text { ids: false } => Form::Text,
+            Kind::Text { ids: true } => Form::Ids,
+        }
+    }
+
+    /// Where the program is after this step.
+    pub(super) fn whole(&self) -> Place {
+        let at = self.prefixes.last().copied().unwrap_or_default();
+        let tail = match self.kind {
+            Kind::Text { .. } => &self.raw[(self.prefixes.len() - 1) * BLOCK..],
+            _ => &[],
+        };
+        Place::new(at, tail)
+    }
+
+    /// The hashes of all prefixes that a program's last step may have ended with, longest first.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = (usize, u64)> {
+        let last = self.prefixes.len() - 1;
+        let known = match self.kind {
+            Kind::Turns { joined: true, .. } => 0..last,
+            Kind::Turns { joined: false, .. } => 1..last,
+            Kind::Text { .. } => 0..last + 1,
+            Kind::Kept => 0..0,
+        };
+        known.rev().map(|n| (n, self.prefixes[n]))
+    }
+
+    /// Whether this step can be the next one of the program in `seat`, whose place is prefix number `n`.
+    pub(super) fn fits(&self, n: usize, seat: &Seat) -> Option<Fit> {
+        match &self.kind {
+            // The server was told by name.
+            Kind::Turns { joined: true, .. } if n == 0 => Some(Fit::Said),
+            Kind::Turns { turns, .. } => {
+                match (turns.get(n)?.answer, seat.grown, seat.answer) {
+                    (true, _, Answer::Unknown) | (false, true, _) => return Some(Fit::Unknown),
+                    (false, false, answer) => return (!answer.has_calls()).then_some(Fit::Otherwise),
+                    (true, ..) => {}
+                }
+                let said = turns[n..].iter().take_while(|turn| turn.answer).filter(|turn| turn.first);
+                let said = Answer::of_turns(said.map(|turn| &self.raw[turn.start..turn.end]));
+                Some(Fit::of(seat.answer.is_repeated_by(said)))
+            }
+            Kind::Text { ids } => {
+                let after = seat.place.behind(&self.raw[n * BLOCK..]).filter(|after| !after.is_empty())?;
+                Some(match seat.answer {
+                    Answer::Unknown => Fit::Unknown,
+                    answer => Fit::of(answer.starts(after, *ids)),
+                })
+            }
+            Kind::Kept => None,
+        }
+    }
+
+    /// The client has said that it is one conversation.
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(self.kind, Kind::Kept)
+    }
+}
+
+/// The prefixes of a list of turns, the empty one first.
+fn chain(start: u64, turns: &[Turn]) -> Vec<u64> {
+    let links = turns.iter().scan(start, |chain, turn| {
+        *chain = canon::link(*chain, turn.hash);
+        Some(*chain)
+    });
+    std::iter::once(start).chain(links).collect()
+}
+
+/// Where a program is whose last answer has the name with this hash.
+pub(super) fn place_of_name(scope: u64, name: u64) -> u64 {
+    canon::link(!scope, name)
+}
+
+// === impl Fit ===
+
+impl Fit {
+    fn of(repeated: bool) -> Self {
+        if repeated { Self::Said } else { Self::Otherwise }
+    }
+}
