@@ -404,8 +404,8 @@ fn answer(format: Format, call: &Turn, streamed: bool) -> String {
             json!({"type": "message", "content": [{"type": "text", "text": thought}, call]}).to_string()
         }
         Format::Responses => json!({"id": "resp_1", "output": output(thought, id, command)}).to_string(),
-        Format::Text => json!({"choices": [{"index": 0, "text": text(&[call.clone()])}]}).to_string(),
-        Format::Ids => json!({"output_ids": text(&[call.clone()]).as_bytes()}).to_string(),
+        Format::Text => json!({"choices": [{"index": 0, "text": text(std::slice::from_ref(call))}]}).to_string(),
+        Format::Ids => json!({"output_ids": text(std::slice::from_ref(call)).as_bytes()}).to_string(),
     }
 }
 
@@ -446,8 +446,8 @@ fn agents_of_mini_swe_agent_are_told_apart() {
     let mut next: HashMap<u64, usize> = HashMap::new();
     let mut tickets: Vec<Option<Ticket>> = flights.iter().map(|_| None).collect();
     let follower = |at: usize| (at + 1..flights.len()).find(|later| flights[*later].0 == flights[at].0);
-    for at in 0..flights.len() {
-        next.entry(flights[at].0).or_insert(at);
+    for (at, (agent, ..)) in flights.iter().enumerate() {
+        next.entry(*agent).or_insert(at);
     }
     let mut firsts: Vec<usize> = next.into_values().collect();
     firsts.sort_unstable();
