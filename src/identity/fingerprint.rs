@@ -37,8 +37,8 @@ pub struct Fingerprints {
 pub struct Trail {
     all: Arc<Fingerprints>,
     ticket: Ticket,
-    echo: Echo,
-    over: bool,
+    /// `None`: the step is over.
+    echo: Option<Echo>,
 }
 
 // === impl Fingerprints ===
@@ -59,8 +59,8 @@ impl Fingerprints {
     #[must_use]
     pub fn step(self: &Arc<Self>, bounds: Bounds, conversation: &Conversation<'_>) -> Trail {
         let ticket = self.table.lock().step(self.start.elapsed(), bounds, conversation);
-        let echo = ticket.echo();
-        Trail { all: Arc::clone(self), ticket, echo, over: false }
+        let echo = Some(ticket.echo());
+        Trail { all: Arc::clone(self), ticket, echo }
     }
 }
 
@@ -79,24 +79,30 @@ impl Trail {
         self.ticket.id()
     }
 
+    fn finish(&self, end: End) {
+        self.all.table.lock().finish(self.all.start.elapsed(), &self.ticket, end);
+    }
+
     /// Some of the answer came.
     pub fn heard(&mut self, piece: &[u8]) {
-        self.echo.feed(piece);
+        if let Some(echo) = &mut self.echo {
+            echo.feed(piece);
+        }
     }
 
     /// The answer came whole. To be said before the client has its last byte.
     pub fn answered(mut self) {
-        let (answer, name) = self.echo.read();
-        let now = self.all.start.elapsed();
-        self.over = true;
-        self.all.table.lock().finish(now, &self.ticket, End::Answered { answer, name });
+        if let Some(echo) = self.echo.take() {
+            let (answer, name) = echo.read();
+            self.finish(End::Answered { answer, name });
+        }
     }
 }
 
 impl Drop for Trail {
     fn drop(&mut self) {
-        if !self.over {
-            self.all.table.lock().finish(self.all.start.elapsed(), &self.ticket, End::Broken);
+        if self.echo.is_some() {
+            self.finish(End::Broken);
         }
     }
 }

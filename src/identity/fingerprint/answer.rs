@@ -6,8 +6,10 @@
 use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Most that is kept of an answer, in bytes. A longer one is not known.
-pub const WHOLE: usize = 1 << 20;
+/// Most that is kept of an answer in bytes until it can be read: one event, or an answer in one piece.
+const PIECE: usize = 256 << 10;
+/// Most bytes of an answer that are looked at: some 16,000 events of a token each. Of a longer one nothing is known.
+const WHOLE: usize = 4 << 20;
 /// Enough to hold an answer's own name.
 const HEAD: usize = 4096;
 /// So much of the start of an answer to a text prompt is compared: characters or token ids.
@@ -37,15 +39,18 @@ pub enum Answer {
     Start { count: usize, hash: u64 },
 }
 
-/// Collects the bytes of one answer.
+/// Listens to one answer.
 #[derive(Debug)]
 pub struct Echo {
     form: Form,
-    bytes: Vec<u8>,
-    limit: usize,
-    /// The whole of it is wanted; else its name only.
-    whole: bool,
-    cut: bool,
+    /// Bytes that are still looked at; `None` if what it says is not wanted, or could not be followed.
+    left: Option<usize>,
+    said: Said,
+    /// What came and cannot be read yet: an answer in one piece, or a line of an event.
+    rest: Vec<u8>,
+    /// The start of it, up to `head_limit`.
+    head: Vec<u8>,
+    head_limit: usize,
 }
 
 /// What is said in an answer, or in the turns that repeat it.
@@ -105,39 +110,70 @@ impl Answer {
 // === impl Echo ===
 
 impl Echo {
+    /// `whole`: what the answer says is wanted; `named`: its name is.
     pub fn new(form: Form, whole: bool, named: bool) -> Self {
-        let limit = match (whole, named) {
-            (true, _) => WHOLE,
-            (false, true) => HEAD,
-            (false, false) => 0,
-        };
-        Self { form, bytes: Vec::new(), limit, whole, cut: false }
+        let head_limit = if named { HEAD } else { 0 };
+        let left = whole.then_some(WHOLE);
+        Self { form, left, said: Said::default(), rest: Vec::new(), head: Vec::new(), head_limit }
     }
 
-    pub fn feed(&mut self, piece: &[u8]) {
-        let room = self.limit - self.bytes.len();
-        self.cut |= piece.len() > room;
-        self.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
+    pub fn feed(&mut self, mut piece: &[u8]) {
+        let room = self.head_limit - self.head.len();
+        self.head.extend_from_slice(&piece[..piece.len().min(room)]);
+        if self.left.is_none() {
+            return;
+        }
+        self.left = self.left.and_then(|left| left.checked_sub(piece.len()));
+        if !self.in_one_piece(piece) {
+            while let Some(end) = memchr::memchr(b'\n', piece) {
+                self.keep(&piece[..end]);
+                self.read_line();
+                piece = &piece[end + 1..];
+            }
+        }
+        self.keep(piece);
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.left.is_none() || self.rest.len() + bytes.len() > PIECE {
+            (self.left, self.rest, self.said) = (None, Vec::new(), Said::default());
+        } else {
+            self.rest.extend_from_slice(bytes);
+        }
     }
 
     /// The answer, and the hash of its name in the responses API.
-    pub fn read(&self) -> (Answer, Option<u64>) {
-        let name = name(&self.bytes).map(xxh3_64);
-        if !self.whole || self.cut {
+    pub fn read(mut self) -> (Answer, Option<u64>) {
+        let name = name(&self.head).map(xxh3_64);
+        if self.left.is_none() {
             return (Answer::Unknown, name);
         }
-        let mut said = Said::default();
-        if self.bytes.trim_ascii_start().starts_with(b"{") {
-            said.event(&serde_json::from_slice(&self.bytes).unwrap_or_default());
+        if self.in_one_piece(&[]) {
+            self.said.event(&serde_json::from_slice(&self.rest).unwrap_or_default());
         } else {
-            for line in self.bytes.split(|byte| *byte == b'\n') {
-                let data = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii);
-                if let Some(Ok(event)) = data.map(serde_json::from_slice) {
-                    said.event(&event);
-                }
-            }
+            self.read_line();
         }
-        (said.answer(self.form), name)
+        (self.said.answer(self.form), name)
+    }
+
+    /// Bytes.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.rest.capacity() + self.said.text.capacity()
+    }
+
+    /// Not as events, whose lines begin with a name.
+    fn in_one_piece(&self, piece: &[u8]) -> bool {
+        let mut bytes = self.rest.iter().chain(piece);
+        bytes.find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+    }
+
+    fn read_line(&mut self) {
+        let data = self.rest.strip_prefix(b"data:").map(<[u8]>::trim_ascii);
+        if let Some(Ok(event)) = data.map(serde_json::from_slice) {
+            self.said.event(&event);
+        }
+        self.rest.clear();
     }
 }
 

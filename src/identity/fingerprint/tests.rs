@@ -442,6 +442,25 @@ fn no_more_programs_are_kept_than_allowed_and_idle_ones_are_forgotten() {
 }
 
 #[test]
+fn an_answer_that_is_too_long_is_not_known_and_not_kept() {
+    let echo = |pieces: &[String]| {
+        let mut all = Fixture::default();
+        let mut echo = all.start(&chat(&json!([user("task")]))).echo();
+        pieces.iter().for_each(|piece| echo.feed(piece.as_bytes()));
+        echo
+    };
+    let event = |text: &str| format!("data: {}\n\n", json!({"choices": [{"delta": {"content": text}}]}));
+    let events = |count: usize| (0..count).map(|n| event(&n.to_string())).collect::<Vec<_>>();
+    assert_ne!(echo(&events(10_000)).read(), echo(&events(10_001)).read(), "long, and known");
+    let megabytes = vec![event(&"x".repeat(100_000)); 50];
+    for pieces in [megabytes, vec![event(&"x".repeat(300_000))], vec![said(&"x".repeat(300_000)).to_string()]] {
+        let echo = echo(&pieces);
+        assert!(echo.kept() < 1 << 17);
+        assert_eq!(echo.read().0, Answer::Unknown);
+    }
+}
+
+#[test]
 fn deep_and_odd_values_are_hashed_whole() {
     for value in ["[[[]]]", "{\"a\":{\"]\":\"}\\\"\"}}", "NaN", "-1.5e3", "\"\\\\\""] {
         let deep = format!("{}{value}{}", "[".repeat(100), "]".repeat(100));
