@@ -17,6 +17,7 @@ mod skyrl;
 mod vitals;
 mod vllm;
 
+pub(crate) use backend::server;
 pub use backend::{Backend, Origin, Settings as BackendSettings};
 pub use vitals::{Awaited, Cause, Fault, Vitals};
 
@@ -369,11 +370,23 @@ impl Fleet {
     /// # Errors
     /// As for [`Fleet::add`].
     pub(crate) fn insert(&self, pool: PoolId, backend: &config::Backend, origin: Origin) -> Result<BackendId, String> {
+        self.insert_rank(pool, backend, None, origin)
+    }
+
+    fn insert_rank(
+        &self,
+        pool: PoolId,
+        backend: &config::Backend,
+        rank: Option<u32>,
+        origin: Origin,
+    ) -> Result<BackendId, String> {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
+        let sibling = |entry: &&Arc<Entry>| entry.backend.server() == backend::name(backend);
+        let page = inner.registry.all().iter().find(sibling).map(|entry| Arc::clone(&entry.page)).unwrap_or_default();
         let entry = inner.registry.insert(
             |id| {
-                let entry = Entry::new(Backend::new(id, pool, backend, origin)?);
+                let entry = Entry::new(Backend::new(id, pool, backend, rank, origin)?, page);
                 let within = entry.may_be_within(&inner.reach.load());
                 within.then_some(entry).ok_or_else(|| format!("{}: {OUT_OF_REACH}", backend::name(backend)))
             },
@@ -384,6 +397,36 @@ impl Fleet {
         // The receiver lives as long as the fleet.
         let _ = inner.newcomers.send(entry);
         Ok(id)
+    }
+
+    /// Makes a server's backends those of so many ranks, if that is wanted. `true` if they were others.
+    pub(crate) fn split(&self, pool: PoolId, server: &str, ranks: usize) -> bool {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.aligning.lock();
+        let known = Arc::clone(&inner.registry.all());
+        let is_it = |entry: &&Arc<Entry>| {
+            entry.backend.pool == pool && entry.backend.server() == server && !entry.is_draining()
+        };
+        let here: Vec<&Arc<Entry>> = known.iter().filter(is_it).collect();
+        let wanted = inner.pools.get(pool).is_some_and(|pool| pool.ranks == config::Ranks::Auto);
+        let (Some(first), Ok(url), true) = (here.first(), server.parse(), wanted) else { return false };
+        let is_rank = |entry: &Entry| entry.backend.rank.is_some_and(|rank| (rank as usize) < ranks);
+        if here.len() == ranks && here.iter().all(|entry| is_rank(entry)) {
+            return false;
+        }
+        log::info!("backend {server} has {ranks} data-parallel ranks");
+        let BackendSettings { api_key, weight, capacity_tokens, origin } = (**first.backend.settings()).clone();
+        let config = config::Backend { url, api_key, weight, capacity_tokens };
+        here.iter().filter(|entry| !is_rank(entry)).for_each(|entry| entry.start_draining(&*inner.sink));
+        for rank in 0..u32::try_from(ranks).unwrap_or(u32::MAX) {
+            if !here.iter().any(|entry| entry.backend.rank == Some(rank))
+                && let Err(reason) = self.insert_rank(pool, &config, Some(rank), origin)
+            {
+                log::error!("backend left out: {reason}");
+            }
+        }
+        inner.rebuild_ring(pool);
+        true
     }
 
     /// Takes over another configuration of the same pools, in the same order. Backends that it names no more are
@@ -405,24 +448,22 @@ impl Fleet {
         let inner = &self.inner;
         let _one_at_a_time = inner.aligning.lock();
         let known = Arc::clone(&inner.registry.all());
-        let named = |entry: &Entry| wanted.iter().any(|backend| backend::name(backend) == entry.backend.url);
+        let named = |entry: &Entry| wanted.iter().any(|backend| backend::name(backend) == entry.backend.server());
         let here = || known.iter().filter(|entry| entry.backend.pool == pool);
         for entry in here().filter(|entry| entry.is_of(origin) && !named(entry)) {
             self.remove(entry.backend.id);
         }
         for backend in wanted {
-            let is_it = |entry: &&Arc<Entry>| entry.backend.url == backend::name(backend) && !entry.is_draining();
-            match here().find(is_it) {
-                // The file has the last word.
-                Some(entry) if origin == Origin::File || entry.is_of(origin) => {
-                    entry.configure(&*inner.sink, BackendSettings::new(backend, origin));
-                }
-                Some(_) => {}
-                None => {
-                    if let Err(reason) = self.insert(pool, backend, origin) {
-                        log::error!("backend left out: {reason}");
-                    }
-                }
+            let is_it = |entry: &&Arc<Entry>| entry.backend.server() == backend::name(backend) && !entry.is_draining();
+            let mut there = here().filter(is_it).peekable();
+            if there.peek().is_none()
+                && let Err(reason) = self.insert(pool, backend, origin)
+            {
+                log::error!("backend left out: {reason}");
+            }
+            // The file has the last word.
+            for entry in there.filter(|entry| origin == Origin::File || entry.is_of(origin)) {
+                entry.configure(&*inner.sink, BackendSettings::new(backend, origin));
             }
         }
     }
@@ -444,16 +485,15 @@ impl Fleet {
         }
     }
 
-    /// Drains a backend, then forgets it once nothing is in flight there. `false` if there is none with this id.
+    /// Drains a backend, with all ranks of its server, then forgets it once nothing is in flight there. `false` if
+    /// there is none with this id.
     pub fn remove(&self, id: BackendId) -> bool {
-        let pool = self.inner.registry.with(id, |entry| {
-            entry.start_draining(&*self.inner.sink);
-            entry.backend.pool
-        });
-        if let Some(pool) = pool {
-            self.inner.rebuild_ring(pool);
-        }
-        pool.is_some()
+        let inner = &self.inner;
+        let Some(gone) = self.get(id) else { return false };
+        let is_it = |entry: &&Arc<Entry>| entry.backend.pool == gone.pool && entry.backend.server() == gone.server();
+        inner.registry.all().iter().filter(is_it).for_each(|entry| entry.start_draining(&*inner.sink));
+        inner.rebuild_ring(gone.pool);
+        true
     }
 
     /// The union of `GET /v1/models` over healthy backends of all pools, aliases included, as a JSON body. At

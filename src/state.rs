@@ -15,7 +15,7 @@ pub use store::{StoreError, directory};
 
 use crate::app::App;
 use crate::config;
-use crate::fleet::Origin;
+use crate::fleet::{self, Origin};
 use crate::gate::PoolId;
 use crate::scheduler::{BackendId, Memory};
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,13 @@ pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
         };
         programs += pool.memory.programs.len();
         rediscover(app, id, &pool);
+        for server in pool.backends.iter().map(|(_, url)| fleet::server(url)) {
+            // Those of one server stand for one rank each, or it has none.
+            let ranks = pool.backends.iter().filter(|(_, url)| url != server && fleet::server(url) == server).count();
+            if ranks > 0 {
+                app.fleet.split(id, server, ranks);
+            }
+        }
         app.gate.recall(id, age, translated(pool, &backends(app, id)));
     }
     Ok(Restored { programs, age })
@@ -107,7 +114,7 @@ fn rediscover(app: &App, id: PoolId, pool: &Pool) {
         return;
     };
     let found = pool.backends.iter().filter(|(id, _)| pool.discovered.contains(id));
-    for backend in found.filter_map(|(_, url)| config::Backend::at(url).ok()) {
+    for backend in found.filter_map(|(_, url)| config::Backend::at(fleet::server(url)).ok()) {
         let backend = config::Backend { api_key: discovery.api_key.clone(), ..backend };
         // Not if it is there already: the file may name it too.
         let _ = app.fleet.insert(id, &backend, Origin::Dns);

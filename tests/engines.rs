@@ -11,6 +11,7 @@ use support::wire::Message;
 use thundergate::config::{Config, Engine as Kind};
 use thundergate::engine::{EngineConfig, Flavor, Server, cost::Costs};
 use thundergate::scheduler::ProgramKey;
+use thundergate::server::Stop;
 
 const CHAT: &str = "/v1/chat/completions";
 const GENERATE: &str = "/generate";
@@ -242,4 +243,132 @@ async fn a_trainers_engine_may_come_after_its_first_step() {
     assert_eq!((answer.status(), &answer.json()["meta_info"]["prompt_tokens"]), (200, &json!(3)));
     assert_eq!(get(&proxy, "/workers").await["workers"][0]["url"], engine.url());
     assert_eq!(get(&proxy, "/programs").await["sample-1"]["step_count"], 1);
+}
+
+// --- Data-parallel ranks ---
+
+const RANK: &str = "x-data-parallel-rank";
+
+async fn ranked(ranks: usize, port: u16) -> Server {
+    let mut config = EngineConfig { ranks, port, ..EngineConfig::default() };
+    config.shape.kv_blocks = 65;
+    config.shape.costs = Costs::simple(1e6, 50.0);
+    Server::start(config).await.unwrap()
+}
+
+/// The backends are these ranks of the server, and well.
+async fn until_ranks(proxy: &Proxy, engine: &Server, ranks: u32) {
+    let wanted: Vec<String> = (0..ranks).map(|rank| format!("{}#rank={rank}", engine.url())).collect();
+    let there = || {
+        let mut statuses = proxy.app.fleet.statuses();
+        statuses.sort_by_key(|status| status.backend.rank);
+        statuses.iter().all(|status| status.healthy && !status.draining)
+            && statuses.iter().map(|status| &status.backend.url).eq(&wanted)
+    };
+    proxy.wait_for("the ranks", there).await;
+}
+
+#[tokio::test]
+async fn each_rank_of_a_server_is_a_backend_and_programs_stay_on_theirs() {
+    let engine = ranked(2, 0).await;
+    let proxy = Proxy::unready(before(Kind::Vllm, &[&engine]));
+    until_ranks(&proxy, &engine, 2).await;
+    let backends = get(&proxy, "/backends").await;
+    assert_eq!([&backends["backends"][0], &backends["backends"][1]].map(|rank| &rank["capacity_tokens"]), [1024, 1024]);
+
+    // A rank for each of two programs, and none for a third.
+    let mut clients = Vec::new();
+    for program in ["a", "b", "c"] {
+        let mut client = proxy.client().await;
+        send(&mut client, CHAT, &chat(program, 600, 5)).await;
+        clients.push(client);
+    }
+    proxy.wait_for("two of them to be there", || engine.received() == 2).await;
+    proxy.wait_for("the third to be held", || proxy.app.gate.held_steps() == 1).await;
+    drop(clients.pop());
+    let mut places = Vec::new();
+    for client in &mut clients {
+        places.push(client.response().await.header("x-thundergate-backend").unwrap());
+    }
+    places.sort();
+    assert_eq!(places, [0, 1].map(|rank| format!("{}#rank={rank}", engine.url())));
+
+    // Whatever the client asks for: where its prefix is, is known here.
+    for program in ["b", "a", "b", "a"] {
+        let mut client = proxy.client().await;
+        client.post(CHAT, &format!("{RANK}: 0\r\n"), chat(program, 620, 2).to_string().as_bytes()).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    for rank in [0, 1] {
+        let counters = engine.counters_of(rank);
+        // The first step found nothing, the second the first one's 37 blocks, the third all of the second.
+        assert_eq!((counters.prefix_queries, counters.prefix_hits), (602 + 622 + 622, 592 + 608), "{counters:?}");
+    }
+    proxy.balanced().await;
+}
+
+#[tokio::test]
+async fn ranks_come_and_go_with_their_server() {
+    let engine = ranked(2, 0).await;
+    let port = engine.addr.port();
+    let proxy = Proxy::unready(before(Kind::Vllm, &[&engine]));
+    until_ranks(&proxy, &engine, 2).await;
+    engine.kill().await;
+    let engine = ranked(3, port).await;
+    until_ranks(&proxy, &engine, 3).await;
+    assert_eq!(get(&proxy, "/list_workers").await, json!({"urls": [engine.url()]}), "one server all the same");
+    engine.kill().await;
+    let engine = ranked(1, port).await;
+    until_ranks(&proxy, &engine, 1).await;
+    ask(&proxy, CHAT, &chat("a", 10, 1)).await;
+
+    let mut client = proxy.client().await;
+    send(&mut client, &format!("/remove_worker?url={}", engine.url()), &json!({})).await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.wait_for("the server to be gone with its ranks", || proxy.app.fleet.statuses().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_to_choose_its_ranks_itself_is_one_backend() {
+    let engine = ranked(2, 0).await;
+    let mut config = before(Kind::Vllm, &[&engine]);
+    config.models[0].ranks = thundergate::config::Ranks::Off;
+    let proxy = Proxy::with(config).await;
+    proxy.wait_for("its capacity", || proxy.app.fleet.statuses()[0].capacity == Some(2048)).await;
+    assert_eq!(proxy.app.fleet.statuses()[0].backend.url, engine.url());
+    // Here the client's word counts.
+    for _ in 0..2 {
+        let mut client = proxy.client().await;
+        client.post(CHAT, &format!("{RANK}: 1\r\n"), chat("a", 100, 1).to_string().as_bytes()).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!([0, 1].map(|rank| engine.counters_of(rank).finished_length), [0, 2]);
+    let mut client = proxy.client().await;
+    client.post(CHAT, &format!("{RANK}: 2\r\n"), chat("a", 100, 1).to_string().as_bytes()).await;
+    assert_eq!(client.response().await.status(), 400, "vLLM's own error");
+}
+
+#[tokio::test]
+async fn programs_are_at_home_on_their_rank_after_a_restart_of_ours() {
+    let engine = ranked(2, 0).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = before(Kind::Vllm, &[&engine]);
+    config.state.snapshot = Some(dir.path().join("state"));
+    let mut proxy = Proxy::unready(config.clone());
+    until_ranks(&proxy, &engine, 2).await;
+    for program in ["a", "b"] {
+        ask(&proxy, CHAT, &chat(program, 600, 1)).await;
+    }
+    proxy.settled().await;
+    let places = async |proxy: &Proxy| {
+        let programs = get(proxy, "/programs").await;
+        ["a", "b"].map(|program| programs[program]["backend"].clone())
+    };
+    let before = places(&proxy).await;
+    assert_ne!(before[0], before[1]);
+    proxy.stop(Stop::Drain).await;
+    proxy.ended().await;
+    let proxy = Proxy::unready(config);
+    until_ranks(&proxy, &engine, 2).await;
+    assert_eq!(places(&proxy).await, before);
 }

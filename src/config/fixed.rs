@@ -26,6 +26,7 @@ pub fn changes(running: &Config, new: &Config) -> Vec<Mistake> {
             Some(known) => {
                 fixed(known.engine == pool.engine, format!("{path}.engine"), "another engine");
                 fixed(known.routing == pool.routing, format!("{path}.routing"), "another way of routing");
+                fixed(known.ranks == pool.ranks, format!("{path}.ranks"), "another way with ranks");
             }
         }
     }
@@ -38,7 +39,7 @@ pub fn changes(running: &Config, new: &Config) -> Vec<Mistake> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Admin, Engine, Pool, Routing};
+    use crate::config::{Admin, Engine, Pool, Ranks, Routing};
 
     fn paths(change: impl FnOnce(&mut Config)) -> Vec<String> {
         let pool = |name: &str| Pool { name: name.into(), ..Pool::default() };
@@ -57,6 +58,7 @@ mod tests {
         assert_eq!(paths(|new| new.models[1].name = "c".into()), ["models[1]", "models"]);
         assert_eq!(paths(|new| new.models[1].engine = Engine::Sglang), ["models[1].engine"]);
         assert_eq!(paths(|new| new.models[0].routing = Routing::RoundRobin), ["models[0].routing"]);
+        assert_eq!(paths(|new| new.models[0].ranks = Ranks::Off), ["models[0].ranks"]);
     }
 
     #[test]

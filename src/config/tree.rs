@@ -152,6 +152,19 @@ pub enum Routing {
     RoundRobin,
 }
 
+/// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Ranks {
+    /// Each rank is a backend: programs are placed on one and stay there, by the header `x-data-parallel-rank`. A
+    /// client's own is replaced. `capacity_tokens` and `weight` are those of each rank.
+    #[default]
+    Auto,
+    /// The server is one backend, and spreads its steps over its ranks itself. A client's header is passed on.
+    Off,
+}
+
 /// What happens to a step that names no program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +191,8 @@ pub struct Pool {
     pub engine: Engine,
     /// How a step finds its backend.
     pub routing: Routing,
+    /// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
+    pub ranks: Ranks,
     /// The servers: an URL each, or a mapping.
     #[schemars(with = "Vec<UrlOrBackend>")]
     pub backends: Vec<Backend>,

@@ -89,8 +89,12 @@ pub(super) fn add(app: &App, request: &ControlRequest) -> ControlResponse {
 /// `DELETE /backends/{id}`; the id may be the URL. Steps in flight there finish first.
 pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
     let statuses = app.fleet.statuses();
-    let named = statuses.iter().filter(|status| id.parse() == Ok(status.backend.id.0) || is_at(status, id));
-    let removed: Vec<_> = named
+    let named = |status: &BackendStatus| id.parse() == Ok(status.backend.id.0) || is_at(status, id);
+    let found: Vec<&BackendStatus> = statuses.iter().filter(|status| named(status)).collect();
+    // With a rank go those beside it.
+    let server = |status: &BackendStatus| (status.backend.pool, status.backend.server().to_owned());
+    let beside = statuses.iter().filter(|status| found.iter().any(|named| server(named) == server(status)));
+    let removed: Vec<_> = beside
         .filter(|status| app.fleet.remove(status.backend.id))
         .map(|status| json!({"id": status.backend.id.0, "url": status.backend.url}))
         .collect();
@@ -130,8 +134,8 @@ fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
 }
 
 pub(super) fn is_at(status: &BackendStatus, url: &str) -> bool {
-    let known = &status.backend.url;
-    let same = |url: &str| url.trim_end_matches('/') == known;
+    let backend = &status.backend;
+    let same = |url: &str| [backend.server(), &backend.url].contains(&url.trim_end_matches('/'));
     same(url) || Url::parse(url).is_ok_and(|url| same(url.as_str()))
 }
 

@@ -58,7 +58,7 @@ pub(super) fn remove(app: &App, request: &ControlRequest) -> ControlResponse {
 /// `GET /list_workers`.
 pub(super) fn urls(app: &App) -> ControlResponse {
     let statuses = app.fleet.statuses();
-    let urls: Vec<&str> = staying(&statuses).map(|status| status.backend.url.as_str()).collect();
+    let urls: Vec<&str> = staying(&statuses).map(|status| status.backend.server()).collect();
     ControlResponse::json(&json!({"urls": urls}))
 }
 
@@ -68,7 +68,7 @@ pub(super) fn list(app: &App) -> ControlResponse {
     let worker = |status: &BackendStatus| {
         json!({
             "id": status.backend.id.0.to_string(),
-            "url": status.backend.url,
+            "url": status.backend.server(),
             "model_id": model_name(&config, status.backend.pool),
             "worker_type": "regular",
             "is_healthy": status.healthy,
@@ -100,12 +100,13 @@ fn ensure(app: &App, request: &ControlRequest) -> Result<(BackendId, String), Co
 fn changed(app: &App) -> ControlResponse {
     let statuses = app.fleet.statuses();
     let workers: BTreeMap<&str, usize> =
-        staying(&statuses).map(|status| (status.backend.url.as_str(), in_flight(app, status.backend.id))).collect();
+        staying(&statuses).map(|status| (status.backend.server(), in_flight(app, status.backend.id))).collect();
     ControlResponse::json(&json!({"status": "success", "worker_urls": workers}))
 }
 
+/// Servers; of one with several ranks the first.
 fn staying(statuses: &[BackendStatus]) -> impl Iterator<Item = &BackendStatus> {
-    statuses.iter().filter(|status| !status.draining)
+    statuses.iter().filter(|status| !status.draining && status.backend.rank.is_none_or(|rank| rank == 0))
 }
 
 fn in_flight(app: &App, id: BackendId) -> usize {

@@ -12,8 +12,10 @@ use std::sync::Arc;
 pub struct Backend {
     pub id: BackendId,
     pub pool: PoolId,
-    /// As the user wrote it, without a trailing slash: the key in ThunderAgent's JSON.
+    /// As the user wrote it, without a trailing slash: the key in ThunderAgent's JSON. Of a rank with `#rank=N`.
     pub url: String,
+    /// Which of its server's data-parallel ranks it is.
+    pub rank: Option<u32>,
     /// What goes upstream as `Host`: the host (an IPv6 address in brackets) and the port, unless it is the scheme's own.
     pub authority: String,
     /// The bare host, for DNS and TLS (SNI); an IPv6 address has no brackets here.
@@ -53,7 +55,13 @@ pub enum Origin {
 impl Backend {
     /// # Errors
     /// Says what is wrong with the URL.
-    pub(super) fn new(id: BackendId, pool: PoolId, config: &config::Backend, origin: Origin) -> Result<Self, String> {
+    pub(super) fn new(
+        id: BackendId,
+        pool: PoolId,
+        config: &config::Backend,
+        rank: Option<u32>,
+        origin: Origin,
+    ) -> Result<Self, String> {
         let url = &config.url;
         let tls = match url.scheme() {
             "http" => false,
@@ -71,7 +79,8 @@ impl Backend {
         Ok(Self {
             id,
             pool,
-            url: name(config).to_owned(),
+            url: rank.map_or_else(|| name(config).to_owned(), |rank| format!("{}{RANK}{rank}", name(config))),
+            rank,
             authority: url.port().map_or_else(|| bracketed.to_owned(), |port| format!("{bracketed}:{port}")),
             host: bracketed.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port,
@@ -80,6 +89,12 @@ impl Backend {
             vitals: Vitals::new(),
             settings: ArcSwap::from_pointee(Settings::new(config, origin)),
         })
+    }
+
+    /// The URL of its server.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        server(&self.url)
     }
 
     /// As they are now.
@@ -102,6 +117,14 @@ impl Settings {
     }
 }
 
+/// Between a server's URL and the rank. No URL of a server has a fragment.
+const RANK: &str = "#rank=";
+
+/// The URL of the server in that of a backend, which may be one of its ranks.
+pub(crate) fn server(url: &str) -> &str {
+    url.split_once(RANK).map_or(url, |(server, _)| server)
+}
+
 /// What a backend is known by: its URL without a trailing slash.
 pub(super) fn name(config: &config::Backend) -> &str {
     config.url.as_str().trim_end_matches('/')
@@ -113,7 +136,7 @@ mod tests {
 
     fn parse(url: &str) -> Result<Backend, String> {
         let config = config::Backend { url: url.parse().unwrap(), api_key: None, weight: 1, capacity_tokens: None };
-        Backend::new(BackendId(1), PoolId(0), &config, Origin::File)
+        Backend::new(BackendId(1), PoolId(0), &config, None, Origin::File)
     }
 
     #[test]
@@ -128,6 +151,14 @@ mod tests {
 
         let v6 = parse("http://[::1]:8000").unwrap();
         assert_eq!((v6.authority.as_str(), v6.host.as_str(), v6.port), ("[::1]:8000", "::1", 8000));
+    }
+
+    #[test]
+    fn a_rank_is_known_by_its_server_and_its_number() {
+        let config = config::Backend::at("http://gpu1:8000/").unwrap();
+        let rank = Backend::new(BackendId(1), PoolId(0), &config, Some(3), Origin::File).unwrap();
+        assert_eq!((rank.url.as_str(), rank.server()), ("http://gpu1:8000#rank=3", "http://gpu1:8000"));
+        assert_eq!((rank.authority.as_str(), rank.prefix.as_str()), ("gpu1:8000", ""));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::config::{Eject, Reach};
 use crate::scheduler::{BackendReport, Event};
 use crate::units::Tokens;
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ const LOGGED_REASONS: usize = 4;
 pub(super) struct Entry {
     pub(super) backend: Arc<Backend>,
     pub(super) link: ArcSwapOption<Link>,
+    /// The last page of its server's metrics, which its ranks share.
+    pub(super) page: Arc<Page>,
     /// Wakes the health check ahead of its time.
     pub(super) recheck: Notify,
     /// Starts the wait for the last step in flight.
@@ -58,6 +61,9 @@ struct State {
     scrape_fails: bool,
 }
 
+/// One page, and when it was read. Held over the reading: who waits for it gets it too.
+pub(super) type Page = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
+
 struct Out {
     since: Instant,
     until: Instant,
@@ -66,10 +72,11 @@ struct Out {
 // === impl Entry ===
 
 impl Entry {
-    pub(super) fn new(backend: Backend) -> Self {
+    pub(super) fn new(backend: Backend, page: Arc<Page>) -> Self {
         Self {
             backend: Arc::new(backend),
             link: ArcSwapOption::empty(),
+            page,
             recheck: Notify::new(),
             drain: Notify::new(),
             suspicion: Mutex::default(),

@@ -133,7 +133,7 @@ impl Link {
     }
 
     async fn get(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Response, Failure> {
-        let mut request = self.client.get(format!("{}{path}", backend.url)).timeout(limit);
+        let mut request = self.client.get(format!("{}{path}", backend.server())).timeout(limit);
         if let Some(key) = &backend.settings().api_key {
             request = request.bearer_auth(&key.0);
         }
@@ -203,9 +203,14 @@ mod tests {
             weight: 1,
             capacity_tokens: None,
         };
-        let backend =
-            Backend::new(crate::scheduler::BackendId(1), crate::gate::PoolId(0), &config, super::super::Origin::File)
-                .unwrap();
+        let backend = Backend::new(
+            crate::scheduler::BackendId(1),
+            crate::gate::PoolId(0),
+            &config,
+            None,
+            super::super::Origin::File,
+        )
+        .unwrap();
         assert!(Link::new(&backend, address("127.0.0.1:443")).is_ok());
     }
 }

@@ -72,7 +72,8 @@ impl Cache {
     }
 
     async fn collect(&self, inner: &Inner) -> Bytes {
-        let up: Vec<Arc<Entry>> = inner.registry.all().iter().filter(|entry| entry.is_up()).cloned().collect();
+        let mut up: Vec<Arc<Entry>> = inner.registry.all().iter().filter(|entry| entry.is_up()).cloned().collect();
+        up.dedup_by(|a, b| a.backend.server() == b.backend.server());
         let lists = join_all(up.iter().map(|entry| ask(entry, inner.timing.page_limit))).await;
 
         let mut collected = Collected::default();

@@ -2,8 +2,8 @@
 
 use super::link::{self, Failure, Link};
 use super::probe::Probe;
-use super::reading::Tracker;
-use super::{Cause, Entry, Fault, Inner};
+use super::reading::{Reading, Tracker};
+use super::{Cause, Entry, Fault, Fleet, Inner};
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -97,6 +97,7 @@ impl Monitor {
         }
         self.entry.remove(&*self.inner.sink);
         self.inner.registry.forget(self.entry.backend.id);
+        self.inner.progressed(&self.entry.checked);
     }
 
     async fn watch_health(&self) -> Infallible {
@@ -130,8 +131,9 @@ impl Monitor {
         match outcome {
             Ok(()) => {
                 // First what it can hold, then that it is there: the scheduler places by capacity.
-                self.scrape(true).await;
-                self.entry.rise(&*self.inner.sink, !self.inner.is_left(&self.entry));
+                if self.scrape(true).await {
+                    self.entry.rise(&*self.inner.sink, !self.inner.is_left(&self.entry));
+                }
             }
             Err(reason) => {
                 self.entry.fall(&*self.inner.sink, reason.to_string());
@@ -192,17 +194,20 @@ impl Monitor {
         }
     }
 
-    /// `returned`: it was away.
-    async fn scrape(&self, returned: bool) {
+    /// `returned`: it was away. `false` if others have taken its place.
+    async fn scrape(&self, returned: bool) -> bool {
         let (Some(probe), Some(link)) = (&self.probe, self.entry.link.load_full()) else {
-            return;
+            return true;
         };
         // Held over the fetch: pages are taken in the order in which they were asked for.
         let (probe, tracker) = &mut *probe.lock().await;
         if returned {
             probe.returned();
         }
-        match probe.read(&link, &self.entry.backend, self.inner.timing.page_limit).await {
+        let interval = **self.inner.metrics_interval.load();
+        let fresh = if returned { SHORTEST_RECHECK } else { interval / 2 };
+        match probe.read(&link, &self.entry, self.inner.timing.page_limit, fresh).await {
+            Ok(reading) if self.is_split(&reading) => return false,
             Ok(reading) => {
                 let blind = reading.blind;
                 if reading.malformed > 0 {
@@ -220,6 +225,16 @@ impl Monitor {
             }
             Err(reason) => self.entry.scrape_failed(&reason),
         }
+        true
+    }
+
+    /// Its server has other ranks than it stands for: they take its place.
+    fn is_split(&self, reading: &Reading) -> bool {
+        let backend = &self.entry.backend;
+        let fleet = Fleet { inner: Arc::clone(&self.inner) };
+        reading.ranks > usize::from(backend.rank.is_none())
+            && fleet.split(backend.pool, backend.server(), reading.ranks)
+            && self.entry.is_draining()
     }
 
     /// Looked at only when a page was read: what moves on it may be the one sign of life.

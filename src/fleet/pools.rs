@@ -24,6 +24,7 @@ pub(super) struct Pool {
     pub(super) name: String,
     pub(super) aliases: ArcSwap<Vec<String>>,
     pub(super) engine: config::Engine,
+    pub(super) ranks: config::Ranks,
     pub(super) health: ArcSwap<config::Health>,
     pub(super) discovery: watch::Sender<Option<config::Discovery>>,
     /// The first lookup has ended, well or not.
@@ -101,6 +102,7 @@ impl Pool {
             name: config.name.clone(),
             aliases: ArcSwap::from_pointee(config.aliases.clone()),
             engine: config.engine,
+            ranks: config.ranks,
             health: ArcSwap::from_pointee(config.health.clone()),
             discovery: watch::Sender::new(config.discovery.clone()),
             looked_up: AtomicBool::new(false),

@@ -2,11 +2,13 @@
 
 use super::link::{Failure, Link};
 use super::reading::Reading;
-use super::{Backend, sglang, skyrl, vllm};
+use super::{Backend, Entry, sglang, skyrl, vllm};
 use crate::config::Engine;
 use crate::units::Tokens;
+use bytes::Bytes;
 use http::StatusCode;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const METRICS: &str = "/metrics";
 
@@ -48,12 +50,20 @@ impl Probe {
         }
     }
 
-    pub(super) async fn read(&mut self, link: &Link, of: &Backend, limit: Duration) -> Result<Reading, Failure> {
+    /// `fresh`: how old a page may be that another rank of the server has read.
+    pub(super) async fn read(
+        &mut self,
+        link: &Link,
+        entry: &Entry,
+        limit: Duration,
+        fresh: Duration,
+    ) -> Result<Reading, Failure> {
+        let of = &entry.backend;
         let unlike = |what| Failure::Unintelligible { path: METRICS.to_owned(), what };
         match self {
             Self::Vllm => {
-                let page = link.fetch(of, METRICS, limit).await?;
-                vllm::read(&page).ok_or_else(|| unlike("not the metrics of a vLLM server"))
+                let page = shared(link, entry, limit, fresh).await?;
+                vllm::read(&page, of.rank).ok_or_else(|| unlike("not the metrics of a vLLM server"))
             }
             Self::Skyrl => {
                 let page = link.fetch(of, METRICS, limit).await?;
@@ -69,6 +79,22 @@ impl Probe {
             }
         }
     }
+}
+
+/// The metrics page, read once for all ranks of a server: it has them all, and may be large.
+async fn shared(link: &Link, entry: &Entry, limit: Duration, fresh: Duration) -> Result<Bytes, Failure> {
+    let mut known = entry.page.lock().await;
+    if let Some((read, page)) = &*known
+        && entry.backend.rank.is_some()
+        && read.elapsed() < fresh
+    {
+        return Ok(page.clone());
+    }
+    let page = link.fetch(&entry.backend, METRICS, limit).await?;
+    if entry.backend.rank.is_some() {
+        *known = Some((Instant::now(), page.clone()));
+    }
+    Ok(page)
 }
 
 // === impl Sglang ===

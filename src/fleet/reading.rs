@@ -22,6 +22,8 @@ pub struct Reading {
     pub computed: Option<f64>,
     /// Lines of metrics that we want and could not read.
     pub malformed: usize,
+    /// Data-parallel ranks that were seen, whosever reading it is.
+    pub ranks: usize,
     /// The server does not tell its load: `gauges` hold nothing but the capacity.
     pub blind: bool,
 }

@@ -38,7 +38,9 @@ impl Registry {
         let mut entries = Vec::clone(&self.entries.load());
         let twin = entries.iter().any(|other| {
             let (a, b) = (&entry.backend, &other.backend);
-            a.pool == b.pool && a.url == b.url && !other.is_draining()
+            // A server is there as a whole or by its ranks.
+            let apart = a.rank.is_some() && b.rank.is_some() && a.rank != b.rank;
+            a.pool == b.pool && a.server() == b.server() && !apart && !other.is_draining()
         });
         if twin {
             return Err(format!("{} is a backend of this pool already", entry.backend.url));

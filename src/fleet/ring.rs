@@ -71,7 +71,7 @@ mod tests {
             weight,
             capacity_tokens: None,
         };
-        Backend::new(BackendId(id), PoolId(0), &config, super::super::Origin::File).unwrap()
+        Backend::new(BackendId(id), PoolId(0), &config, None, super::super::Origin::File).unwrap()
     }
 
     fn ring(backends: &[(Backend, bool)]) -> Ring {

@@ -89,6 +89,7 @@ fn pool(name: &str, backends: Vec<config::Backend>) -> Pool {
         aliases: Vec::new(),
         engine: EngineKind::Vllm,
         routing: Routing::Program,
+        ranks: config::Ranks::Auto,
         backends,
         discovery: None,
         health: health(),
@@ -422,7 +423,10 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 #[test]
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
-    let entry = Entry::new(Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), Origin::File).unwrap());
+    let entry = Entry::new(
+        Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), None, Origin::File).unwrap(),
+        Arc::default(),
+    );
     entry.rise(&heard, false);
     entry.remove(&heard);
     entry.rise(&heard, false);

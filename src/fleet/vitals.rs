@@ -233,7 +233,7 @@ mod tests {
 
     fn backend() -> Arc<Backend> {
         let config = config::Backend::at("http://gpu:1").unwrap();
-        Arc::new(Backend::new(BackendId(0), PoolId(0), &config, crate::fleet::Origin::File).unwrap())
+        Arc::new(Backend::new(BackendId(0), PoolId(0), &config, None, crate::fleet::Origin::File).unwrap())
     }
 
     fn stalled(one: &Backend, other: &Backend) -> bool {

@@ -52,10 +52,14 @@ impl Metric {
     }
 }
 
-/// Reads a `/metrics` page. `None` if nothing on it is vLLM's.
+/// Reads a `/metrics` page, all of it or what concerns one rank, counted from zero in the order of their labels (with
+/// several nodes those of one need not begin at zero). `None` if nothing on it is vLLM's; of a rank that is not there
+/// nothing but the number of those that are.
 #[must_use]
-pub(super) fn read(page: &[u8]) -> Option<Reading> {
-    let mut reading = Reading::default();
+pub(super) fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
+    let labels = labels(page);
+    let mut reading = Reading { ranks: labels.len(), ..Reading::default() };
+    let wanted = rank.map(|rank| labels.get(rank as usize).map_or_else(String::new, u32::to_string));
     let mut ranks: Vec<Rank> = Vec::new();
     let mut ours = false;
     for line in prometheus::lines(page) {
@@ -66,14 +70,17 @@ pub(super) fn read(page: &[u8]) -> Option<Reading> {
             reading.malformed += 1;
             continue;
         };
-        if !sample.value.is_finite() {
+        let elsewhere =
+            wanted.as_ref().is_some_and(|wanted| sample.label("engine").is_some_and(|engine| engine != *wanted));
+        ours |= elsewhere;
+        if elsewhere || !sample.value.is_finite() {
             continue;
         }
         ours |= !matches!(metric, Metric::Started);
         match metric {
             Metric::Started => reading.started = Some(sample.value),
-            Metric::CacheConfig => rank(&mut ranks, &sample).configure(&sample),
-            Metric::KvUsage => rank(&mut ranks, &sample).kv_usage = Some(sample.value),
+            Metric::CacheConfig => of(&mut ranks, &sample).configure(&sample),
+            Metric::KvUsage => of(&mut ranks, &sample).kv_usage = Some(sample.value),
             Metric::PromptBySource => {
                 if sample.label("source").as_deref() == Some("local_compute") {
                     *reading.computed.get_or_insert(0.0) += sample.value;
@@ -86,7 +93,16 @@ pub(super) fn read(page: &[u8]) -> Option<Reading> {
     ours.then_some(reading)
 }
 
-fn rank<'a>(ranks: &'a mut Vec<Rank>, sample: &prometheus::Sample<'_>) -> &'a mut Rank {
+/// The ranks on a page, in order.
+fn labels(page: &[u8]) -> Vec<u32> {
+    let told = prometheus::lines(page).filter(|line| line.name == "vllm:num_requests_running");
+    let mut labels: Vec<u32> = told.filter_map(|line| line.sample()?.label("engine")?.parse().ok()).collect();
+    labels.sort_unstable();
+    labels.dedup();
+    labels
+}
+
+fn of<'a>(ranks: &'a mut Vec<Rank>, sample: &prometheus::Sample<'_>) -> &'a mut Rank {
     let label = sample.label("engine").unwrap_or_default();
     let at = ranks.iter().position(|rank| rank.label == label).unwrap_or_else(|| {
         ranks.push(Rank { label: label.into_owned(), ..Rank::default() });
@@ -127,10 +143,11 @@ impl Rank {
 impl Reading {
     fn add_up(&mut self, ranks: &[Rank]) {
         self.gauges.block_size = ranks.iter().map(|rank| rank.block_size).max().unwrap_or(0);
-        self.gauges.num_gpu_blocks = ranks.iter().map(|rank| rank.blocks).max().unwrap_or(0);
         // A rank whose size is not told would make the sum too small, not unknown.
         let configured = || ranks.iter().filter(|rank| rank.configured);
-        let count = configured().count();
+        let count = configured().count().max(self.ranks);
+        let blocks = ranks.iter().map(|rank| rank.blocks).max().unwrap_or(0);
+        self.gauges.num_gpu_blocks = if ranks.len() < count { blocks / count as u64 } else { blocks };
         let capacity: Option<Tokens> = configured().map(|rank| rank.capacity(count).map(Tokens)).sum();
         self.capacity = capacity.filter(|tokens| *tokens > Tokens::ZERO);
         self.gauges.capacity_tokens = self.capacity.map_or(0, |tokens| tokens.0);

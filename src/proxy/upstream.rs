@@ -115,6 +115,9 @@ impl Proxy {
         }
         request.insert_header(header::HOST, &backend.authority)?;
         request.insert_header(REQUEST_ID, ctx.id.clone())?;
+        if let Some(rank) = backend.rank {
+            request.insert_header("x-data-parallel-rank", rank.to_string())?;
+        }
         let settings = backend.settings();
         if settings.api_key.is_some() || self.app.settings().keys.required() {
             // The client's key is for us.

@@ -271,11 +271,12 @@ impl AddedBackend {
         let added = |status: crate::fleet::BackendStatus| {
             let backend = status.backend;
             let settings = backend.settings();
-            let here = settings.origin != Origin::File && !status.draining;
+            // Of a server with ranks one stands for all.
+            let here = settings.origin != Origin::File && !status.draining && backend.rank.is_none_or(|rank| rank == 0);
             here.then(|| Self {
                 discovered: settings.origin == Origin::Dns,
                 model: app.fleet.pool_name(backend.pool).unwrap_or_default().to_owned(),
-                url: backend.url.clone(),
+                url: backend.server().to_owned(),
                 weight: settings.weight,
                 api_key: settings.api_key.as_ref().map(|key| key.0.clone()),
                 capacity_tokens: settings.capacity_tokens,

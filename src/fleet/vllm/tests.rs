@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const REAL: &[u8] = include_bytes!("../../../tests/samples/vllm-0.32-metrics.txt");
 
 fn capacity_of(page: &str) -> Option<Tokens> {
-    read(page.as_bytes()).unwrap().capacity
+    read(page.as_bytes(), None).unwrap().capacity
 }
 
 fn cache(labels: &str) -> String {
@@ -15,7 +15,7 @@ fn cache(labels: &str) -> String {
 
 #[test]
 fn a_page_of_a_real_server_is_read_whole() {
-    let reading = read(REAL).unwrap();
+    let reading = read(REAL, None).unwrap();
     assert_eq!(reading.malformed, 0);
     assert_eq!(reading.capacity, Some(Tokens(24_000 - 32)));
     assert_eq!(reading.kv_usage, Some(0.0));
@@ -60,7 +60,7 @@ fn engines_of_one_server_add_up_each_once() {
            vllm:prompt_tokens_by_source_total{engine=\"0\",source=\"local_compute\"} 5\n\
            vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_compute\"} 6\n\
            vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_cache_hit\"} 700\n";
-    let reading = read(page.as_bytes()).unwrap();
+    let reading = read(page.as_bytes(), None).unwrap();
     assert_eq!(reading.capacity, Some(Tokens(4_000)));
     assert_eq!(reading.gauges.running, 5.0);
     assert_eq!(reading.computed, Some(11.0));
@@ -72,9 +72,31 @@ fn blocks_are_counted_of_all_engines_on_the_line_of_each() {
     // As real vLLM 0.32 with two ranks of 100 blocks has it; older ones do not tell the tokens.
     for (tokens, expected) in [("", 990 + 990), (",kv_cache_size_tokens=\"1000\"", 990 + 990)] {
         let one = |engine| cache(&format!("engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\"{tokens}"));
-        let reading = read((one(0) + &one(1)).as_bytes()).unwrap();
+        let reading = read((one(0) + &one(1)).as_bytes(), None).unwrap();
         assert_eq!((reading.capacity, reading.gauges.num_gpu_blocks), (Some(Tokens(expected)), 200));
     }
+}
+
+#[test]
+fn one_rank_is_read_alone_by_its_place_among_the_labels() {
+    // The second of two nodes with two ranks each.
+    let one = |engine: u32, tokens: u32| {
+        cache(&format!(
+            "engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\",kv_cache_size_tokens=\"{tokens}\""
+        )) + &format!("vllm:num_requests_running{{engine=\"{engine}\"}} {engine}\n")
+            + &format!("vllm:kv_cache_usage_perc{{engine=\"{engine}\"}} 0.{engine}\n")
+            + &format!("vllm:prompt_tokens_by_source_total{{engine=\"{engine}\",source=\"local_compute\"}} {engine}0\n")
+    };
+    let page = one(3, 3_010) + &one(2, 2_010) + "process_start_time_seconds 5\n";
+    let of = |rank| read(page.as_bytes(), rank).unwrap();
+    let (all, first, second) = (of(None), of(Some(0)), of(Some(1)));
+    assert_eq!([&all, &first, &second].map(|reading| reading.capacity.unwrap().0), [5_000, 2_000, 3_000]);
+    assert_eq!([&all, &first, &second].map(|reading| reading.gauges.running), [5.0, 2.0, 3.0]);
+    assert_eq!([&all, &first, &second].map(|reading| reading.computed), [Some(50.0), Some(20.0), Some(30.0)]);
+    assert_eq!((first.kv_usage, second.kv_usage, second.started), (Some(0.2), Some(0.3), Some(5.0)));
+    assert_eq!([&all, &first].map(|reading| reading.gauges.num_gpu_blocks), [200, 100]);
+    assert_eq!([&all, &first, &of(Some(2))].map(|reading| reading.ranks), [2, 2, 2]);
+    assert_eq!(of(Some(2)).capacity, None, "there is none");
 }
 
 #[test]
@@ -87,15 +109,15 @@ fn an_engine_of_unknown_size_makes_the_capacity_unknown() {
 #[test]
 fn the_cache_may_be_described_without_an_engine_label() {
     let page = cache("block_size=\"10\",num_gpu_blocks=\"100\"") + "vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\n";
-    let reading = read(page.as_bytes()).unwrap();
+    let reading = read(page.as_bytes(), None).unwrap();
     assert_eq!((reading.capacity, reading.kv_usage), (Some(Tokens(990)), Some(0.5)));
 }
 
 #[test]
 fn another_programs_page_is_not_taken_for_vllm() {
-    assert!(read(b"process_start_time_seconds 5\ngo_goroutines 7\n").is_none());
-    assert!(read(b"<html>not found</html>").is_none());
-    assert!(read(b"").is_none());
+    assert!(read(b"process_start_time_seconds 5\ngo_goroutines 7\n", None).is_none());
+    assert!(read(b"<html>not found</html>", None).is_none());
+    assert!(read(b"", None).is_none());
 }
 
 #[test]
@@ -103,7 +125,7 @@ fn garbage_lines_and_numbers_are_skipped_and_counted() {
     let page = "vllm:num_requests_running{engine=\"0\"} NaN\n\
                 vllm:num_requests_waiting{engine=\"0\" 3\n\
                 vllm:prompt_tokens_total 12\n";
-    let reading = read(page.as_bytes()).unwrap();
+    let reading = read(page.as_bytes(), None).unwrap();
     assert_eq!(reading.malformed, 1);
     assert_eq!((reading.gauges.running, reading.gauges.waiting), (0.0, 0.0));
     assert_eq!(reading.gauges.prompt_tokens, 12.0);
@@ -117,7 +139,7 @@ fn page(started: f64, prompt: f64, computed: Option<f64>, tokens: &str) -> Readi
     if let Some(computed) = computed {
         page += &format!("vllm:prompt_tokens_by_source_total{{source=\"local_compute\"}} {computed}\n");
     }
-    read(page.as_bytes()).unwrap()
+    read(page.as_bytes(), None).unwrap()
 }
 
 fn seconds(seconds: f64) -> Duration {
