@@ -4,7 +4,6 @@ use super::writer::Format;
 use crate::config::AccessFormat;
 use crate::scheduler::Usage;
 use serde::{Serialize, Serializer};
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,11 +72,7 @@ impl Format for AccessFormat {
     fn render(&self, record: Self::Item, out: &mut Vec<u8>) {
         let line = Line::new(&record);
         match self {
-            Self::Json => {
-                let mut json = String::new();
-                push_json(&mut json, &line);
-                out.extend_from_slice(json.as_bytes());
-            }
+            Self::Json => push_json(out, &line),
             Self::Text => line.push_text(out),
         }
         out.push(b'\n');
@@ -113,9 +108,9 @@ impl<'a> Line<'a> {
     /// `time client method "path" status key=value …`; absent values are left out, strings are quoted as in JSON.
     fn push_text(&self, out: &mut Vec<u8>) {
         let client = self.client.as_deref().unwrap_or("-");
-        let mut text = format!("{} {client} {} ", self.time, self.method);
-        push_json(&mut text, &self.path);
-        let _ = write!(text, " {}", self.status);
+        let _ = write!(out, "{} {client} {} ", self.time, self.method);
+        push_json(out, &self.path);
+        let _ = write!(out, " {}", self.status);
         let strings = [
             ("request_id", Some(self.request_id)),
             ("model", self.model),
@@ -125,8 +120,8 @@ impl<'a> Line<'a> {
         ];
         for (name, value) in strings {
             if let Some(value) = value {
-                let _ = write!(text, " {name}=");
-                push_json(&mut text, &value);
+                let _ = write!(out, " {name}=");
+                push_json(out, &value);
             }
         }
         let numbers = [
@@ -141,10 +136,9 @@ impl<'a> Line<'a> {
         ];
         for (name, value) in numbers {
             if let Some(value) = value {
-                let _ = write!(text, " {name}={value}");
+                let _ = write!(out, " {name}={value}");
             }
         }
-        let _ = out.write_all(text.as_bytes());
     }
 }
 
@@ -155,14 +149,18 @@ pub(crate) fn is_unsafe_to_show(c: char) -> bool {
 }
 
 /// Appends `value` as JSON. serde escapes what JSON asks for (below U+0020) and no more.
-fn push_json(out: &mut String, value: &impl Serialize) {
-    let json = serde_json::to_string(value).unwrap_or_default();
-    for c in json.chars() {
-        if is_unsafe_to_show(c) {
-            let _ = write!(out, "\\u{:04x}", u32::from(c));
-        } else {
-            out.push(c);
-        }
+fn push_json(out: &mut Vec<u8>, value: &impl Serialize) {
+    let start = out.len();
+    let _ = serde_json::to_writer(&mut *out, value);
+    if out[start..].iter().all(|byte| *byte < 0x7f) {
+        return;
+    }
+    let json = out.split_off(start);
+    for c in String::from_utf8_lossy(&json).chars() {
+        let _ = match is_unsafe_to_show(c) {
+            true => write!(out, "\\u{:04x}", u32::from(c)),
+            false => write!(out, "{c}"),
+        };
     }
 }
 

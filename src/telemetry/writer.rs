@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// Lines that may wait for the disk. At a thousand requests a second: four seconds of a stalled disk.
 const QUEUE: usize = 4096;
+/// Between two writes, so that a busy proxy does not wake the thread for each line.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes gathered before one `write`, while lines keep coming.
 const BATCH: usize = 64 * 1024;
 /// A target that could not be opened or written is tried again this often.
@@ -34,6 +36,7 @@ pub(super) trait Format: Send + 'static {
 pub(super) struct Writer<T> {
     sender: SyncSender<Message<T>>,
     shared: Arc<Shared>,
+    thread: Thread,
     dropped: Counter,
 }
 
@@ -95,8 +98,8 @@ impl<T: Send + 'static> Writer<T> {
             lines: 0,
             dropped: dropped.clone(),
         };
-        thread::Builder::new().name(name.to_owned()).spawn(move || worker.run(&receiver))?;
-        Ok(Self { sender, shared, dropped })
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || worker.run(&receiver))?;
+        Ok(Self { sender, shared, thread: handle.thread().clone(), dropped })
     }
 
     /// Never waits.
@@ -120,6 +123,8 @@ impl<T: Send + 'static> Writer<T> {
         let sent = self.shared.sent.load(Ordering::Acquire);
         let mut done = self.shared.done.lock();
         while *done < sent {
+            // If it pauses.
+            self.thread.unpark();
             if self.shared.advanced.wait_until(&mut done, deadline).timed_out() {
                 return *done >= sent;
             }
@@ -140,6 +145,7 @@ impl<F: Format> Worker<F> {
                 self.take(message);
             }
             self.write_out();
+            thread::park_timeout(PAUSE);
         }
     }
 
