@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A request body that was found to be a JSON object, and where its fields are.
 ///
-/// Holds a handle on the body: drop it once [`Envelope::forward`] has given the bytes to send.
+/// Holds a handle on the body, until [`Envelope::forward`] gives the bytes to send.
 #[derive(Debug)]
 pub struct Envelope {
     body: Bytes,
@@ -73,10 +73,10 @@ impl Envelope {
         }
     }
 
-    /// The bytes to send upstream: without what was written for Thundergate, and with `edits`. The same
-    /// handle when there is nothing to change, else one new buffer.
+    /// The bytes to send upstream: without what was written for Thundergate, and with `edits`, which are made in place
+    /// if nobody else holds the body.
     #[must_use]
-    pub fn forward(&self, edits: &Edits<'_>) -> Forwarded {
+    pub fn forward(self, edits: &Edits<'_>) -> Forwarded {
         splice::forward(self, edits)
     }
 

@@ -39,28 +39,28 @@ pub struct Forwarded {
 }
 
 /// Bytes to be written in place of a span, which is empty for an insertion.
-type Patch<'a> = (Span, Cow<'a, str>);
+type Patch = (Span, Cow<'static, str>);
 
-pub(super) fn forward(envelope: &Envelope, edits: &Edits<'_>) -> Forwarded {
-    let mut patches: Vec<Patch<'_>> = Vec::new();
+pub(super) fn forward(envelope: Envelope, edits: &Edits<'_>) -> Forwarded {
+    let mut patches: Vec<Patch> = Vec::new();
     if let (Some(name), Some(span)) = (edits.model, envelope.outline.span(Field::Model)) {
         let quoted = serde_json::Value::from(name).to_string();
         patches.push((span, Cow::Owned(quoted)));
     }
     let asked = patches.len();
-    if edits.usage != AskUsage::Never && envelope.stream() && !several_choices(envelope) {
-        ask_usage(envelope, edits.usage, &mut patches);
+    if edits.usage != AskUsage::Never && envelope.stream() && !several_choices(&envelope) {
+        ask_usage(&envelope, edits.usage, &mut patches);
     }
     let usage_added = patches.len() > asked;
     let cuts = envelope.outline.cuts.iter();
     patches.extend(cuts.map(|cut| (*cut, Cow::Borrowed(""))));
     patches.sort_by_key(|(span, _)| span.start);
-    Forwarded { body: apply(&envelope.body, &patches), usage_added }
+    Forwarded { body: apply(envelope.body, &patches), usage_added }
 }
 
 /// Adds what makes the engine report usage, if the client did not ask for it. What the engine will refuse
 /// is left alone, so that the client gets the engine's own error.
-fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
+fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let Some(options) = envelope.outline.span(Field::StreamOptions) else {
         let close = envelope.outline.close;
         let addition = ",\"stream_options\":{\"include_usage\":true}";
@@ -99,7 +99,7 @@ fn several_choices(envelope: &Envelope) -> bool {
 }
 
 /// In vLLM, `continuous_usage_stats` wakes up once usage is asked for, and would put usage into every event.
-fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch<'_>>) {
+fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
     if let (AskUsage::Vllm, Some(true), Some(span)) = (engine, wanted, envelope.outline.span(Field::ContinuousUsage)) {
         patches.push((span, Cow::Borrowed("false")));
@@ -116,20 +116,14 @@ fn insertion(at: usize) -> Span {
     Span { start: at, end: at }
 }
 
-/// The body with all patches, which are in order and do not overlap.
-fn apply(body: &Bytes, patches: &[Patch<'_>]) -> Bytes {
+/// The body with all patches, which are in order and do not overlap. Not copied unless somebody else holds it too.
+fn apply(body: Bytes, patches: &[Patch]) -> Bytes {
     if patches.is_empty() {
-        return body.clone();
+        return body;
     }
-    let removed: usize = patches.iter().map(|(span, _)| span.len()).sum();
-    let added: usize = patches.iter().map(|(_, text)| text.len()).sum();
-    let mut out = Vec::with_capacity(body.len() - removed + added);
-    let mut from = 0;
-    for (span, text) in patches {
-        out.extend_from_slice(&body[from..span.start]);
-        out.extend_from_slice(text.as_bytes());
-        from = span.end;
+    let mut bytes = Vec::from(body);
+    for (span, text) in patches.iter().rev() {
+        bytes.splice(span.start..span.end, text.bytes());
     }
-    out.extend_from_slice(&body[from..]);
-    Bytes::from(out)
+    Bytes::from(bytes)
 }
