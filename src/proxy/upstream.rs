@@ -47,7 +47,7 @@ impl Proxy {
             let address = self.app.fleet.address(admission.backend);
             ctx.backend = backend.clone();
             if let (Some(backend), Some(address)) = (backend, address) {
-                return Ok(Box::new(self.peer_at(&backend, address)));
+                return Ok(Box::new(self.peer_at(&backend, address, ctx.pulse.is_some())));
             }
             self.unreached(ctx, Fault::Connect)?;
         }
@@ -84,15 +84,16 @@ impl Proxy {
         Ok(())
     }
 
-    fn peer_at(&self, backend: &Backend, address: SocketAddr) -> HttpPeer {
+    /// `timed`: the pulse of the client's connection tells when the backend was silent for too long.
+    fn peer_at(&self, backend: &Backend, address: SocketAddr, timed: bool) -> HttpPeer {
         let settings = self.app.settings();
         let timeouts = &settings.timeouts;
         let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
         let options = &mut peer.options;
         options.connection_timeout = Some(timeouts.connect);
         options.total_connection_timeout = Some(timeouts.connect);
-        // Pingora has one timeout for all reads. The pulse of the client's connection is exact; HTTP/2 has only this.
-        options.read_timeout = Some(timeouts.first_byte.max(timeouts.stream_idle));
+        // Pingora has one timeout for all reads, and makes a timer for each. The pulse is exact; HTTP/2 has only this.
+        options.read_timeout = (!timed).then(|| timeouts.first_byte.max(timeouts.stream_idle));
         options.write_timeout = Some(timeouts.stream_idle);
         options.idle_timeout = Some(KEPT_IDLE);
         options.tcp_keepalive = Some(KEEPALIVE);
