@@ -351,10 +351,6 @@ impl Nesting {
 // === impl Span ===
 
 impl Span {
-    pub fn len(self) -> usize {
-        self.end - self.start
-    }
-
     pub fn is_empty(self) -> bool {
         self.start == self.end
     }
