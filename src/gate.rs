@@ -125,11 +125,12 @@ impl Gate {
     #[must_use]
     pub fn release(&self, program: &ProgramKey) -> bool {
         let mut known = false;
-        for (index, pool) in self.0.pools.iter().enumerate() {
-            if pool.lock().scheduler.program(program).is_some() {
-                known = true;
-                self.tell(PoolId(index), Event::Release(program.clone()));
-            }
+        for pool in 0..self.0.pools.len() {
+            // Known and ended under one lock: of two that release it at once, one did.
+            let decisions = self.handle(PoolId(pool), Event::Release(program.clone()));
+            known |= decisions
+                .iter()
+                .any(|decision| matches!(decision, Decision::Ended { program: of, .. } if of == program));
         }
         known
     }
@@ -201,7 +202,7 @@ impl Gate {
     }
 
     /// Hands an event to the pool's scheduler and carries out what it decides.
-    fn handle(&self, pool: PoolId, event: Event) {
+    fn handle(&self, pool: PoolId, event: Event) -> Vec<Decision> {
         let mut decisions = Vec::new();
         if let Some(pool) = self.0.pools.get(pool.0) {
             let pool = &mut *pool.lock();
@@ -209,6 +210,7 @@ impl Gate {
             pool.wake(&decisions, None);
         }
         self.record(pool, &decisions);
+        decisions
     }
 
     /// The same for an event that asks where `step` may go: its verdict, or what to wait on.

@@ -18,9 +18,10 @@ use crate::config;
 use crate::fleet::{self, Origin};
 use crate::gate::PoolId;
 use crate::scheduler::{BackendId, Memory};
+use crate::units::unix_time;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Everything, at one time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,5 +139,5 @@ fn translated(pool: Pool, here: &[(BackendId, String)]) -> Memory {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    unix_time().as_millis() as u64
 }

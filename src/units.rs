@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::time::{Duration, SystemTime};
 
 /// A number of tokens. Subtraction stops at zero: a count of tokens is never negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,6 +25,20 @@ impl Tokens {
     pub fn scale(self, factor: f64) -> Self {
         Self((self.as_f64() * factor).round().max(0.0) as u64)
     }
+}
+
+/// The time of day, for people, files and protocols. It may be set at any moment, backwards too: what is decided, held or
+/// timed out goes by `Instant`.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "its only place")]
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The same since 1970; zero before.
+#[must_use]
+pub fn unix_time() -> Duration {
+    wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 impl Add for Tokens {

@@ -7,6 +7,10 @@ mod support;
 mod backend;
 #[path = "faults/client.rs"]
 mod client;
+#[path = "faults/metrics.rs"]
+mod metrics;
+#[path = "faults/programs.rs"]
+mod programs;
 #[path = "faults/wire.rs"]
 mod wire;
 

@@ -7,9 +7,10 @@ use crate::config::{Config, Engine, Routing};
 use crate::fleet::{BackendStatus, Gauges};
 use crate::gate::{PoolId, ProgramView};
 use crate::telemetry::{ProfileSummary, round4};
+use crate::units::unix_time;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// A value of `GET /programs`.
 #[derive(Serialize)]
@@ -277,8 +278,7 @@ fn cache_config(status: &BackendStatus, engine: Engine, effective: Option<u64>) 
 /// Absent before the first reading, as in ThunderAgent; and of an engine that tells nothing.
 fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineMetrics> {
     let gauges: &Gauges = status.gauges.as_ref()?;
-    let read_at = SystemTime::now() - status.scrape_age.unwrap_or(Duration::ZERO);
-    let since_epoch = read_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let read_at = unix_time().saturating_sub(status.scrape_age.unwrap_or(Duration::ZERO));
     let own = match engine {
         Engine::Vllm | Engine::Openai => OwnMetrics::Vllm {
             kv_cache_usage_perc: round4(gauges.kv_usage),
@@ -307,7 +307,7 @@ fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineMetric
         num_requests_running: gauges.running as u64,
         num_requests_waiting: gauges.waiting as u64,
         own,
-        last_updated: since_epoch.as_secs_f64(),
+        last_updated: read_at.as_secs_f64(),
         history_size: 1,
     })
 }

@@ -9,6 +9,7 @@ use super::model::{Request, Shape};
 use super::prompt::Prompt;
 use super::token::piece_of;
 use super::wire::{Chat, Completion, Generate, Messages, Reply, Responses, Wire};
+use crate::units::unix_time;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -237,7 +238,7 @@ impl Face {
             .map_err(|error| ApiError::value(&error.to_string(), "input_tokens", &prompt.tokens.len().to_string()))?;
         let reply = Reply {
             id: format!("{:016x}", mix(self.author.seed ^ mix(generation.id))),
-            created: seconds_since_1970(SystemTime::now()) as u64,
+            created: unix_time().as_secs(),
             model: self.model.clone(),
             answer,
             prompt_tokens: prompt.tokens.len(),

@@ -5,6 +5,7 @@ use super::answer::Author;
 use super::driver::Driver;
 use super::http::{Face, router};
 use super::model::{Counters, Engine, Gauges};
+use crate::units::wall_clock;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -79,7 +80,7 @@ impl Server {
             shape: config.shape.clone(),
             drivers: drivers.clone(),
             author,
-            started: SystemTime::now(),
+            started: wall_clock(),
             received: AtomicU64::new(0),
         });
         let (mode, changes) = watch::channel(Mode::Serve);

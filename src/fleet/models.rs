@@ -2,13 +2,14 @@
 
 use super::pools::Pool;
 use super::{Entry, Inner};
+use crate::units::unix_time;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// The last answer. Its lock is held over the fetch, so that many clients cause one.
@@ -55,8 +56,7 @@ struct Collected {
 
 impl Cache {
     pub(super) fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        Self { answer: Mutex::default(), created: now.map_or(0, |since| since.as_secs()) }
+        Self { answer: Mutex::default(), created: unix_time().as_secs() }
     }
 
     pub(super) async fn get(&self, inner: &Inner) -> Bytes {

@@ -35,6 +35,12 @@ pub struct Tracker {
     window: Option<(Instant, f64)>,
 }
 
+/// Whether any counter, ratio or time can have this value: NaN, the infinite, the negative and the immense would only
+/// spoil sums. No KV cache has so many tokens, and a float counts exactly up to here (2⁵³).
+pub(super) fn is_sound(value: f64) -> bool {
+    (0.0..=9_007_199_254_740_992.0).contains(&value)
+}
+
 // === impl Reading ===
 
 impl Reading {

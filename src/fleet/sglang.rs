@@ -1,7 +1,7 @@
 //! What an SGLang server tells of itself: its KV cache on `/server_info`, its load on `/metrics` (which it serves only
 //! with `--enable-metrics`).
 
-use super::reading::Reading;
+use super::reading::{Reading, is_sound};
 use super::{Gauges, prometheus};
 use crate::units::Tokens;
 use serde::Deserialize;
@@ -59,7 +59,7 @@ pub(super) fn capacity(info: &[u8]) -> Option<Tokens> {
     let states = info.internal_states.iter().filter_map(|state| state.memory_usage.as_ref()?.token_capacity);
     let told: f64 = states.sum();
     let whole = if told > 0.0 { told } else { info.max_total_num_tokens? * info.dp_size.unwrap_or(1.0).max(1.0) };
-    (whole >= 1.0).then_some(Tokens(whole as u64))
+    (whole >= 1.0 && is_sound(whole)).then_some(Tokens(whole as u64))
 }
 
 /// Reads a `/metrics` page. `None` if nothing on it is SGLang's.
@@ -83,7 +83,7 @@ pub(super) fn read(page: &[u8]) -> Option<Reading> {
             reading.malformed += 1;
             continue;
         };
-        if !sample.value.is_finite() {
+        if !is_sound(sample.value) {
             continue;
         }
         ours |= !started;

@@ -1,6 +1,6 @@
 //! What SkyRL's HTTP endpoint tells of its engines: JSON on `/metrics`.
 
-use super::reading::Reading;
+use super::reading::{Reading, is_sound};
 use crate::units::Tokens;
 use serde::Deserialize;
 
@@ -34,7 +34,9 @@ pub(super) fn read(page: &[u8]) -> Option<Reading> {
     }
     let mut reading = Reading::default();
     let asked: Vec<&Engine> = engines.iter().filter(|engine| engine.error.is_none()).collect();
-    let all = |value: fn(&Engine) -> Option<f64>| asked.iter().filter_map(move |engine| value(engine));
+    let all = |value: fn(&Engine) -> Option<f64>| {
+        asked.iter().filter_map(move |engine| value(engine)).filter(|value| is_sound(*value))
+    };
     let usage: Vec<f64> = all(|engine| engine.kv_cache_usage_pct).collect();
     let mean = usage.iter().sum::<f64>() / usage.len() as f64 / 100.0;
     reading.kv_usage = (!usage.is_empty()).then(|| mean.clamp(0.0, 1.0));

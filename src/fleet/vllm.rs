@@ -1,11 +1,8 @@
 //! What a vLLM server tells of itself on `/metrics`: its KV cache and its load.
 
-use super::reading::Reading;
+use super::reading::{Reading, is_sound};
 use super::{Gauges, prometheus};
 use crate::units::Tokens;
-
-/// Label values above this are garbage: no KV cache has so many tokens, and a float counts exactly up to here.
-const LARGEST_COUNT: f64 = 9_007_199_254_740_992.0;
 
 /// One `engine` label's part of a page.
 #[derive(Debug, Default)]
@@ -73,7 +70,7 @@ pub(super) fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
         let elsewhere =
             wanted.as_ref().is_some_and(|wanted| sample.label("engine").is_some_and(|engine| engine != *wanted));
         ours |= elsewhere;
-        if elsewhere || !sample.value.is_finite() {
+        if elsewhere || !is_sound(sample.value) {
             continue;
         }
         ours |= !matches!(metric, Metric::Started);
@@ -113,7 +110,7 @@ fn of<'a>(ranks: &'a mut Vec<Rank>, sample: &prometheus::Sample<'_>) -> &'a mut 
 
 fn count(label: &str) -> Option<u64> {
     let value: f64 = label.parse().ok()?;
-    (1.0..=LARGEST_COUNT).contains(&value).then_some(value as u64)
+    (value >= 1.0 && is_sound(value)).then_some(value as u64)
 }
 
 // === impl Rank ===

@@ -3,8 +3,8 @@
 use super::{Gate, PoolId};
 use crate::scheduler::{Decision, DispatchKind, EndKind, ProgramKey};
 use crate::telemetry::{MoveReason, Released};
+use crate::units::unix_time;
 use serde_json::{Value, json};
-use std::time::SystemTime;
 
 impl Gate {
     pub(super) fn record(&self, pool: PoolId, decisions: &[Decision]) {
@@ -59,8 +59,7 @@ fn describe(pool: PoolId, decision: &Decision) -> Option<Value> {
         Decision::Ended { program, how } => named("end", program, json!({"how": how.label()})),
         Decision::Measured { .. } => return None,
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    event["time"] = json!(now.as_millis() as f64 / 1000.0);
+    event["time"] = json!(unix_time().as_millis() as f64 / 1000.0);
     event["pool"] = json!(pool.0);
     Some(event)
 }

@@ -124,7 +124,7 @@ impl Step {
     pub fn finish(&mut self, outcome: Outcome) {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Waiting(_) => self.give_up(),
-            State::Running(_) => self.gate.handle(self.pool, Event::End { step: self.id, outcome }),
+            State::Running(_) => self.gate.tell(self.pool, Event::End { step: self.id, outcome }),
             State::Refused(_) | State::Over => {}
         }
     }

@@ -6,11 +6,11 @@ use super::failure::CLIENT_GONE;
 use super::observe::Observer;
 use crate::scheduler::{Outcome, Usage};
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
-use crate::units::Tokens;
+use crate::units::{Tokens, wall_clock};
 use pingora::Error;
 use pingora_proxy::Session;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 /// Of English text and JSON, as long as nothing better is known.
 const BYTES_PER_TOKEN: usize = 4;
@@ -84,7 +84,7 @@ fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx, model: Opti
     let duration = ended - ctx.arrived;
     let client = session.client_addr().and_then(|address| address.as_inet()).copied();
     AccessRecord {
-        time: SystemTime::now() - duration,
+        time: wall_clock() - duration,
         request_id: String::from_utf8_lossy(ctx.id.as_bytes()).into_owned(),
         client,
         method: request.method.clone(),

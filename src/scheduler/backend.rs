@@ -215,7 +215,8 @@ impl Backend {
 
     /// Prefill ran at this many tokens/s over a window; the fastest window is the nearest to its true speed.
     pub fn saw_rate(&mut self, rate: f64) {
-        if rate.is_finite() && rate > 0.0 {
+        // A window in which it mostly idled tells nothing; and what is recomputed at no speed takes longer than time.
+        if rate.is_finite() && rate >= 1.0 {
             self.rate = Some(self.rate.map_or(rate, |best| rate.max(best * FADE)));
         }
     }

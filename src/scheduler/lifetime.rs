@@ -66,6 +66,10 @@ impl Scheduler {
         let Some(program) = self.programs.remove(&pid) else {
             return;
         };
+        // Where the size of the cache is not known, nothing ever fades.
+        for backend in self.backends.values_mut().filter(|backend| backend.capacity().is_none()) {
+            backend.shadow.take(pid);
+        }
         self.roll.remove(&pid);
         self.inactive.remove(&(program.last_active, pid));
         if !program.ended {

@@ -220,6 +220,18 @@ fn pools_are_found_by_name_and_backends_by_url() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_since_makes_no_program_older() {
+    let app = app();
+    let mut snapshot = sample();
+    snapshot.pools[0].name.clear();
+    snapshot.taken_ms = now_ms() + 365 * 24 * 3_600_000;
+    let restored = restore(&encode(&snapshot), &app).unwrap();
+    assert_eq!(restored, Restored { programs: 2, age: Duration::ZERO });
+    app.gate.tell(PoolId(0), Event::Tick);
+    assert_eq!(app.gate.programs().len(), 2);
+}
+
+#[test]
 fn a_home_that_only_a_name_server_knows_is_known_at_once() {
     let mut snapshot = sample();
     snapshot.pools[0].name.clear();

@@ -5,6 +5,7 @@ use super::model::{self, ModelMetrics};
 use super::register::{Counters, Histograms, counter, family, gauge, histogram};
 use crate::gate::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason};
+use crate::units::unix_time;
 use arc_swap::ArcSwap;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Up to `scheduler.hold.max` (30 minutes by default).
 const HOLD_SECONDS: [f64; 14] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0];
@@ -222,7 +223,7 @@ impl Metrics {
     pub fn config_reloaded(&self, success: bool) {
         self.config_reload_success.set(success.into());
         if success {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = unix_time();
             self.config_reloaded_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         }
     }

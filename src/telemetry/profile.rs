@@ -2,6 +2,7 @@
 
 use super::writer::{Format, Writer};
 use crate::scheduler::{ProgramKey, Usage};
+use crate::units::wall_clock;
 use lru::LruCache;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
@@ -110,7 +111,7 @@ impl Profiles {
             pause: times.pause,
             tool_call,
             hit_rate,
-            completed_at: SystemTime::now(),
+            completed_at: wall_clock(),
         });
     }
 

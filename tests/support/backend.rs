@@ -28,6 +28,8 @@ pub struct State {
     pub blocks: AtomicUsize,
     /// What `/metrics` sends in place of a good answer, head and all; the connection stays open behind it.
     pub metrics: Mutex<Option<Bytes>>,
+    /// How often they were asked for.
+    pub scrapes: AtomicUsize,
     /// Requests are handed over with their head, and their body stays unread.
     pub early: AtomicBool,
     connections: AtomicUsize,
@@ -77,6 +79,7 @@ impl Backend {
             healthy: AtomicBool::new(true),
             blocks: AtomicUsize::new(10_000),
             metrics: Mutex::default(),
+            scrapes: AtomicUsize::new(0),
             early: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             out,
@@ -272,6 +275,7 @@ impl Io {
                         self.whole(status, "text/plain", b"").await;
                     }
                     "/metrics" => {
+                        self.state.scrapes.fetch_add(1, Ordering::Relaxed);
                         let wrong = self.state.metrics.lock().clone();
                         if let Some(wrong) = wrong {
                             self.write(&wrong).await;

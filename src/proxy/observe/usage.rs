@@ -8,6 +8,9 @@ use serde::Deserialize;
 /// A `usage` object larger than this is not one. The largest in use is below 1 KiB.
 const MAX_USAGE: usize = 16 * 1024;
 
+/// A count above this is none: a hundred times the largest context there is. Ledgers add them up.
+const MAX_COUNT: u64 = 1 << 30;
+
 /// Token counts that are known so far; the messages API tells them in several events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -292,19 +295,18 @@ impl Counts {
 
 impl Wire {
     fn counts(self) -> Counts {
-        let cached = |details: Option<Details>| details.and_then(|details| details.cached_tokens);
-        let outside = [self.cache_read_input_tokens, self.cache_creation_input_tokens];
+        let possible = |count: Option<u64>| count.filter(|count| *count <= MAX_COUNT);
+        let cached = |details: Option<Details>| possible(details.and_then(|details| details.cached_tokens));
+        let outside = [self.cache_read_input_tokens, self.cache_creation_input_tokens].map(possible);
         // In the messages API `input_tokens` leaves out what the cache read and wrote.
-        let input = self.input_tokens.map(|input| input.saturating_add(outside.iter().flatten().sum()));
-        let prompt = self.prompt_tokens.or(input);
-        let completion = self.completion_tokens.or(self.output_tokens);
-        let rest = self.total_tokens.zip(prompt);
+        let input = possible(self.input_tokens).map(|input| input + outside.iter().flatten().sum::<u64>());
+        let prompt = possible(self.prompt_tokens).or(input);
+        let completion = possible(self.completion_tokens.or(self.output_tokens));
+        let rest = possible(self.total_tokens).zip(prompt);
         Counts {
             prompt,
             completion: completion.or(rest.map(|(total, prompt)| total.saturating_sub(prompt))),
-            cached: cached(self.prompt_tokens_details)
-                .or(cached(self.input_tokens_details))
-                .or(self.cache_read_input_tokens),
+            cached: cached(self.prompt_tokens_details).or(cached(self.input_tokens_details)).or(outside[0]),
         }
     }
 }

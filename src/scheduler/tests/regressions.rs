@@ -63,6 +63,15 @@ fn a_program_larger_than_any_backend_gets_one_for_itself_and_the_others_go_on() 
 }
 
 #[test]
+fn a_speed_next_to_nothing_is_no_speed() {
+    let mut world = World::one_backend(10_000);
+    world.report(0, BackendReport { prefill_rate: Some(1e-300), ..BackendReport::default() });
+    let step = world.arrive("a", 5_000);
+    world.answer(step, usage(5_000, 100));
+    assert_eq!(world.program("a").map(|program| program.context), Some(Tokens(5_100)));
+}
+
+#[test]
 fn without_usage_and_without_release_programs_come_and_go_all_the_same() {
     let habit = Habit { usage: false, release: false, ..SHORT };
     let run = |habit| {

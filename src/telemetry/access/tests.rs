@@ -75,3 +75,9 @@ fn a_hostile_program_id_stays_on_its_line_and_moves_no_cursor() {
         }
     }
 }
+
+#[test]
+fn whatever_the_clock_was_set_to_is_a_time() {
+    assert_eq!(timestamp(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1969-12-31T23:59:59.000Z");
+    assert_eq!(timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40)), "", "beyond the year 9999");
+}
