@@ -2,13 +2,14 @@
 # make test   installs what is missing, runs every test
 # make real   two real vLLM servers on this CPU, agents and real clients through Thundergate (see tests/real)
 # make bench  what a request and an event cost, beside nginx (see bench/REPORT.md; bench-all: everything that is measured)
+# make reliability   what reloads, upgrades, dead backends and departures cost (see docs/reliability.md)
 # make soak   SOAK_MINUTES (10) of mixed clients while engines are killed, files reloaded, processes replaced
 # make lint   format, clippy
 
 CARGO ?= cargo
 SOAK_MINUTES ?= 10
 
-.PHONY: run build test bench bench-all soak lint real cmake shellcheck
+.PHONY: run build test bench bench-all reliability soak lint real cmake shellcheck
 
 run: build
 	target/release/thundergate demo
@@ -29,6 +30,10 @@ bench-all: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench streams --bench state
 	$(CARGO) bench --locked --bench upgrade
 	$(CARGO) bench --locked --bench decision -- tables
+
+reliability: cmake
+	$(CARGO) bench --locked --bench upgrade --bench outage
+	$(CARGO) bench --locked --bench streams -- --only aborts
 
 soak: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench soak -- --minutes $(SOAK_MINUTES)
