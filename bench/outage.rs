@@ -119,7 +119,10 @@ async fn under_load(args: &Args, report: &mut Report, rows: &mut Vec<(String, St
         format!("{failed} steps cut or 502, {on_it} were on it at its death; of all others {strangers} failed");
     rows.push((what, result));
     rows.push(("a killed backend is noticed, under load".to_owned(), spread(&mut dead)));
-    rows.push(("one that is started again at once is back; each kill keeps it out for longer".to_owned(), spread(&mut back)));
+    rows.push((
+        "one that is started again at once is back; each kill keeps it out for longer".to_owned(),
+        spread(&mut back),
+    ));
 
     let (mut hung, mut back) = (Durations::default(), Durations::default());
     seen.steps.lock().clear();

@@ -1,7 +1,7 @@
 //! What goes wrong, and what is changed, every few seconds: engines on one lane, the proxy itself on another.
 
 use crate::engines::{BLOCKS, Engine};
-use crate::journal::Journal;
+use crate::journal::{CONT, Journal};
 use crate::plan::Random;
 use crate::support::process::Process;
 use rustix::process::Signal;
@@ -31,7 +31,7 @@ pub async fn of_engines(mut engines: Vec<Engine>, seed: u64, journal: Arc<Journa
         let engine = &mut engines[one];
         match what {
             0..=5 => {
-                journal.kills("kill -9", &engine.url);
+                journal.breaks("kill -9", &engine.url);
                 engine.kill().await;
                 sleep(pause).await;
                 let blocks = if what < 2 { BLOCKS / 2 } else { BLOCKS };
@@ -42,12 +42,12 @@ pub async fn of_engines(mut engines: Vec<Engine>, seed: u64, journal: Arc<Journa
                 engine.signal(Signal::STOP);
                 journal.fault("SIGSTOP", &format!("SIGSTOP {}", engine.url));
                 sleep(pause + Duration::from_secs(1)).await;
+                journal.breaks(CONT, &engine.url);
                 engine.signal(Signal::CONT);
-                journal.fault("SIGCONT", &format!("SIGCONT {}", engine.url));
             }
             _ => {
                 for engine in &mut engines {
-                    journal.kills("kill -9 of all", &engine.url);
+                    journal.breaks("kill -9 of all", &engine.url);
                     engine.kill().await;
                 }
                 sleep(pause / 2).await;

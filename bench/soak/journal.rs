@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 /// After an engine was told to die it may take in requests for so long.
 const SLACK: Duration = Duration::from_millis(250);
 
+/// An engine that goes on closes connections that were idle for too long meanwhile, unread requests on them or not.
+/// Streams that had begun are as before.
+pub const CONT: &str = "SIGCONT";
+
 /// Faults this near to what went wrong are told with it.
 const NEAR: Duration = Duration::from_secs(3);
 
@@ -33,11 +37,11 @@ struct Fault {
     kind: &'static str,
     at: Instant,
     what: String,
-    /// The URL of an engine that was killed.
-    killed: Option<String>,
+    /// The URL of an engine that breaks connections by it.
+    breaks: Option<String>,
 }
 
-/// A request that a backend failed. Explained if that backend was killed meanwhile.
+/// A request that a backend failed. Explained if that backend broke connections meanwhile.
 struct Loss {
     id: String,
     began: Instant,
@@ -115,14 +119,14 @@ impl Journal {
         self.note(kind, what.to_owned(), None);
     }
 
-    /// To be said before it is done: clients are quick to see it.
-    pub fn kills(&self, kind: &'static str, url: &str) {
+    /// An engine breaks connections. To be said before it is done: clients are quick to see it.
+    pub fn breaks(&self, kind: &'static str, url: &str) {
         self.note(kind, format!("{kind} {url}"), Some(url.to_owned()));
     }
 
-    fn note(&self, kind: &'static str, what: String, killed: Option<String>) {
+    fn note(&self, kind: &'static str, what: String, breaks: Option<String>) {
         eprintln!("{:.2} s: {what}", self.time(Instant::now()));
-        self.notes.lock().faults.push(Fault { kind, at: Instant::now(), what, killed });
+        self.notes.lock().faults.push(Fault { kind, at: Instant::now(), what, breaks });
     }
 
     fn time(&self, at: Instant) -> f64 {
@@ -147,7 +151,11 @@ impl Journal {
             let backend = line.and_then(|line| line.backend.as_deref());
             let explains = |fault: &Fault| {
                 let at = fault.at;
-                backend.is_some() && fault.killed.as_deref() == backend && loss.began < at + SLACK && at < loss.ended
+                backend.is_some()
+                    && fault.breaks.as_deref() == backend
+                    && loss.began < at + SLACK
+                    && at < loss.ended
+                    && (fault.kind != CONT || loss.what == "502")
             };
             if !notes.faults.iter().any(explains) {
                 let what = format!("request {}, backend {backend:?}: {}", loss.id, loss.what);
