@@ -4,6 +4,7 @@
 # make bench  what a request and an event cost, beside nginx (see bench/REPORT.md; bench-all: everything that is measured)
 # make reliability   what reloads, upgrades, dead backends and departures cost (see docs/reliability.md)
 # make soak   SOAK_MINUTES (10) of mixed clients while engines are killed, files reloaded, processes replaced
+# make fuzz   looks for inputs that break what reads bytes of strangers: SECONDS=600 for each target (see fuzz)
 # make lint   format, clippy
 
 CARGO ?= cargo
@@ -37,6 +38,21 @@ reliability: cmake
 
 soak: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench soak -- --minutes $(SOAK_MINUTES)
+
+# Needs slowhttptest, nghttp2-client and curl, all from Debian.
+.PHONY: conformance
+conformance: build
+	tests/tools/conformance.sh
+
+# Needs the nightly toolchain and `cargo install cargo-fuzz`. There is no unsafe code here for a sanitizer to look at.
+SECONDS ?= 600
+.PHONY: fuzz
+fuzz: cmake
+	for target in envelope sse prometheus yaml snapshot; do \
+		mkdir -p fuzz/target/found/$$target; \
+		$(CARGO) +nightly fuzz run --sanitizer none $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10 || exit 1; \
+	done
 
 lint: cmake
 	$(CARGO) fmt --check

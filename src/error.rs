@@ -15,6 +15,10 @@ pub enum Refusal {
     BodyTooLarge { limit: usize },
     #[error("the request bodies in flight or held have reached limits.body_total")]
     Overloaded { retry_after: Duration },
+    #[error("malformed request: {0}")]
+    InvalidRequest(&'static str),
+    #[error("the request's head is larger than {limit} bytes")]
+    HeadTooLarge { limit: usize },
     #[error("the path can be read in more than one way")]
     InvalidPath,
     #[error("the request's {what} did not arrive within {limit:?}")]
@@ -66,7 +70,10 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::InvalidJson(_) | Self::InvalidProgramId(_) | Self::InvalidPath => StatusCode::BAD_REQUEST,
+            Self::InvalidJson(_) | Self::InvalidProgramId(_) | Self::InvalidRequest(_) | Self::InvalidPath => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized | Self::AdminUnauthorized => StatusCode::UNAUTHORIZED,
@@ -92,6 +99,8 @@ impl Refusal {
             Self::InvalidProgramId(_) => "invalid_program_id",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::Overloaded { .. } => "overloaded",
+            Self::InvalidRequest(_) => "invalid_request",
+            Self::HeadTooLarge { .. } => "head_too_large",
             Self::InvalidPath => "invalid_path",
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Unauthorized => "invalid_api_key",

@@ -8,14 +8,19 @@ mod models;
 mod monitor;
 mod pools;
 mod probe;
-pub(crate) mod prometheus;
-mod reading;
+#[doc(hidden)]
+pub mod prometheus;
+#[doc(hidden)]
+pub mod reading;
 mod registry;
 mod ring;
-mod sglang;
-mod skyrl;
+#[doc(hidden)]
+pub mod sglang;
+#[doc(hidden)]
+pub mod skyrl;
 mod vitals;
-mod vllm;
+#[doc(hidden)]
+pub mod vllm;
 
 pub(crate) use backend::server;
 pub use backend::{Backend, Origin, Settings as BackendSettings};

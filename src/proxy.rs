@@ -5,6 +5,7 @@ mod arrive;
 pub(crate) mod auth;
 mod ctx;
 mod failure;
+mod head;
 mod limit;
 pub mod observe;
 pub mod pulse;

@@ -54,7 +54,7 @@ const PREFILLED: &str = "realtime_tokens_total";
 
 /// KV cache of all ranks together, in tokens.
 #[must_use]
-pub(super) fn capacity(info: &[u8]) -> Option<Tokens> {
+pub fn capacity(info: &[u8]) -> Option<Tokens> {
     let info: Info = serde_json::from_slice(info).ok()?;
     let states = info.internal_states.iter().filter_map(|state| state.memory_usage.as_ref()?.token_capacity);
     let told: f64 = states.sum();
@@ -64,7 +64,7 @@ pub(super) fn capacity(info: &[u8]) -> Option<Tokens> {
 
 /// Reads a `/metrics` page. `None` if nothing on it is SGLang's.
 #[must_use]
-pub(super) fn read(page: &[u8]) -> Option<Reading> {
+pub fn read(page: &[u8]) -> Option<Reading> {
     let mut reading = Reading::default();
     let mut ranks: BTreeMap<String, Scheduler> = BTreeMap::new();
     let mut cached = None;

@@ -27,7 +27,7 @@ struct Engine {
 
 /// Reads a `/metrics` page. `None` if it is not SkyRL's, or names no engine.
 #[must_use]
-pub(super) fn read(page: &[u8]) -> Option<Reading> {
+pub fn read(page: &[u8]) -> Option<Reading> {
     let Page { engines } = serde_json::from_slice(page).ok()?;
     if engines.is_empty() {
         return None;

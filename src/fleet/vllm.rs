@@ -4,6 +4,9 @@ use super::reading::{Reading, is_sound};
 use super::{Gauges, prometheus};
 use crate::units::Tokens;
 
+/// More ranks than any server has: a page that names more takes no more memory and time.
+const MOST_RANKS: usize = 1024;
+
 /// One `engine` label's part of a page.
 #[derive(Debug, Default)]
 struct Rank {
@@ -53,7 +56,7 @@ impl Metric {
 /// several nodes those of one need not begin at zero). `None` if nothing on it is vLLM's; of a rank that is not there
 /// nothing but the number of those that are.
 #[must_use]
-pub(super) fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
+pub fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
     let labels = labels(page);
     let mut reading = Reading { ranks: labels.len(), ..Reading::default() };
     let wanted = rank.map(|rank| labels.get(rank as usize).map_or_else(String::new, u32::to_string));
@@ -76,8 +79,8 @@ pub(super) fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
         ours |= !matches!(metric, Metric::Started);
         match metric {
             Metric::Started => reading.started = Some(sample.value),
-            Metric::CacheConfig => of(&mut ranks, &sample).configure(&sample),
-            Metric::KvUsage => of(&mut ranks, &sample).kv_usage = Some(sample.value),
+            Metric::CacheConfig => note(&mut ranks, &sample, |rank| rank.configure(&sample)),
+            Metric::KvUsage => note(&mut ranks, &sample, |rank| rank.kv_usage = Some(sample.value)),
             Metric::PromptBySource => {
                 if sample.label("source").as_deref() == Some("local_compute") {
                     *reading.computed.get_or_insert(0.0) += sample.value;
@@ -99,13 +102,16 @@ fn labels(page: &[u8]) -> Vec<u32> {
     labels
 }
 
-fn of<'a>(ranks: &'a mut Vec<Rank>, sample: &prometheus::Sample<'_>) -> &'a mut Rank {
+/// Notes what `sample` says of its rank.
+fn note(ranks: &mut Vec<Rank>, sample: &prometheus::Sample<'_>, what: impl FnOnce(&mut Rank)) {
     let label = sample.label("engine").unwrap_or_default();
-    let at = ranks.iter().position(|rank| rank.label == label).unwrap_or_else(|| {
+    let at = ranks.iter().position(|rank| rank.label == label).unwrap_or(ranks.len());
+    if at == ranks.len() && at < MOST_RANKS {
         ranks.push(Rank { label: label.into_owned(), ..Rank::default() });
-        ranks.len() - 1
-    });
-    &mut ranks[at]
+    }
+    if let Some(rank) = ranks.get_mut(at) {
+        what(rank);
+    }
 }
 
 fn count(label: &str) -> Option<u64> {

@@ -3,8 +3,8 @@
 use super::Proxy;
 use super::auth::Key;
 use super::ctx::{Ctx, Guards, is_usable_id, new_id};
-use super::reply;
 use super::route::{Inference, Route, is_ambiguous, normal};
+use super::{head, reply};
 use crate::body::envelope::{Edits, Envelope, Forwarded};
 use crate::body::replay::{self, Bounds, Stop};
 use crate::config::Anonymous;
@@ -32,6 +32,12 @@ impl Proxy {
         let request = session.req_header();
         let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
         ctx.id = id.cloned().unwrap_or_else(new_id);
+        if let Some(fault) = head::fault(session) {
+            // Where the next request begins is in doubt.
+            session.set_keepalive(None);
+            return Err(Refusal::InvalidRequest(fault).into());
+        }
+        let request = session.req_header();
         let unknown = || Refusal::NotFound(echo(request.uri.path()));
         // Refused, it is a request all the same: it is counted, and logged under this path.
         let refused = |ctx: &mut Ctx, path: &str, refusal: Refusal| {

@@ -101,7 +101,9 @@ impl Proxy {
         let refusal = match &ctx.refusal {
             _ if ctx.departed => return FailToProxy { error_code: 0, can_reuse_downstream: false },
             Some(refusal) => refusal.clone(),
-            None if e.esource() == &ErrorSource::Downstream => Refusal::InvalidJson(e.to_string()),
+            None if e.esource() == &ErrorSource::Downstream => {
+                Refusal::InvalidRequest("its body breaks its own framing")
+            }
             None if e.esource() == &ErrorSource::Upstream => Refusal::UpstreamFailed(e.etype().as_str().to_owned()),
             None => Refusal::Internal,
         };

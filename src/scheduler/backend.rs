@@ -16,6 +16,8 @@ use std::time::Duration;
 const FIRST_RATE: f64 = 10_000.0;
 /// Share of its weight that a backend has at the moment of its return.
 const FIRST_SHARE: f64 = 0.1;
+/// Seconds. Whatever a backend says of itself, sums of such times are times.
+const LONGEST: f64 = 1e9;
 /// The best rate seen fades by this factor a window, so that a slower life after it is noticed.
 const FADE: f64 = 0.995;
 
@@ -233,7 +235,7 @@ impl Backend {
 
     /// Time to compute `tokens` of prompt here.
     pub fn recompute(&self, tokens: Tokens) -> Duration {
-        Duration::from_secs_f64(tokens.as_f64() / self.rate.unwrap_or(FIRST_RATE))
+        Duration::from_secs_f64((tokens.as_f64() / self.rate.unwrap_or(FIRST_RATE)).min(LONGEST))
     }
 
     /// Load for the choice between backends: what runs here, in shares of its weight. Just after a return what would

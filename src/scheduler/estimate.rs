@@ -1,6 +1,7 @@
 //! What is learned from the traffic: output lengths, bytes a token, tool gaps; and estimates made of it.
 
 use super::memory::Experience;
+use super::policy::LARGEST;
 use super::program::Program;
 use crate::units::Tokens;
 use std::collections::VecDeque;
@@ -82,7 +83,7 @@ impl Learned {
 
     /// Output to expect of a step whose request allows `limit` tokens.
     pub fn output(&self, limit: Option<Tokens>) -> Tokens {
-        let mean = Tokens(self.output.unwrap_or(FIRST_OUTPUT).ceil() as u64);
+        let mean = Tokens(self.output.unwrap_or(FIRST_OUTPUT).ceil() as u64).min(LARGEST);
         limit.map_or(mean, |limit| mean.min(limit))
     }
 
@@ -102,7 +103,7 @@ impl Learned {
 }
 
 fn at(bytes: u64, bytes_per_token: f64) -> Tokens {
-    Tokens((bytes as f64 / bytes_per_token).ceil() as u64)
+    Tokens((bytes as f64 / bytes_per_token).ceil() as u64).min(LARGEST)
 }
 
 fn average(mean: &mut Option<f64>, sample: f64) {

@@ -1,5 +1,6 @@
 //! What the scheduler is told, and what it answers.
 
+use super::policy::LARGEST;
 use crate::units::Tokens;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -69,6 +70,15 @@ pub struct Usage {
     pub completion: Tokens,
     /// Prompt tokens found in the prefix cache, when the backend says so.
     pub cached: Option<Tokens>,
+}
+
+impl Usage {
+    /// The same, if it can be true.
+    pub(super) fn bounded(self) -> Self {
+        let Self { prompt, completion, cached } = self;
+        let cached = cached.map(|cached| cached.min(LARGEST));
+        Self { prompt: prompt.min(LARGEST), completion: completion.min(LARGEST), cached }
+    }
 }
 
 /// How a dispatched or held step ended.

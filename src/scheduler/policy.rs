@@ -1,6 +1,7 @@
 //! The settings of the policy, and its constants with their reasons.
 
 use crate::config::{self, Feedback, OnTimeout, Routing};
+use crate::units::Tokens;
 use std::time::Duration;
 
 /// A promise of this much prefill on a backend lets nothing heavy in: the next first token would wait for it.
@@ -22,6 +23,8 @@ pub const GONE_LIMITS: (Duration, Duration) = (Duration::from_secs(60), Duration
 pub const FOREIGN_REPORTS: usize = 3;
 /// The mean of steps in flight is taken over this many ticks.
 pub const LOAD_TICKS: f64 = 30.0;
+/// More tokens are no prompt, output or context, whoever says so: sums of such numbers stay sums.
+pub const LARGEST: Tokens = Tokens(1 << 40);
 
 #[derive(Clone, Debug)]
 pub struct Policy {

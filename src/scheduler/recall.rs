@@ -1,6 +1,7 @@
 //! A memory taken up again: programs at once, their leases when the backend turns out to be the one that it was.
 
 use super::feedback::Feedback;
+use super::policy::LARGEST;
 use super::shadow::Shadow;
 use super::*;
 use crate::units::Tokens;
@@ -9,8 +10,6 @@ use std::cmp::Reverse;
 /// After a restart, programs wait this long for the backend that holds their prefix: its first health check takes
 /// 2 s at most by default.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// More is no context: sums of such numbers stay sums.
-const LARGEST: Tokens = Tokens(1 << 40);
 
 /// What was known of a backend before this process began.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! The life of a step: arrival, dispatch, progress, end.
 
+use super::policy::LARGEST;
 use super::program::Run;
 use super::*;
 use crate::config::Routing;
@@ -224,7 +225,7 @@ impl Scheduler {
             return;
         };
         let Some(run) = step.run.as_mut() else { return };
-        run.output = run.output.max(output);
+        run.output = run.output.max(output.min(LARGEST));
         if run.prompt + run.output > run.estimate {
             run.estimate = run.prompt + run.output;
             if let Some(pid) = step.program {
@@ -297,6 +298,7 @@ impl Scheduler {
     fn completed(&mut self, pid: Pid, step: &Step, run: &Run, usage: Option<Usage>) -> bool {
         let Some(program) = self.programs.get_mut(&pid) else { return false };
         let first = !program.started();
+        let usage = usage.map(Usage::bounded);
         let (prompt, total) = match usage {
             Some(usage) => (usage.prompt, usage.prompt + usage.completion),
             None => (run.prompt, run.prompt + run.output.max(Tokens(1))),

@@ -29,6 +29,10 @@ const STREAMS: u32 = 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Bytes of answers that a stream keeps for a client that does not read: the library's 400 KiB would be 400 MB for a
+/// connection's streams.
+const STREAM_BACKLOG: usize = 64 * 1024;
+
 /// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
 /// place, and who knocks there takes no place of a client.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -132,5 +136,6 @@ fn h2_options() -> H2Options {
     options.max_concurrent_streams(STREAMS);
     options.initial_window_size(STREAM_WINDOW);
     options.initial_connection_window_size(CONNECTION_WINDOW);
+    options.max_send_buffer_size(STREAM_BACKLOG);
     options
 }

@@ -22,6 +22,9 @@ use tokio::time::Sleep;
 /// How an HTTP/2 connection begins (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// A head that is longer and not at its end yet is refused; HTTP/2 has the same limit. Pingora's own is a mebibyte.
+const MAX_HEAD: usize = 64 * 1024;
+
 /// As much as Pingora reads at first.
 const FIRST_READ: usize = 4096;
 
@@ -36,6 +39,10 @@ pub struct Line {
     timer: Option<Pin<Box<Sleep>>>,
     /// Bytes of the HTTP/2 preface that a client has yet to send who has announced it in its TLS handshake.
     preface: usize,
+    /// Bytes of the head that is being read.
+    head: usize,
+    /// The client was told here why it is not served: nothing more is written or read.
+    refused: bool,
 }
 
 // === impl Line ===
@@ -44,7 +51,7 @@ impl Line {
     pub fn new(io: Stream, pulse: Arc<Pulse>, limit: Duration) -> Self {
         let preface = if io.selected_alpn_proto() == Some(ALPN::H2) { PREFACE.len() } else { 0 };
         pulse.expect_within(limit);
-        Self { io, ahead: BytesMut::new(), pulse, limit, timer: None, preface }
+        Self { io, ahead: BytesMut::new(), pulse, limit, timer: None, preface, head: 0, refused: false }
     }
 
     /// Whether the connection begins as HTTP/2 does. Waits for no more bytes than it takes to know: a short request of
@@ -83,6 +90,9 @@ impl Line {
         } else if self.pulse.phase() == Phase::Idle && bytes > 0 {
             self.pulse.enter(Phase::Head);
             self.pulse.expect_within(self.limit);
+            self.head = bytes;
+        } else {
+            self.head = self.head.saturating_add(bytes);
         }
     }
 
@@ -105,14 +115,11 @@ impl Line {
     }
 
     /// As far as the socket takes it at once: a client that does not read either is not waited for.
-    fn refuse(&mut self, cx: &mut Context<'_>) {
-        if self.pulse.phase() != Phase::Head {
-            return;
-        }
-        let refusal = Refusal::RequestTimeout { what: "head", limit: self.limit };
-        let (code, body) = (refusal.code(), refusal.body());
+    fn refuse(&mut self, cx: &mut Context<'_>, refusal: &Refusal) {
+        self.refused = true;
+        let (status, code, body) = (refusal.status(), refusal.code(), refusal.body());
         let mut answer = format!(
-            "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nx-thundergate-error: {code}\r\n\
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nx-thundergate-error: {code}\r\n\
              content-length: {}\r\nconnection: close\r\n\r\n",
             body.len()
         )
@@ -121,6 +128,20 @@ impl Line {
         if let Poll::Ready(Ok(_)) = Pin::new(&mut self.io).poll_write(cx, &answer) {
             let _ = Pin::new(&mut self.io).poll_flush(cx);
         }
+    }
+
+    /// Whether `answer` is not for the client, or not any more. Before a request is served Pingora only writes that it
+    /// cannot read its head; that is put in our words.
+    fn is_answered(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> bool {
+        let unserved = || matches!(self.pulse.phase(), Phase::Idle | Phase::Head);
+        if !self.refused && answer.starts_with(b"HTTP/1.1 4") && unserved() {
+            let refusal = match answer.get(9..12) {
+                Some(b"405") => Refusal::MethodNotAllowed,
+                _ => Refusal::InvalidRequest("its head cannot be read"),
+            };
+            self.refuse(cx, &refusal);
+        }
+        self.refused
     }
 }
 
@@ -137,6 +158,12 @@ impl AsyncRead for Line {
             }
             return Poll::Ready(Ok(()));
         }
+        if this.pulse.phase() == Phase::Head && this.head > MAX_HEAD {
+            this.refuse(cx, &Refusal::HeadTooLarge { limit: MAX_HEAD });
+        }
+        if this.refused {
+            return Poll::Ready(Ok(()));
+        }
         let waiting = matches!(this.pulse.phase(), Phase::Idle | Phase::Head);
         // A head that is late is not read on, however steadily it trickles.
         if !waiting || !this.pulse.is_overdue() {
@@ -148,7 +175,9 @@ impl AsyncRead for Line {
             }
             ready!(this.poll_pulse(cx));
         }
-        this.refuse(cx);
+        if this.pulse.phase() == Phase::Head {
+            this.refuse(cx, &Refusal::RequestTimeout { what: "head", limit: this.limit });
+        }
         // As if the client had nothing more to say.
         Poll::Ready(Ok(()))
     }
@@ -156,7 +185,11 @@ impl AsyncRead for Line {
 
 impl AsyncWrite for Line {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        match this.is_answered(cx, buf) {
+            true => Poll::Ready(Ok(buf.len())),
+            false => Pin::new(&mut this.io).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -172,7 +205,11 @@ impl AsyncWrite for Line {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        match this.is_answered(cx, bufs.first().map_or(&[], |buf| &**buf)) {
+            true => Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum())),
+            false => Pin::new(&mut this.io).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

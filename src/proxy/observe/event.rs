@@ -3,7 +3,10 @@
 
 use super::usage::{Counts, UsageScan};
 use memchr::{memchr2, memmem};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 /// What the events seen so far add up to.
@@ -14,6 +17,15 @@ pub(super) struct Seen {
     pub outputs: u64,
     /// `[DONE]` or another last event was seen.
     pub ended: bool,
+}
+
+/// A usage event, once it is read by the book: what is told by searches may be inside of something else.
+#[derive(Deserialize)]
+struct Report<'a> {
+    #[serde(rename = "choices")]
+    _choices: [IgnoredAny; 0],
+    #[serde(rename = "usage", borrow)]
+    _usage: HashMap<Cow<'a, str>, IgnoredAny>,
 }
 
 /// The fields of an event that matter.
@@ -61,7 +73,7 @@ impl Seen {
             return false;
         }
         self.usage.merge(scan.usage());
-        choices == Choices::Empty && scan.usage().any()
+        choices == Choices::Empty && scan.usage().any() && serde_json::from_slice::<Report<'_>>(&data).is_ok()
     }
 
     /// Takes in the start of an event that is too large to be kept; gives the scan that looks for its usage
@@ -101,11 +113,11 @@ impl Seen {
 
 /// Whether an event of which only the start is known may be there only to report usage.
 pub(super) fn may_only_report_usage(start: &[u8]) -> bool {
-    let object = match Fields::of(start).data {
-        None => true,
-        Some(data) => data.trim_ascii_start().first().is_none_or(|&byte| byte == b'{'),
+    let Some(data) = Fields::of(start).data else {
+        return true;
     };
-    object && choices_in(start) != Choices::Some
+    let object = data.trim_ascii_start().first().is_none_or(|&byte| byte == b'{');
+    object && choices_in(&data) != Choices::Some
 }
 
 /// Whether an event, or its start, ends a choice and says nothing of the system that made it.

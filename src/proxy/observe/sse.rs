@@ -152,10 +152,10 @@ impl Sse {
     /// An event ends in this chunk, of which `part` is its last part.
     fn event_end(&mut self, chunk: &[u8], part: Range<usize>, output: &mut Output) {
         let bytes = &chunk[part.clone()];
-        if let Some(mut scan) = self.large.take() {
-            scan.feed(bytes);
-            self.seen.usage.merge(scan.usage());
-            self.passed = 0;
+        if self.takes_as_large(bytes, part.start, output) {
+            if let Some(scan) = self.large.take() {
+                self.seen.usage.merge(scan.usage());
+            }
             return;
         }
         let held = self.kept.len();
@@ -190,25 +190,40 @@ impl Sse {
     /// The chunk ends inside an event, whose part of the chunk starts at `start`.
     fn event_goes_on(&mut self, chunk: &[u8], start: usize, output: &mut Output) {
         let bytes = &chunk[start..];
-        if let Some(scan) = &mut self.large {
-            scan.feed(bytes);
+        if self.takes_as_large(bytes, start, output) {
             return;
         }
         let held = self.kept.len();
         self.kept.extend_from_slice(bytes);
-        let large = self.kept.len() > MAX_KEPT;
         let undecided = self.passed == 0 && may_only_report_usage(&self.kept);
-        if self.strip && !large && (undecided || ends_choice(&self.kept)) {
+        if self.strip && (undecided || ends_choice(&self.kept)) {
             output.replace(start..chunk.len(), Vec::new());
         } else {
             self.let_choice_end_go(start, output);
             output.replace(start..start, self.kept[self.passed..held].to_vec());
             self.passed = self.kept.len();
         }
-        if large {
-            self.large = Some(self.seen.large_event(&self.kept));
-            self.kept = Vec::new();
+    }
+
+    /// Whether the event, with this part of it that starts at `start`, is too large to be kept: it goes as it is, and
+    /// is only searched for its usage. What is kept of it is the same however it is split.
+    fn takes_as_large(&mut self, bytes: &[u8], start: usize, output: &mut Output) -> bool {
+        if let Some(scan) = &mut self.large {
+            scan.feed(bytes);
+            return true;
         }
+        let held = self.kept.len();
+        if held + bytes.len() <= MAX_KEPT {
+            return false;
+        }
+        self.let_choice_end_go(start, output);
+        output.replace(start..start, self.kept[std::mem::take(&mut self.passed)..].to_vec());
+        let (first, rest) = bytes.split_at(MAX_KEPT - held);
+        self.kept.extend_from_slice(first);
+        let mut scan = self.seen.large_event(&std::mem::take(&mut self.kept));
+        scan.feed(rest);
+        self.large = Some(scan);
+        true
     }
 
     /// What was held back of the last event goes, in front of the byte at `at`.
@@ -219,7 +234,7 @@ impl Sse {
 
 /// Adds a member to the object in `event`, the last thing in it. `value` is JSON.
 fn insert_member(event: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    if let Some(end) = memrchr(b'}', event) {
+    if let Some(end) = memrchr(b'}', event).filter(|&end| event[end + 1..].trim_ascii().is_empty()) {
         let member = [b",\"", name, b"\":", value].concat();
         event.splice(end..end, member);
     }
