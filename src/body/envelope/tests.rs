@@ -90,6 +90,14 @@ fn of_duplicate_keys_the_last_one_counts_and_all_are_cut() {
 }
 
 #[test]
+fn any_number_of_ids_is_cut() {
+    for ids in [1, 7, 8, 9, 30_000] {
+        let body = format!("{{{}\"b\":2}}", r#""program_id":"x","a":1,"#.repeat(ids));
+        assert_eq!(cut(&body), format!("{{{}\"b\":2}}", r#""a":1,"#.repeat(ids)), "{ids}");
+    }
+}
+
+#[test]
 fn keys_are_compared_with_their_escapes_resolved() {
     let body = r#"{"program\u005fid":"x","\u0064ocker_ids":[1],"a\\":2}"#;
     assert_eq!(scan(body).scalar(Field::ProgramId).unwrap().unwrap(), "x");
