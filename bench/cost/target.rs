@@ -179,7 +179,7 @@ fn nginx(port: u16, backend: SocketAddr) -> String {
 
 fn haproxy(port: u16, backend: SocketAddr) -> String {
     format!(
-        "global\n  nbthread 2\n  maxconn 8192\n  log stdout format raw local0\n\
+        "global\n  nbthread 2\n  maxconn 2000\n  log stdout format raw local0\n\
          defaults\n  mode http\n  log global\n  option httplog\n  http-reuse always\n  timeout connect 2s\n  \
          timeout client 10m\n  timeout server 10m\n\
          frontend front\n  bind 127.0.0.1:{port}\n  default_backend back\n\
