@@ -10,7 +10,6 @@ use std::time::Duration;
 
 /// Programs that take turns.
 const PROGRAMS: usize = 64;
-const MANY: usize = 200_000;
 
 /// Streams at once, where their cost is measured.
 const STREAMS: usize = 50;
@@ -35,8 +34,6 @@ pub enum Part {
     Latency,
     /// Memory at rest and of open streams
     Rest,
-    /// The cost with 200,000 known programs
-    Programs,
     /// Memory over a million requests
     Million,
 }
@@ -71,7 +68,6 @@ impl Part {
             }
             Self::Latency => latency(report, mock, targets, rounds).await,
             Self::Rest => memory(report, mock, targets).await,
-            Self::Programs => programs(report, targets, rounds, every(0)).await,
             Self::Million => million(report, targets, every(0)).await,
         }
     }
@@ -140,23 +136,6 @@ async fn costs(report: &mut Report, title: &str, targets: &[Target], rounds: usi
     for (target, cost) in targets.iter().zip(&costs) {
         let ratio = cost.ratio(&costs[base]);
         report.line(&target.name, format!("{}  {ratio:.2} of {}", cost.summary(), targets[base].name));
-    }
-}
-
-/// The cost with few and with many programs, one after the other.
-async fn programs(report: &mut Report, targets: &[Target], rounds: usize, crowd: Crowd) {
-    report.title("µs a request of 2 kB, with 64 and with 200,000 known programs");
-    for target in targets.iter().filter(|target| target.kind == Kind::Thundergate) {
-        let one = std::slice::from_ref(target);
-        let few = measure(report, one, rounds, &sized(2_000, 4000, crowd)).await;
-        let all = Arc::new(Request::new(300, MANY, false));
-        let failed = requests(target.address, &all, crowd, MANY).await;
-        report.check(failed == 0, format!("{failed} requests failed"));
-        let request = Arc::new(Request::new(2_000, MANY, false));
-        let work = Work::Requests { request, count: 4000, crowd };
-        let many = measure(report, one, rounds, &work).await;
-        report.line(&target.name, format!("{} and {}", few[0].summary(), many[0].summary()));
-        report.line("resident memory then", format!("{:.1} MB", target.process.resident() as f64 / 1e3));
     }
 }
 
