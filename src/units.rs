@@ -6,6 +6,9 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::{Duration, SystemTime};
 
+/// Bytes of text or JSON in a token, as long as nothing better is known: usual for English and code.
+pub const BYTES_PER_TOKEN: u64 = 4;
+
 /// A number of tokens. Subtraction stops at zero: a count of tokens is never negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -17,7 +17,7 @@ pub use outline::Field;
 pub use splice::{AskUsage, Edits, Forwarded};
 
 use crate::error::Refusal;
-use crate::units::Tokens;
+use crate::units::{BYTES_PER_TOKEN, Tokens};
 use bytes::Bytes;
 use fault::{Complaint, Fault};
 use memchr::memmem;
@@ -41,9 +41,6 @@ pub struct NotScalar;
 
 /// Text in a system prompt that Claude Code writes anew for each request, and that engines leave out.
 const BILLING_HEADER: &[u8] = b"\"x-anthropic-billing-header";
-
-/// Bytes of text in a token, as long as nothing better is known: usual for English and code.
-pub(crate) const BYTES_PER_TOKEN: u64 = 4;
 
 /// What of a body becomes the prompt.
 const PROMPT: [Field; 8] = [

@@ -2,14 +2,12 @@
 
 use super::Backend;
 use crate::config::Eject;
+use crate::units::BYTES_PER_TOKEN;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Bytes of a JSON body that make a token of prompt.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// Tokens/s: slower than any GPU that serves agents. vLLM counts a prompt when all of it is computed; in between only
 /// its KV usage grows, and without chunked prefill not even that.

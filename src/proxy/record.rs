@@ -6,14 +6,11 @@ use super::failure::CLIENT_GONE;
 use super::observe::Observer;
 use crate::scheduler::{Outcome, Usage};
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
-use crate::units::{Tokens, wall_clock};
+use crate::units::{BYTES_PER_TOKEN, Tokens, wall_clock};
 use pingora::Error;
 use pingora_proxy::Session;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Of English text and JSON, as long as nothing better is known.
-const BYTES_PER_TOKEN: usize = 4;
 
 impl Proxy {
     pub(super) fn record(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
@@ -74,7 +71,7 @@ impl Proxy {
 fn guessed(ctx: &Ctx) -> Option<Usage> {
     let refused = !matches!(ctx.answer.status, 0 | 200..=299);
     let body = ctx.body.as_ref().filter(|_| ctx.inference && ctx.answer.sent.is_some() && !refused)?;
-    let prompt = Tokens((body.len() / BYTES_PER_TOKEN) as u64);
+    let prompt = Tokens(body.len() as u64 / BYTES_PER_TOKEN);
     let completion = Tokens(ctx.answer.observer.as_ref().map_or(0, Observer::output));
     Some(Usage { prompt, completion, cached: None })
 }

@@ -3,7 +3,7 @@
 use super::memory::Experience;
 use super::policy::LARGEST;
 use super::program::Program;
-use crate::units::Tokens;
+use crate::units::{BYTES_PER_TOKEN, Tokens};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -11,8 +11,6 @@ use std::time::Duration;
 const EWMA: f64 = 0.05;
 /// Output of a step before any was seen, in tokens: agents write a thought and a command.
 const FIRST_OUTPUT: f64 = 200.0;
-/// Bytes a token before any was counted: usual for English and code.
-const FIRST_BYTES_PER_TOKEN: f64 = 4.0;
 /// Tool gaps remembered, and how many are needed before a percentile means something.
 const GAPS: usize = 500;
 const GAPS_NEEDED: usize = 100;
@@ -91,7 +89,7 @@ impl Learned {
     pub fn prompt(&self, program: Option<&Program>, bytes: u64) -> Tokens {
         let known = program.filter(|program| program.last_prompt > Tokens::ZERO && program.last_bytes > 0);
         let Some(program) = known else {
-            return at(bytes, self.bytes_per_token.unwrap_or(FIRST_BYTES_PER_TOKEN));
+            return at(bytes, self.bytes_per_token.unwrap_or(BYTES_PER_TOKEN as f64));
         };
         let own = program.last_bytes as f64 / program.last_prompt.as_f64();
         match bytes.checked_sub(program.last_bytes) {
