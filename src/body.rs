@@ -2,4 +2,4 @@
 
 pub mod budget;
 pub mod envelope;
-pub mod replay;
+pub mod read;

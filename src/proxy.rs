@@ -1,9 +1,10 @@
-//! The request path: Pingora's hooks, each a line or two that names what happens.
+//! The request path: a request walks from its head through the gate to a backend, and its answer back.
 
 mod answer;
 mod arrive;
 pub(crate) mod auth;
 mod ctx;
+mod exchange;
 mod failure;
 mod head;
 mod limit;
@@ -17,156 +18,123 @@ mod upstream;
 pub use upstream::KEEPALIVE;
 
 use crate::app::App;
-use crate::body::budget::Charge;
-use crate::body::replay::{self, Stop};
 use crate::control::Listener;
 use arrive::Next;
-use bytes::Bytes;
 use ctx::Ctx;
-use http::StatusCode;
+use exchange::Links;
+use http::Method;
 use limit::Limits;
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::HttpModules;
-use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
-use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora_core::ErrorType;
+use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::server::ShutdownWatch;
 use std::sync::Arc;
-use std::time::Duration;
+use tokio::sync::watch;
 
-/// One listener's proxy; that of the admin listener answers the control API only.
+/// One side's proxy; that of the admin listener answers the control API only.
 pub struct Proxy {
     app: Arc<App>,
     listener: Listener,
     limits: Limits,
+    links: Links,
     /// The tenant of those who need no key.
     nobody: Arc<str>,
+    server: HttpServerOptions,
+    h2: H2Options,
+    /// No connection waits for another request.
+    closed: watch::Sender<bool>,
 }
 
 // === impl Proxy ===
 
 impl Proxy {
     #[must_use]
-    pub fn new(app: Arc<App>, listener: Listener) -> Self {
-        Self { app, listener, limits: Limits::new(), nobody: Arc::from("") }
+    pub fn new(app: Arc<App>, listener: Listener, server: HttpServerOptions, h2: H2Options) -> Self {
+        let (limits, links, closed) = (Limits::new(), Links::new(), watch::Sender::new(false));
+        Self { app, listener, limits, links, nobody: Arc::from(""), server, h2, closed }
+    }
+
+    /// Closes the connections to backends that nobody has used for a while; ends with the process.
+    pub async fn sweep(&self) {
+        self.links.sweep().await;
+    }
+
+    /// Closes the connections without a request.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    /// Whether there is a request to be served.
+    async fn read_head(&self, session: &mut ServerSession) -> bool {
+        let mut closed = self.closed.subscribe();
+        let read = tokio::select! {
+            biased;
+            read = session.read_request() => read,
+            _ = closed.wait_for(|closed| *closed) => return false,
+        };
+        // Put in our words on its way out: see `server::line`.
+        let refused = match read {
+            Ok(false) => return false,
+            Ok(true) if session.req_header().method == Method::CONNECT => 405,
+            Ok(true) => return true,
+            Err(e) if e.etype() == &ErrorType::InvalidHTTPHeader => 400,
+            Err(e) => {
+                log::debug!("no request came: {e}");
+                return false;
+            }
+        };
+        if let Err(e) = session.respond_error(refused).await {
+            log::debug!("a client left before it was told: {e}");
+        }
+        session.shutdown().await;
+        false
+    }
+
+    /// Whether the connection may go on.
+    async fn serve(&self, session: &mut ServerSession, ctx: &mut Ctx) -> bool {
+        let served = match self.arrive(session, ctx).await {
+            Ok(Next::Upstream) => self.deliver(session, ctx).await,
+            Ok(Next::Answered) => Ok(()),
+            Err(stop) => Err(stop),
+        };
+        ctx.whole = served.is_ok();
+        match served {
+            Ok(()) => true,
+            Err(stop) => self.fail(session, ctx, stop).await,
+        }
     }
 }
 
 #[async_trait::async_trait]
-impl ProxyHttp for Proxy {
-    type CTX = Ctx;
-
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new()
-    }
-
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
-        // No compression, the only default module: answers pass byte for byte.
-    }
-
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
-        match self.arrive(session, ctx).await {
-            Ok(Next::Upstream) => Ok(false),
-            Ok(Next::Answered) => Ok(true),
-            Err(Stop::Gone(e)) => Err(e),
-            Err(Stop::Refused(refusal)) => {
-                // Nobody wants the body any more, and the client may take a while to read its answer.
-                (ctx.body, ctx.charge) = (None, Charge::default());
-                // Answered here, and not as an error, the connection goes on.
-                self.refuse(session, ctx, &refusal).await.map_err(|e| e.into_down())?;
-                ctx.refusal = Some(refusal);
-                Ok(true)
-            }
+impl HttpServerApp for Proxy {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        leave: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        if !self.read_head(&mut session).await {
+            return None;
         }
-    }
-
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
-        let peer = self.peer(session, ctx).await;
-        peer.map_err(|stop| Self::stopped(ctx, stop))
-    }
-
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, e: Box<Error>) -> Box<Error> {
-        self.connect_failed(ctx, e)
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        _session: &mut Session,
-        request: &mut RequestHeader,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<()> {
-        self.request_head(request, ctx)
-    }
-
-    async fn request_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        end_of_stream: bool,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<()> {
-        if let Some(full) = &ctx.body {
-            replay::replay(body, end_of_stream, full);
+        if *leave.borrow() {
+            session.set_keepalive(None);
         }
-        Ok(())
-    }
-
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        head: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<()> {
-        if head.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
-            // The client would take what follows for another protocol.
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without having been asked").into_up());
+        let mut ctx = Ctx::new();
+        let goes_on = self.serve(&mut session, &mut ctx).await;
+        self.record(&session, &mut ctx);
+        if !goes_on {
+            return None;
         }
-        self.response_head(head, ctx)
+        let settings = HttpPersistentSettings::for_session(&session);
+        let connection = session.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(connection, settings))
     }
 
-    fn response_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        end_of_stream: bool,
-        ctx: &mut Ctx,
-    ) -> pingora::Result<Option<Duration>> {
-        self.response_piece(body, end_of_stream, ctx);
-        Ok(None)
+    fn h2_options(&self) -> Option<H2Options> {
+        Some(self.h2.clone())
     }
 
-    fn error_while_proxy(
-        &self,
-        peer: &HttpPeer,
-        session: &mut Session,
-        e: Box<Error>,
-        ctx: &mut Ctx,
-        _client_reused: bool,
-    ) -> Box<Error> {
-        let e = e.more_context(format!("Peer: {peer}"));
-        self.broken(session, ctx, e)
-    }
-
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        self.fail(session, e, ctx).await
-    }
-
-    /// For Pingora's own log lines: no query, which may hold a key.
-    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
-        let path = ctx.target.split('?').next().unwrap_or_default();
-        format!("{} {path}, request {}", session.req_header().method, String::from_utf8_lossy(ctx.id.as_bytes()))
-    }
-
-    fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, e: &Error) -> bool {
-        let ours = !matches!(e.esource(), pingora::ErrorSource::Upstream | pingora::ErrorSource::Internal);
-        ctx.departed || ctx.answer.unended || (ctx.refusal.is_some() && ours)
-    }
-
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
-        // The fleet says once that a backend is out of reach.
-        true
-    }
-
-    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
-        self.record(session, e, ctx);
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.server)
     }
 }

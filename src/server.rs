@@ -18,10 +18,8 @@ use crate::state::{Keeper, StoreError};
 use door::{Door, Seats};
 use futures_util::future::join_all;
 use listen::{Listeners, Socket};
-use pingora_core::apps::ServerApp as _;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
-use pingora_proxy::HttpProxy;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -51,7 +49,7 @@ pub struct Server {
     listeners: Listeners,
     certificates: Vec<Arc<Certificates>>,
     /// What serves, and its connections: of the main listeners, and of the admin listener.
-    sides: Vec<(Arc<HttpProxy<Proxy>>, Arc<Seats>)>,
+    sides: Vec<(Arc<Proxy>, Arc<Seats>)>,
     /// Connections are to end.
     leave: watch::Sender<bool>,
     /// No more connections are accepted.
@@ -210,7 +208,7 @@ impl Server {
     /// Takes the addresses of one side: a service for each, with one proxy behind them all.
     fn listen(&mut self, side: Side, listeners: &[Listener]) -> Result<(), StartError> {
         let app = &self.app;
-        let proxy = door::http(Proxy::new(Arc::clone(app), side), app.settings().timeouts.client_idle);
+        let proxy = door::http(app, side);
         let seats = Arc::<Seats>::default();
         for &Listener { address, ref tls } in listeners {
             let tls = tls.as_ref().map(Certificates::load).transpose();
@@ -265,6 +263,10 @@ impl Server {
         let (fleet, gate) = (self.app.fleet.clone(), self.app.gate.clone());
         self.tasks.spawn(async move { fleet.run().await });
         self.tasks.spawn(async move { gate.run_ticks().await });
+        for (proxy, _) in &self.sides {
+            let proxy = Arc::clone(proxy);
+            self.tasks.spawn(async move { proxy.sweep().await });
+        }
     }
 
     /// Starts to accept connections.
@@ -382,7 +384,7 @@ impl Server {
         self.listeners.close();
         self.shut.send_replace(true);
         for (proxy, _) in &self.sides {
-            proxy.cleanup().await;
+            proxy.close();
         }
     }
 }

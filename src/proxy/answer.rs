@@ -7,7 +7,7 @@ use super::reply::REQUEST_ID;
 use crate::fleet::Fault;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
-use pingora::http::ResponseHeader;
+use pingora_http::ResponseHeader;
 use std::time::{Duration, Instant};
 
 const BACKEND: HeaderName = HeaderName::from_static("x-thundergate-backend");
@@ -17,12 +17,8 @@ const HELD: HeaderName = HeaderName::from_static("x-thundergate-held-ms");
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 impl Proxy {
-    pub(super) fn response_head(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora::Result<()> {
-        if head.status.is_informational() {
-            return Ok(());
-        }
+    pub(super) fn response_head(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora_core::Result<()> {
         ctx.answer.status = head.status.as_u16();
-        ctx.expect_within(self.app.settings().timeouts.stream_idle);
         ctx.heard();
         if let (Some(backend), Some(fault)) = (&ctx.backend, Fault::of_status(ctx.answer.status)) {
             self.app.fleet.failed(backend.id, fault);
@@ -36,62 +32,41 @@ impl Proxy {
             self.limits.tell(&self.app.settings().limits.per_key, key, head)?;
         }
         if ctx.inference && head.status.is_success() && !is_encoded(head) {
-            self.observe(head, ctx)?;
+            observe(head, ctx);
         }
         Ok(())
     }
 
-    fn observe(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora::Result<()> {
-        let kind = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        if kind.eq_ignore_ascii_case(b"text/event-stream") {
-            ctx.answer.events = true;
-            ctx.answer.observer = Some(Observer::sse(ctx.strip_usage));
-            if ctx.strip_usage && head.remove_header(&header::CONTENT_LENGTH).is_some() {
-                head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-            }
-        } else {
-            ctx.answer.observer = Some(Observer::json());
-        }
-        Ok(())
-    }
-
-    /// One piece of the answer, `end` with the last.
-    pub(super) fn response_piece(&self, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
-        ctx.expect_within(self.app.settings().timeouts.stream_idle);
+    /// One piece of the answer, `end` with the last: what the client is to get of it.
+    pub(super) fn response_piece(&self, piece: Bytes, end: bool, now: Instant, ctx: &mut Ctx) -> Bytes {
         ctx.heard();
-        if let (Some(trail), Some(piece)) = (&mut ctx.trail, body.as_ref()) {
-            trail.heard(piece);
+        if let Some(trail) = &mut ctx.trail {
+            trail.heard(&piece);
         }
+        let mut seen = piece;
         if let Some(mut observer) = ctx.answer.observer.take() {
-            let seen = body.take().map(|piece| observer.feed(piece));
-            *body = match end {
-                true => Some(joined(seen.unwrap_or_default(), observer.finish())),
-                false => seen,
-            };
+            seen = observer.feed(seen);
+            if end {
+                seen = joined(seen, observer.finish());
+            }
             ctx.answer.usage = observer.usage();
-            self.time(&observer, ctx);
+            self.time(&observer, now, ctx);
             if end || observer.ended() {
                 ctx.settle_by_status();
-            }
-            if ctx.answer.events && observer.ended() {
-                ctx.expect_within(LAST_WORD.min(self.app.settings().timeouts.stream_idle));
             }
             ctx.answer.observer = Some(observer);
         } else if end {
             ctx.settle_by_status();
         }
-        if let Some(piece) = body {
-            ctx.answer.note_tail(piece);
-        }
+        ctx.answer.note_tail(&seen);
+        seen
     }
 
     /// First token, gaps between tokens, progress.
-    fn time(&self, observer: &Observer, ctx: &mut Ctx) {
+    fn time(&self, observer: &Observer, now: Instant, ctx: &mut Ctx) {
         if !observer.started() {
             return;
         }
-        let now = Instant::now();
         let metrics = self.app.telemetry.metrics.model(ctx.pool);
         match ctx.answer.last.replace(now) {
             None => {
@@ -107,6 +82,20 @@ impl Proxy {
             }
             step.progress(observer.output());
         }
+    }
+}
+
+fn observe(head: &mut ResponseHeader, ctx: &mut Ctx) {
+    let kind = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    if kind.eq_ignore_ascii_case(b"text/event-stream") {
+        ctx.answer.events = true;
+        ctx.answer.observer = Some(Observer::sse(ctx.strip_usage));
+        if ctx.strip_usage {
+            head.remove_header(&header::CONTENT_LENGTH);
+        }
+    } else {
+        ctx.answer.observer = Some(Observer::json());
     }
 }
 
@@ -131,6 +120,14 @@ fn joined(first: Bytes, second: Bytes) -> Bytes {
 // === impl Answer ===
 
 impl super::ctx::Answer {
+    /// How long the next piece may take.
+    pub(super) fn patience(&self, idle: Duration) -> Duration {
+        match &self.observer {
+            Some(observer) if self.events && observer.ended() => LAST_WORD.min(idle),
+            _ => idle,
+        }
+    }
+
     pub(super) fn note_tail(&mut self, piece: &[u8]) {
         match piece {
             [.., a, b] => self.tail = [*a, *b],

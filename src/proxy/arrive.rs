@@ -3,10 +3,11 @@
 use super::Proxy;
 use super::auth::Key;
 use super::ctx::{Ctx, Guards, is_usable_id, new_id};
+use super::exchange::departure;
 use super::route::{Inference, Route, is_ambiguous, normal};
 use super::{head, reply};
 use crate::body::envelope::{Edits, Envelope, Forwarded};
-use crate::body::replay::{self, Bounds, Stop};
+use crate::body::read::{self, Bounds, Stop};
 use crate::config::Anonymous;
 use crate::control::{self, ControlRequest, ControlRoute};
 use crate::error::{Refusal, echo};
@@ -16,8 +17,8 @@ use crate::identity::fingerprint::{self, Conversation};
 use crate::telemetry::{FINGERPRINT, NO_IDENTITY};
 use bytes::Bytes;
 use http::Method;
+use pingora_core::protocols::http::ServerSession;
 use pingora_limits::inflight::Guard;
-use pingora_proxy::Session;
 use std::sync::Arc;
 
 /// What is left to do after a request has been looked at.
@@ -27,11 +28,16 @@ pub enum Next {
 }
 
 impl Proxy {
-    pub(super) async fn arrive(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
+    pub(super) async fn arrive(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Next, Stop> {
         self.prepare_connection(session);
         let request = session.req_header();
         let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
         ctx.id = id.cloned().unwrap_or_else(new_id);
+        let on_main = self.listener == control::Listener::Main;
+        if on_main {
+            // Refused, it is a request all the same: it is counted, and logged under this path.
+            ctx.target = echo(request.uri.path());
+        }
         if let Some(fault) = head::fault(session) {
             // Where the next request begins is in doubt.
             session.set_keepalive(None);
@@ -39,22 +45,17 @@ impl Proxy {
         }
         let request = session.req_header();
         let unknown = || Refusal::NotFound(echo(request.uri.path()));
-        // Refused, it is a request all the same: it is counted, and logged under this path.
-        let refused = |ctx: &mut Ctx, path: &str, refusal: Refusal| {
-            ctx.target = echo(path);
-            Err(refusal.into())
-        };
-        let Some(path) = normal(request.uri.path()) else {
-            return refused(ctx, request.uri.path(), Refusal::InvalidPath);
-        };
+        let path = normal(request.uri.path()).ok_or(Refusal::InvalidPath)?;
         let route = match Route::of(&request.method, &path) {
-            Route::Unknown => return refused(ctx, &path, unknown()),
             Route::Control(route) => {
                 let path = path.into_owned();
+                // It is no traffic.
+                ctx.target.clear();
                 return self.control(session, ctx, route, path).await;
             }
-            _ if self.listener == control::Listener::Admin => return Err(unknown().into()),
-            _ if is_ambiguous(&path) => return refused(ctx, &path, Refusal::InvalidPath),
+            Route::Unknown => return Err(unknown().into()),
+            _ if !on_main => return Err(unknown().into()),
+            _ if is_ambiguous(&path) => return Err(Refusal::InvalidPath.into()),
             route => route,
         };
         ctx.target = match request.uri.query() {
@@ -68,8 +69,11 @@ impl Proxy {
         }
         ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
         let concurrent = self.place_of(ctx.key.as_deref())?;
-        ctx.guards =
-            Some(Guards { open: self.app.open.enter(), in_flight: self.app.telemetry.metrics.in_flight(), concurrent });
+        ctx.guards = Some(Guards {
+            _open: self.app.open.enter(),
+            _in_flight: self.app.telemetry.metrics.in_flight(),
+            _concurrent: concurrent,
+        });
         let (pool, info) = match route {
             Route::Inference(inference) => self.inference(session, ctx, inference).await?,
             _ => (self.passed(session, ctx).await?, StepInfo::default()),
@@ -85,24 +89,23 @@ impl Proxy {
         key.map(|key| self.limits.enter(&self.app.settings().limits.per_key, key)).transpose()
     }
 
-    fn prepare_connection(&self, session: &mut Session) {
+    fn prepare_connection(&self, session: &mut ServerSession) {
         let settings = self.app.settings();
         let timeouts = &settings.timeouts;
-        let downstream = &mut session.downstream_session;
-        downstream.set_pipelining_enabled(true);
-        downstream.set_read_timeout(Some(timeouts.request_header));
+        session.set_pipelining_enabled(true);
+        session.set_read_timeout(Some(timeouts.request_header));
         // A client that does not read holds a place on a backend.
-        downstream.set_write_timeout(Some(timeouts.stream_idle));
+        session.set_write_timeout(Some(timeouts.stream_idle));
         // Unless the client wants it closed. Pingora itself would keep an idle connection for ever.
-        if downstream.get_keepalive().is_some() {
+        if session.get_keepalive().is_some() {
             let seconds = timeouts.client_idle.as_secs().max(1);
-            downstream.set_keepalive(Some(seconds).filter(|_| !self.app.draining()));
+            session.set_keepalive(Some(seconds).filter(|_| !self.app.draining()));
         }
     }
 
     async fn control(
         &self,
-        session: &mut Session,
+        session: &mut ServerSession,
         ctx: &mut Ctx,
         route: ControlRoute,
         path: String,
@@ -127,7 +130,7 @@ impl Proxy {
                 ctx.charge = self.app.bodies.charge();
             }
             let bounds = Bounds { size: control::BODY_LIMIT, ..self.bounds() };
-            request.body = replay::read(session, bounds, &mut ctx.charge).await?;
+            request.body = read::read(session, bounds, &mut ctx.charge).await?;
         }
         let response = control::handle(&self.app, request).await;
         ctx.answer.status = response.status.as_u16();
@@ -138,7 +141,7 @@ impl Proxy {
     /// Reads a step, and finds out all that the gate wants to know of it.
     async fn inference(
         &self,
-        session: &mut Session,
+        session: &mut ServerSession,
         ctx: &mut Ctx,
         inference: Inference,
     ) -> Result<(PoolId, StepInfo), Stop> {
@@ -174,7 +177,7 @@ impl Proxy {
 
     /// The pool of a request that is passed through. Its body is read all the same: so the model is known, no client
     /// holds a place on a backend while its body trickles in, and all bodies are bounded.
-    async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
+    async fn passed(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<PoolId, Stop> {
         let mut pool = self.app.fleet.pool_for(None).unwrap_or(PoolId(0));
         if session.is_body_empty() {
             return Ok(pool);
@@ -191,9 +194,9 @@ impl Proxy {
         Ok(pool)
     }
 
-    async fn body(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Bytes, Stop> {
+    async fn body(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Bytes, Stop> {
         ctx.charge = self.app.bodies.charge();
-        replay::read(session, self.bounds(), &mut ctx.charge).await
+        read::read(session, self.bounds(), &mut ctx.charge).await
     }
 
     fn pool_of(&self, model: Option<&str>) -> Result<PoolId, Refusal> {
@@ -238,13 +241,13 @@ impl Proxy {
 }
 
 /// The client is on this machine.
-fn is_local(session: &Session) -> bool {
+fn is_local(session: &ServerSession) -> bool {
     let address = session.client_addr().and_then(|address| address.as_inet());
     address.is_some_and(|address| address.ip().to_canonical().is_loopback())
 }
 
 /// Waits for the gate, or for the client to leave.
-pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission, Stop> {
+pub async fn admitted(session: &mut ServerSession, ctx: &mut Ctx) -> Result<Admission, Stop> {
     let Some(step) = &mut ctx.step else {
         return Err(Refusal::Internal.into());
     };
@@ -253,14 +256,10 @@ pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission,
     Ok(admission)
 }
 
-async fn wait(session: &mut Session, step: &mut Step) -> Result<Admission, Stop> {
-    loop {
-        tokio::select! {
-            biased;
-            admission = step.admitted() => return Ok(admission?),
-            gone = session.downstream_session.read_body_or_idle(true) => {
-                gone.map_err(|e| Stop::Gone(e.into_down()))?;
-            }
-        }
+async fn wait(session: &mut ServerSession, step: &mut Step) -> Result<Admission, Stop> {
+    tokio::select! {
+        biased;
+        admission = step.admitted() => Ok(admission?),
+        gone = departure(session) => Err(Stop::Gone(gone)),
     }
 }

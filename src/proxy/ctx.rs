@@ -41,7 +41,7 @@ pub struct Ctx {
     /// Backends that could not be reached, and when the first of them could not.
     pub unreached: usize,
     pub unreached_since: Option<Instant>,
-    /// What goes upstream in place of the body that was read; `None`: the body streams through.
+    /// What goes upstream in place of the body that was read; `None`: there was none.
     pub body: Option<Bytes>,
     /// Room for it.
     pub charge: Charge,
@@ -54,9 +54,11 @@ pub struct Ctx {
     pub refusal: Option<Refusal>,
     /// The client left before its answer was whole.
     pub departed: bool,
+    /// It was answered as it was meant to be.
+    pub whole: bool,
     pub guards: Option<Guards>,
-    /// What the client's connection waits for.
-    pub pulse: Option<Busy>,
+    /// The client's connection is at work.
+    pub _busy: Option<Busy>,
 }
 
 /// What has been seen of the backend's answer.
@@ -65,8 +67,6 @@ pub struct Answer {
     pub observer: Option<Observer>,
     pub status: u16,
     pub events: bool,
-    /// It came whole by its own word, and its end did not: the client is to get that all the same.
-    pub unended: bool,
     /// When the request went to the backend, when output began, when the last piece came.
     pub sent: Option<Instant>,
     pub first: Option<Instant>,
@@ -78,9 +78,9 @@ pub struct Answer {
 
 /// Held while a request is on its way to a backend, waiting included.
 pub struct Guards {
-    pub open: OpenGuard,
-    pub in_flight: InFlight,
-    pub concurrent: Option<pingora_limits::inflight::Guard>,
+    pub _open: OpenGuard,
+    pub _in_flight: InFlight,
+    pub _concurrent: Option<pingora_limits::inflight::Guard>,
 }
 
 // === impl Ctx ===
@@ -110,16 +110,18 @@ impl Ctx {
             answer: Answer::default(),
             refusal: None,
             departed: false,
+            whole: false,
             guards: None,
-            pulse: Pulse::begin(),
+            _busy: Pulse::begin(),
         }
     }
 
-    /// The backend is to say something within `limit`.
-    pub fn expect_within(&self, limit: Duration) {
-        if let Some(pulse) = &self.pulse {
-            pulse.expect_within(limit);
-        }
+    /// For a line in the log: no query, which may hold a key.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let path = self.target.split('?').next().unwrap_or_default();
+        let backend = self.backend.as_ref().map_or("no backend", |backend| &backend.url);
+        format!("{path}, request {}, {backend}", String::from_utf8_lossy(self.id.as_bytes()))
     }
 
     /// Some of the answer came.

@@ -5,7 +5,7 @@ use crate::config::PerKey;
 use crate::error::Refusal;
 use crate::scheduler::Usage;
 use http::HeaderName;
-use pingora::http::ResponseHeader;
+use pingora_http::ResponseHeader;
 use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::{Rate, RateComponents};
 use std::time::Duration;
@@ -95,7 +95,7 @@ impl Limits {
     ///
     /// # Errors
     /// None in practice: numbers are valid header values.
-    pub fn tell(&self, per_key: &PerKey, key: &Key, head: &mut ResponseHeader) -> pingora::Result<()> {
+    pub fn tell(&self, per_key: &PerKey, key: &Key, head: &mut ResponseHeader) -> pingora_core::Result<()> {
         let quotas = [(&self.requests, per_key.requests_per_minute), (&self.tokens, per_key.tokens_per_minute)];
         for (quota, limit) in quotas {
             let Some(total) = limit else { continue };

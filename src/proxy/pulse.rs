@@ -1,5 +1,5 @@
-//! By when something has to happen on a connection. Pingora has one timeout for all reads from a backend, and none
-//! for a head that trickles in; but it always reads from the client, and that read can be made to end.
+//! By when something has to happen on a client's connection between two requests. Pingora has no timeout for a head
+//! that trickles in; but it reads it through the connection, and that read can be made to end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -92,24 +92,6 @@ impl Default for Pulse {
 }
 
 // === impl Busy ===
-
-impl Busy {
-    /// The backend has this long to say something.
-    pub fn expect_within(&self, limit: Duration) {
-        self.0.expect_within(limit);
-    }
-
-    /// Nothing is expected of the backend now.
-    pub fn rest(&self) {
-        self.0.enter(Phase::Busy);
-    }
-
-    /// It said nothing in time.
-    #[must_use]
-    pub fn is_overdue(&self) -> bool {
-        self.0.is_overdue()
-    }
-}
 
 impl Drop for Busy {
     fn drop(&mut self) {

@@ -7,15 +7,14 @@ use super::observe::Observer;
 use crate::scheduler::{Outcome, Usage};
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
 use crate::units::{BYTES_PER_TOKEN, Tokens, wall_clock};
-use pingora::Error;
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Proxy {
-    pub(super) fn record(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
-        if e.is_none() && ctx.answer.status != 0 {
-            // An answer without a body has no last piece.
+    pub(super) fn record(&self, session: &ServerSession, ctx: &mut Ctx) {
+        if ctx.whole && ctx.answer.status != 0 {
+            // An answer of our own has no last piece.
             ctx.settle_by_status();
         } else {
             ctx.settle(Outcome::Abandoned);
@@ -76,7 +75,7 @@ fn guessed(ctx: &Ctx) -> Option<Usage> {
     Some(Usage { prompt, completion, cached: None })
 }
 
-fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {
+fn access(session: &ServerSession, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {
     let request = session.req_header();
     let duration = ended - ctx.arrived;
     let client = session.client_addr().and_then(|address| address.as_inet()).copied();

@@ -2,13 +2,14 @@
 
 use super::Proxy;
 use super::ctx::Ctx;
+use super::exchange::departure;
 use crate::control::{ControlBody, ControlResponse};
 use crate::error::Refusal;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderName, HeaderValue, Method, header};
-use pingora::http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
+use pingora_http::ResponseHeader;
 use std::time::Duration;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,7 +27,12 @@ impl Proxy {
     ///
     /// # Errors
     /// The client is gone.
-    pub(super) async fn refuse(&self, session: &mut Session, ctx: &Ctx, refusal: &Refusal) -> pingora::Result<()> {
+    pub(super) async fn refuse(
+        &self,
+        session: &mut ServerSession,
+        ctx: &Ctx,
+        refusal: &Refusal,
+    ) -> pingora_core::Result<()> {
         let mut head = refusal_head(&ctx.id, refusal)?;
         if let Some(key) = &ctx.key {
             self.limits.tell(&self.app.settings().limits.per_key, key, &mut head)?;
@@ -35,7 +41,7 @@ impl Proxy {
     }
 }
 
-fn refusal_head(id: &HeaderValue, refusal: &Refusal) -> pingora::Result<ResponseHeader> {
+fn refusal_head(id: &HeaderValue, refusal: &Refusal) -> pingora_core::Result<ResponseHeader> {
     let mut head = ResponseHeader::build(refusal.status(), Some(8))?;
     head.insert_header(header::CONTENT_TYPE, "application/json")?;
     head.insert_header(ERROR, refusal.code())?;
@@ -56,7 +62,11 @@ fn refusal_head(id: &HeaderValue, refusal: &Refusal) -> pingora::Result<Response
 ///
 /// # Errors
 /// The client is gone.
-pub async fn control(session: &mut Session, id: &HeaderValue, response: ControlResponse) -> pingora::Result<()> {
+pub async fn control(
+    session: &mut ServerSession,
+    id: &HeaderValue,
+    response: ControlResponse,
+) -> pingora_core::Result<()> {
     let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 4))?;
     for (name, value) in response.headers {
         head.insert_header(name, value)?;
@@ -66,52 +76,48 @@ pub async fn control(session: &mut Session, id: &HeaderValue, response: ControlR
         ControlBody::Full(body) => whole(session, head, body).await,
         ControlBody::Stream(mut parts) => {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-            session.write_response_header(Box::new(head), false).await?;
+            session.write_response_header(Box::new(head)).await?;
             loop {
                 tokio::select! {
                     part = parts.next() => match part {
-                        Some(part) => session.write_response_body(Some(part), false).await?,
-                        None => return session.write_response_body(None, true).await,
+                        Some(part) => session.write_response_body(part, false).await?,
+                        None => return session.write_response_body(Bytes::new(), true).await,
                     },
-                    gone = session.downstream_session.read_body_or_idle(true) => {
-                        gone.map_err(|e| e.into_down())?;
-                    }
+                    gone = departure(session) => return Err(gone),
                 }
             }
         }
     }
 }
 
-async fn whole(session: &mut Session, mut head: ResponseHeader, body: Bytes) -> pingora::Result<()> {
+async fn whole(session: &mut ServerSession, mut head: ResponseHeader, body: Bytes) -> pingora_core::Result<()> {
     discard(session).await;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
     let empty = body.is_empty() || session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(head), empty).await?;
-    if !empty {
-        session.write_response_body(Some(body), true).await?;
-    }
+    session.write_response_header(Box::new(head)).await?;
+    session.write_response_body(if empty { Bytes::new() } else { body }, true).await?;
     linger(session).await;
     Ok(())
 }
 
 /// Reads the rest of a small request body.
-async fn discard(session: &mut Session) {
+async fn discard(session: &mut ServerSession) {
     let length =
         session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let waits = session.get_header(header::EXPECT).is_some();
     if !waits && length.is_some_and(|length| length <= WORTH_READING) {
-        let drained = session.downstream_session.drain_request_body();
+        let drained = session.drain_request_body();
         // Too slow is not fatal: the connection ends with the answer then.
         let _ = tokio::time::timeout(LINGER, drained).await;
     }
 }
 
 /// Lets a client that is still sending find the answer.
-async fn linger(session: &mut Session) {
+async fn linger(session: &mut ServerSession) {
     if session.is_http2() || session.is_body_done() {
         return;
     }
-    session.downstream_session.shutdown().await;
-    let rest = async { while let Ok(Some(_)) = session.downstream_session.read_request_body().await {} };
+    session.shutdown().await;
+    let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
     let _ = tokio::time::timeout(LINGER, rest).await;
 }

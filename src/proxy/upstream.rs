@@ -3,22 +3,22 @@
 use super::Proxy;
 use super::arrive::admitted;
 use super::ctx::Ctx;
-use super::reply::REQUEST_ID;
-use crate::body::replay::{self, Stop};
+use super::exchange::{Link, departure, is_ours, nominated, put};
+use crate::body::read::Stop;
 use crate::error::Refusal;
-use crate::fleet::{Awaited, Backend, Fault};
+use crate::fleet::{Backend, Fault};
 use crate::gate::Step;
 use crate::scheduler::Outcome;
-use http::header;
-use pingora::http::RequestHeader;
-use pingora::protocols::TcpKeepalive;
-use pingora::upstreams::peer::HttpPeer;
-use pingora_proxy::Session;
+use crate::telemetry::UpstreamError;
+use bytes::{BufMut, BytesMut};
+use http::{HeaderName, Method, Version, header};
+use pingora_core::ErrorType;
+use pingora_core::protocols::TcpKeepalive;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_http::RequestHeader;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// How long an idle connection to a backend is kept: uvicorn closes its side after 5 seconds.
-const KEPT_IDLE: Duration = Duration::from_secs(4);
 
 /// Finds a backend whose machine has vanished while it computes, in about two minutes.
 pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
@@ -33,11 +33,8 @@ pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 const NO_BACKEND_RETRY: Duration = Duration::from_secs(5);
 
 impl Proxy {
-    /// The backend that the gate chose; asks again for each one that turns out to be out of reach.
-    pub(super) async fn peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Stop> {
-        if let (0, Some(pool)) = (ctx.unreached, ctx.pool) {
-            self.app.retries.request(pool);
-        }
+    /// A connection to the backend that the gate chose; asks again for each one that turns out to be out of reach.
+    pub(super) async fn link(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Link, Stop> {
         loop {
             let admission = match ctx.admission.take() {
                 Some(admission) => admission,
@@ -45,11 +42,32 @@ impl Proxy {
             };
             let backend = self.app.fleet.get(admission.backend);
             let address = self.app.fleet.address(admission.backend);
-            ctx.backend = backend.clone();
-            if let (Some(backend), Some(address)) = (backend, address) {
-                return Ok(Box::new(self.peer_at(&backend, address, ctx.pulse.is_some())));
+            ctx.backend.clone_from(&backend);
+            let (Some(backend), Some(address)) = (backend, address) else {
+                self.unreached(ctx, Fault::Connect)?;
+                continue;
+            };
+            let place = (admission.backend, address);
+            if let Some(link) = self.links.take(place) {
+                return Ok(link);
             }
-            self.unreached(ctx, Fault::Connect)?;
+            let peer = self.peer(&backend, address);
+            let connected = tokio::select! {
+                biased;
+                connected = self.links.connect(&peer, place) => connected,
+                gone = departure(session) => return Err(Stop::Gone(gone)),
+            };
+            match connected {
+                Ok(link) => return Ok(link),
+                Err(e) => {
+                    let kind = match e.etype() {
+                        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => UpstreamError::ConnectTimeout,
+                        _ => UpstreamError::Connect,
+                    };
+                    self.app.telemetry.metrics.upstream_error(&backend.url, kind);
+                    self.unreached(ctx, Fault::Connect)?;
+                }
+            }
         }
     }
 
@@ -61,9 +79,6 @@ impl Proxy {
     pub(super) fn unreached(&self, ctx: &mut Ctx, fault: Fault) -> Result<(), Refusal> {
         ctx.unreached += 1;
         let since = *ctx.unreached_since.get_or_insert_with(Instant::now);
-        if let Some(pulse) = &ctx.pulse {
-            pulse.rest();
-        }
         let goes_on = ctx.step.as_mut().is_none_or(Step::undelivered);
         // After the step has turned away from it: the check that this asks for may let it come back.
         if let Some(backend) = &ctx.backend {
@@ -84,53 +99,62 @@ impl Proxy {
         Ok(())
     }
 
-    /// `timed`: the pulse of the client's connection tells when the backend was silent for too long.
-    fn peer_at(&self, backend: &Backend, address: SocketAddr, timed: bool) -> HttpPeer {
-        let settings = self.app.settings();
-        let timeouts = &settings.timeouts;
+    fn peer(&self, backend: &Backend, address: SocketAddr) -> HttpPeer {
+        let connect = self.app.settings().timeouts.connect;
         let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
         let options = &mut peer.options;
-        options.connection_timeout = Some(timeouts.connect);
-        options.total_connection_timeout = Some(timeouts.connect);
-        // Pingora has one timeout for all reads, and makes a timer for each. The pulse is exact; HTTP/2 has only this.
-        options.read_timeout = (!timed).then(|| timeouts.first_byte.max(timeouts.stream_idle));
-        options.write_timeout = Some(timeouts.stream_idle);
-        options.idle_timeout = Some(KEPT_IDLE);
+        options.connection_timeout = Some(connect);
+        options.total_connection_timeout = Some(connect);
         options.tcp_keepalive = Some(KEEPALIVE);
         peer
     }
 
-    /// Makes the client's head into the one that goes to the backend.
-    pub(super) fn request_head(&self, request: &mut RequestHeader, ctx: &mut Ctx) -> pingora::Result<()> {
-        ctx.answer.sent = Some(Instant::now());
-        ctx.expect_within(self.app.settings().timeouts.first_byte);
+    /// The head that goes to the backend, made of the client's.
+    pub(super) fn request_head(&self, request: &RequestHeader, ctx: &Ctx) -> BytesMut {
         let Some(backend) = &ctx.backend else {
-            return Ok(());
+            return BytesMut::new();
         };
-        if let (true, Some(body)) = (ctx.inference, &ctx.body) {
-            ctx.awaited = Some(Awaited::begin(backend, body.len()));
-        }
-        if request.raw_path() != ctx.target.as_bytes() || !backend.prefix.is_empty() {
-            let target = format!("{}{}", backend.prefix, ctx.target);
-            request.set_raw_path(target.as_bytes())?;
-        }
-        request.insert_header(header::HOST, &backend.authority)?;
-        request.insert_header(REQUEST_ID, ctx.id.clone())?;
-        if let Some(rank) = backend.rank {
-            request.insert_header("x-data-parallel-rank", rank.to_string())?;
-        }
         let settings = backend.settings();
-        if settings.api_key.is_some() || self.app.settings().keys.required() {
-            // The client's key is for us.
-            request.remove_header(&header::AUTHORIZATION);
-            request.remove_header("x-api-key");
+        // The client's key is for us.
+        let keyless = settings.api_key.is_some() || self.app.settings().keys.required();
+        // What it may name was looked at when it arrived.
+        let nominated = nominated(&request.headers).unwrap_or_default();
+        let passes = |name: &HeaderName| {
+            let key = keyless && (*name == header::AUTHORIZATION || name.as_str() == "x-api-key");
+            let rank = backend.rank.is_some() && name.as_str() == "x-data-parallel-rank";
+            let named = nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()));
+            !(key || rank || named || is_ours(name))
+        };
+        let mut head = BytesMut::with_capacity(1024);
+        for part in [request.method.as_str(), " ", &backend.prefix, &ctx.target, " HTTP/1.1\r\n"] {
+            head.extend_from_slice(part.as_bytes());
+        }
+        put(&mut head, "host", backend.authority.as_bytes());
+        for (name, value) in request.headers.iter().filter(|(name, _)| passes(name)) {
+            put(&mut head, name.as_str(), value.as_bytes());
+        }
+        put(&mut head, "x-request-id", ctx.id.as_bytes());
+        if let Some(rank) = backend.rank {
+            put(&mut head, "x-data-parallel-rank", rank.to_string().as_bytes());
         }
         if let Some(key) = &settings.api_key {
-            request.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.0))?;
+            put(&mut head, "authorization", format!("Bearer {}", key.0).as_bytes());
         }
-        match &ctx.body {
-            Some(body) => replay::prepare_upstream_headers(request, body.len()),
-            None => Ok(()),
+        if is_websocket(request) {
+            put(&mut head, "connection", b"Upgrade");
+            put(&mut head, "upgrade", b"websocket");
         }
+        let bodied = ctx.body.is_some() || [Method::POST, Method::PUT, Method::PATCH].contains(&request.method);
+        if bodied {
+            let length = ctx.body.as_ref().map_or(0, bytes::Bytes::len);
+            put(&mut head, "content-length", length.to_string().as_bytes());
+        }
+        head.put_slice(b"\r\n");
+        head
     }
+}
+
+fn is_websocket(request: &RequestHeader) -> bool {
+    let upgrade = request.headers.get(header::UPGRADE);
+    request.version == Version::HTTP_11 && upgrade.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }

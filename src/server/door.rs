@@ -10,17 +10,11 @@ use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
-use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::HttpProxy;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 /// An HTTP/1.1 connection is closed after this many requests, to give back what its buffers have grown to.
 const REQUESTS_PER_CONNECTION: u32 = 10_000;
-
-/// Connections to backends that are kept for the next request, all backends together.
-const IDLE_UPSTREAM: usize = 4096;
 
 /// A held step keeps its stream open, and a client may have all its programs on one connection.
 const STREAMS: u32 = 1024;
@@ -40,7 +34,7 @@ const ADMIN_CONNECTIONS: usize = 256;
 pub struct Door {
     app: Arc<App>,
     side: Side,
-    proxy: Arc<HttpProxy<Proxy>>,
+    proxy: Arc<Proxy>,
     seats: Arc<Seats>,
     tls: Option<Arc<Certificates>>,
     /// Connections end after the request that they have.
@@ -54,19 +48,13 @@ pub struct Seats {
     full: AtomicBool,
 }
 
-/// Makes what serves requests, behind any number of doors. `idle` is how long a connection is kept between two.
-pub fn http(proxy: Proxy, idle: Duration) -> Arc<HttpProxy<Proxy>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let conf = ServerConf { threads, upstream_keepalive_pool_size: IDLE_UPSTREAM, ..ServerConf::default() };
-    let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
-    proxy.handle_init_modules();
+/// Makes what serves requests, behind any number of doors.
+pub fn http(app: &Arc<App>, side: Side) -> Arc<Proxy> {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     options.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
-    options.h2_idle_timeout = Some(idle);
-    proxy.server_options = Some(options);
-    proxy.h2_options = Some(h2_options());
-    Arc::new(proxy)
+    options.h2_idle_timeout = Some(app.settings().timeouts.client_idle);
+    Arc::new(Proxy::new(Arc::clone(app), side, options, h2_options()))
 }
 
 // === impl Seats ===
@@ -97,7 +85,7 @@ impl Door {
     pub fn new(
         app: Arc<App>,
         side: Side,
-        proxy: Arc<HttpProxy<Proxy>>,
+        proxy: Arc<Proxy>,
         seats: Arc<Seats>,
         tls: Option<Arc<Certificates>>,
         leave: ShutdownWatch,

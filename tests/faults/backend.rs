@@ -59,7 +59,7 @@ const POINTS: [Point; 16] = [
     Point {
         name: "before the end of a chunk",
         body: STREAMED,
-        sent: events!("21\r\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\n"),
+        sent: events!("22\r\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\n"),
         seen: Seen::Broken,
     },
     Point {

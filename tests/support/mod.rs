@@ -4,7 +4,6 @@
 pub mod backend;
 pub mod client;
 pub mod load;
-pub mod pingora;
 pub mod process;
 pub mod proxy;
 pub mod wire;

@@ -1,0 +1,191 @@
+//! Connections to backends, kept between requests.
+
+use crate::scheduler::BackendId;
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::Stream;
+use pingora_core::upstreams::peer::HttpPeer;
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// How long an idle connection is kept: uvicorn closes its side after 5 seconds.
+const KEPT_IDLE: Duration = Duration::from_secs(4);
+
+/// Kept connections, all backends together.
+const KEPT: usize = 4096;
+
+/// Bytes asked for at once: at first, and once an answer has shown that it comes faster.
+const READ: usize = 8 * 1024;
+const READ_MORE: usize = 64 * 1024;
+
+/// The backend and where its name leads now.
+type Place = (BackendId, SocketAddr);
+
+/// Opens connections and keeps those that are idle.
+pub struct Links {
+    connector: TransportConnector,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// The one that was used last is used next: the others may close.
+    places: HashMap<Place, Vec<(Instant, Stream)>>,
+    count: usize,
+}
+
+/// A connection to a backend.
+#[derive(Debug)]
+pub struct Link {
+    stream: Stream,
+    place: Place,
+    /// Read, and not taken yet.
+    pub read: BytesMut,
+    room: usize,
+}
+
+// === impl Links ===
+
+impl Links {
+    pub fn new() -> Self {
+        Self { connector: TransportConnector::new(Some(ConnectorOptions::new(0))), idle: Mutex::default() }
+    }
+
+    /// An idle connection that is still open, as far as anybody can tell.
+    pub fn take(&self, place: Place) -> Option<Link> {
+        loop {
+            let (since, stream) = {
+                let mut idle = self.idle.lock();
+                let kept = idle.places.get_mut(&place)?.pop()?;
+                idle.count -= 1;
+                kept
+            };
+            let mut link = Link::new(stream, place);
+            if since.elapsed() < KEPT_IDLE && link.is_quiet() {
+                return Some(link);
+            }
+        }
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// The backend cannot be reached within the peer's timeouts.
+    pub async fn connect(&self, peer: &HttpPeer, place: Place) -> pingora_core::Result<Link> {
+        Ok(Link::new(self.connector.new_stream(peer).await?, place))
+    }
+
+    /// Keeps a connection whose last answer was whole.
+    pub fn keep(&self, link: Link) {
+        if !link.read.is_empty() {
+            // It says what nobody asked for.
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.count < KEPT {
+            idle.count += 1;
+            idle.places.entry(link.place).or_default().push((Instant::now(), link.stream));
+        }
+    }
+
+    /// Closes what has been idle for too long; ends with the process.
+    pub async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let mut closed = Vec::new();
+            let mut idle = self.idle.lock();
+            idle.places.retain(|_, kept| {
+                let old = kept.partition_point(|(since, _)| since.elapsed() >= KEPT_IDLE);
+                closed.extend(kept.drain(..old));
+                !kept.is_empty()
+            });
+            idle.count -= closed.len();
+        }
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    fn new(stream: Stream, place: Place) -> Self {
+        Self { stream, place, read: BytesMut::new(), room: READ }
+    }
+
+    /// Neither closed nor saying anything.
+    fn is_quiet(&mut self) -> bool {
+        self.stream.read(&mut [0]).now_or_never().is_none()
+    }
+
+    /// Sends head and body, in one write where the socket takes it. `false`: the backend has begun to answer before it
+    /// had everything. Cancelled, the connection is of no more use.
+    ///
+    /// # Errors
+    /// The backend does not have the whole request, and will not.
+    pub async fn send(&mut self, head: &[u8], body: &[u8]) -> io::Result<bool> {
+        let mut sent = 0;
+        let whole = poll_fn(|cx| self.poll_send(cx, head, body, &mut sent)).await?;
+        if whole {
+            poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await?;
+        }
+        Ok(whole)
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        sent: &mut usize,
+    ) -> Poll<io::Result<bool>> {
+        while *sent < head.len() + body.len() {
+            let rest = [&head[(*sent).min(head.len())..], &body[sent.saturating_sub(head.len())..]].map(IoSlice::new);
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, &rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => *sent += bytes,
+                stuck => {
+                    return match (self.poll_read(cx), stuck) {
+                        (Poll::Ready(Ok(read)), _) if read > 0 => Poll::Ready(Ok(false)),
+                        (_, Poll::Ready(Err(e))) | (Poll::Ready(Err(e)), _) => Poll::Ready(Err(e)),
+                        (Poll::Ready(Ok(_)), _) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                        (Poll::Pending, _) => Poll::Pending,
+                    };
+                }
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Sends what is no request.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// Reads some more; zero bytes when the backend has closed. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn more(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx)).await
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.read.reserve(self.room);
+        let bytes = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx))?;
+        if bytes >= self.room {
+            self.room = READ_MORE;
+        }
+        Poll::Ready(Ok(bytes))
+    }
+}
