@@ -2,4 +2,5 @@
 
 pub mod budget;
 pub mod envelope;
+pub mod quoted;
 pub mod read;

@@ -172,7 +172,7 @@ fn text_bytes(value: &[u8]) -> u64 {
 
 fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, Fault> {
     let fault = |what, at| Fault { what, at };
-    let text = std::str::from_utf8(body).map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
+    let text = simdutf8::compat::from_utf8(body).map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
     if text.starts_with('\u{feff}') {
         return Err(fault(Complaint::ByteOrderMark, 0));
     }

@@ -4,6 +4,7 @@
 //! out: the order of members, white space, members that are `null`, and the marks for Anthropic's prompt cache, which move
 //! to the newest message: a text with such a mark is written as a list with one part, and without as a plain string.
 
+use crate::body::quoted;
 use memchr::memchr2;
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -196,7 +197,7 @@ impl<'a> Walk<'a> {
     /// Goes past a string; gives what is between its quotes, as it is written.
     fn string(&mut self) -> &'a [u8] {
         let start = (self.at + 1).min(self.bytes.len());
-        let mut at = start;
+        let mut at = quoted::skim(self.bytes, start).at;
         while let Some(found) = memchr2(b'"', b'\\', self.bytes.get(at..).unwrap_or_default()) {
             at += found;
             if self.bytes[at] == b'"' {
