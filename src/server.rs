@@ -6,6 +6,7 @@ mod listen;
 mod supervisor;
 mod tls;
 mod upgrade;
+mod workers;
 
 pub use listen::ListenError;
 pub use upgrade::UpgradeError;
@@ -18,7 +19,6 @@ use crate::state::{Keeper, StoreError};
 use door::{Door, Seats};
 use futures_util::future::join_all;
 use listen::{Listeners, Socket};
-use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
 use std::io;
 use std::net::SocketAddr;
@@ -45,7 +45,8 @@ const LAST_REQUEST: Duration = Duration::from_secs(5);
 /// A server that has its sockets and everything behind them, and does not serve yet.
 pub struct Server {
     app: Arc<App>,
-    services: Vec<Service<Door>>,
+    /// Of each worker, one for each listener.
+    services: Vec<Vec<Service<Door>>>,
     listeners: Listeners,
     certificates: Vec<Arc<Certificates>>,
     /// What serves, and its connections: of the main listeners, and of the admin listener.
@@ -54,6 +55,8 @@ pub struct Server {
     leave: watch::Sender<bool>,
     /// No more connections are accepted.
     shut: watch::Sender<bool>,
+    /// Dropped, it ends the workers and whatever they serve.
+    serving: watch::Sender<()>,
     /// Where a process that takes over waits.
     meeting: PathBuf,
     tasks: JoinSet<()>,
@@ -93,7 +96,9 @@ pub enum StartError {
 /// What keeps it from starting.
 pub fn run(config: Config, flags: &Flags) -> Result<(), StartError> {
     raise_descriptors(config.limits.connections as u64);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Runtime)?;
+    // For what goes on in the background; requests are served by workers.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(StartError::Runtime)?;
     let served = runtime.block_on(start(config, flags));
     runtime.shutdown_background();
     served
@@ -188,12 +193,13 @@ impl Server {
         let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app).map(Arc::new)).transpose()?;
         let mut server = Self {
             app,
-            services: Vec::new(),
+            services: (0..workers::count()).map(|_| Vec::new()).collect(),
             listeners: Listeners::new(inherited),
             certificates: Vec::new(),
             sides: Vec::new(),
             leave: watch::Sender::new(false),
             shut: watch::Sender::new(false),
+            serving: watch::Sender::new(()),
             meeting,
             tasks: JoinSet::new(),
             keeper,
@@ -205,7 +211,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Takes the addresses of one side: a service for each, with one proxy behind them all.
+    /// Takes the addresses of one side: a service for each and each worker, with one proxy behind them all.
     fn listen(&mut self, side: Side, listeners: &[Listener]) -> Result<(), StartError> {
         let app = &self.app;
         let proxy = door::http(app, side);
@@ -214,11 +220,12 @@ impl Server {
             let tls = tls.as_ref().map(Certificates::load).transpose();
             let tls = tls.map_err(|cause| ListenError::Tls { address, cause })?.map(Arc::new);
             self.certificates.extend(tls.clone());
-            let leave = self.leave.subscribe();
-            let door = Door::new(Arc::clone(app), side, Arc::clone(&proxy), Arc::clone(&seats), tls, leave);
-            let mut service = Service::new(format!("{side:?}"), door);
-            self.listeners.add(&mut service, address)?;
-            self.services.push(service);
+            let address = self.listeners.add(address)?;
+            for services in &mut self.services {
+                let (proxy, seats, leave) = (Arc::clone(&proxy), Arc::clone(&seats), self.leave.subscribe());
+                let door = Door::new(Arc::clone(app), side, proxy, seats, tls.clone(), leave);
+                services.push(listen::service(format!("{side:?}"), door, address));
+            }
         }
         self.sides.push((proxy, seats));
         Ok(())
@@ -271,13 +278,11 @@ impl Server {
 
     /// Starts to accept connections.
     fn open(&mut self) -> io::Result<()> {
-        let fds = self.listeners.open()?;
         for certificates in self.certificates.drain(..) {
             self.tasks.spawn(certificates.watch());
         }
-        for mut service in self.services.drain(..) {
-            let (fds, shut) = (Arc::clone(&fds), self.shut.subscribe());
-            self.tasks.spawn(async move { service.start_service(Some(fds), shut, 1).await });
+        for services in self.services.drain(..) {
+            workers::start(services, self.listeners.open()?, &self.shut, &self.serving)?;
         }
         for address in self.addresses() {
             log::info!("listening on {address}");

@@ -47,14 +47,13 @@ impl Proxy {
                 self.unreached(ctx, Fault::Connect)?;
                 continue;
             };
-            let place = (admission.backend, address);
-            if let Some(link) = self.links.take(place) {
+            if let Some(link) = self.links.take(admission.backend, address) {
                 return Ok(link);
             }
             let peer = self.peer(&backend, address);
             let connected = tokio::select! {
                 biased;
-                connected = self.links.connect(&peer, place) => connected,
+                connected = self.links.connect(&peer, admission.backend, address) => connected,
                 gone = departure(session) => return Err(Stop::Gone(gone)),
             };
             match connected {

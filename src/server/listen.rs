@@ -32,6 +32,19 @@ pub enum ListenError {
     Tls { address: SocketAddr, cause: String },
 }
 
+/// A service at `address`, which does TLS itself where it is wanted: Pingora would take any number of handshakes at
+/// once, a minute each, with certificates that never change.
+pub fn service<A>(name: String, app: A, address: SocketAddr) -> Service<A> {
+    let mut options = TcpSocketOptions::default();
+    // Or a client that vanished stays in the queue for ever.
+    options.tcp_keepalive = Some(KEEPALIVE);
+    // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
+    let buffer = L4BufferSettings::default().read(0);
+    let mut service = Service::new(name, app);
+    service.add_listener(ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer));
+    service
+}
+
 // === impl Listeners ===
 
 impl Listeners {
@@ -40,12 +53,11 @@ impl Listeners {
         Self { inherited, ..Self::default() }
     }
 
-    /// Listens on `address` for `service`, which does TLS itself where it is wanted: Pingora would take any number of
-    /// handshakes at once, a minute each, with certificates that never change.
+    /// Listens on `address`; where that is in the end.
     ///
     /// # Errors
     /// The address is taken or not ours.
-    pub fn add<A>(&mut self, service: &mut Service<A>, address: SocketAddr) -> Result<(), ListenError> {
+    pub fn add(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
         let configured = address;
         let mut bound = || {
             let listener = match self.inherited.iter().position(|socket| socket.configured == configured) {
@@ -57,23 +69,17 @@ impl Listeners {
             Ok((listener, address))
         };
         let (listener, address) = bound().map_err(|cause| ListenError::Bind { address, cause })?;
-        let mut options = TcpSocketOptions::default();
-        // Or a client that vanished stays in the queue for ever.
-        options.tcp_keepalive = Some(KEEPALIVE);
-        // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
-        let buffer = L4BufferSettings::default().read(0);
-        let endpoint = ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer);
-        service.add_listener(endpoint);
         self.sockets.push(Socket { configured, listener });
         self.addresses.push(address);
-        Ok(())
+        Ok(address)
     }
 
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Gives the sockets to Pingora, each by its address. Those that were inherited for nothing are closed.
+    /// Gives the sockets to one worker's services, each by its address. Those that were inherited for nothing are
+    /// closed.
     ///
     /// # Errors
     /// There is no descriptor left.

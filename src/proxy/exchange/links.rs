@@ -13,6 +13,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -26,8 +27,8 @@ const KEPT: usize = 4096;
 const READ: usize = 8 * 1024;
 const READ_MORE: usize = 64 * 1024;
 
-/// The backend and where its name leads now.
-type Place = (BackendId, SocketAddr);
+/// The thread whose runtime a connection belongs to, the backend, and where its name leads now.
+type Place = (ThreadId, BackendId, SocketAddr);
 
 /// Opens connections and keeps those that are idle.
 pub struct Links {
@@ -60,7 +61,8 @@ impl Links {
     }
 
     /// An idle connection that is still open, as far as anybody can tell.
-    pub fn take(&self, place: Place) -> Option<Link> {
+    pub fn take(&self, backend: BackendId, address: SocketAddr) -> Option<Link> {
+        let place = (thread::current().id(), backend, address);
         loop {
             let (since, stream) = {
                 let mut idle = self.idle.lock();
@@ -79,8 +81,14 @@ impl Links {
     ///
     /// # Errors
     /// The backend cannot be reached within the peer's timeouts.
-    pub async fn connect(&self, peer: &HttpPeer, place: Place) -> pingora_core::Result<Link> {
-        Ok(Link::new(self.connector.new_stream(peer).await?, place))
+    pub async fn connect(
+        &self,
+        peer: &HttpPeer,
+        backend: BackendId,
+        address: SocketAddr,
+    ) -> pingora_core::Result<Link> {
+        let stream = self.connector.new_stream(peer).await?;
+        Ok(Link::new(stream, (thread::current().id(), backend, address)))
     }
 
     /// Keeps a connection whose last answer was whole.
