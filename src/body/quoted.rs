@@ -62,7 +62,7 @@ fn skim_with<S: Simd>(simd: S, bytes: &[u8], mut at: usize) -> Skimmed {
 
 /// Where escapes begin: every other backslash of a run. The first byte is not within one.
 #[inline(always)]
-fn escapes(backslashes: u64) -> u64 {
+pub(super) fn escapes(backslashes: u64) -> u64 {
     /// Every other byte, from the first.
     const EVEN: u64 = u64::MAX / 3;
     let starts = backslashes & !(backslashes << 1);

@@ -1,15 +1,19 @@
 //! Finds token counts in JSON that comes in pieces, whatever its size: `usage` objects, and SGLang's `meta_info`.
 
+use crate::body::marks::{Marker, Marks};
 use crate::scheduler::Usage;
 use crate::units::Tokens;
-use memchr::memchr2;
 use serde::Deserialize;
+use smallvec::SmallVec;
 
 /// A `usage` object larger than this is not one. The largest in use is below 1 KiB.
 const MAX_USAGE: usize = 16 * 1024;
 
 /// A count above this is none: a hundred times the largest context there is. Ledgers add them up.
 const MAX_COUNT: u64 = 1 << 30;
+
+/// `completion_tokens`.
+const LONGEST_KEY: usize = 17;
 
 /// Token counts that are known so far; the messages API tells them in several events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,18 +28,22 @@ pub(super) struct Counts {
 /// Anything in front of the first brace is passed over.
 #[derive(Debug, Default)]
 pub(super) struct UsageScan {
-    place: Place,
+    marker: Marker,
     /// Objects and arrays open now.
     depth: usize,
     /// 1 within the outermost array, if that is what it began with.
     base: usize,
-    /// The last string, if it is short enough to be a key that matters.
-    word: [u8; 17],
-    /// Its length; more than there is room for if it is too long, or has escapes.
-    word_len: usize,
+    /// In a string that may be a key.
+    in_word: bool,
+    /// Of a word that began in an earlier piece what came there, as far as it may be a key that matters.
+    word: SmallVec<[u8; LONGEST_KEY + 1]>,
+    /// What the last word is as a key.
+    last: Key,
     /// The keys on the way here, at depths 1 and 2 below `base`.
     keys: [Key; 2],
-    /// What was read of a number in `meta_info`.
+    /// Between the colon and the end of a count in `meta_info`.
+    in_number: bool,
+    /// What was read of it.
     number: Option<u64>,
     meta: Counts,
     /// The object that is being copied, and the depth it ends at.
@@ -44,13 +52,12 @@ pub(super) struct UsageScan {
     ended: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
-    #[default]
-    Outside,
-    String,
-    /// Behind a backslash in a string.
-    Escape,
+/// A piece of the text, and where in it begins what goes on.
+struct Piece<'a> {
+    bytes: &'a [u8],
+    word: usize,
+    number: usize,
+    capture: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,49 +99,17 @@ struct Details {
 
 impl UsageScan {
     pub fn feed(&mut self, bytes: &[u8]) {
-        let mut at = 0;
-        let mut capture_from = 0;
-        while at < bytes.len() {
-            match self.place {
-                Place::String => at = self.string(bytes, at),
-                Place::Escape => {
-                    self.place = Place::String;
-                    at += 1;
-                }
-                Place::Outside => {
-                    match bytes[at] {
-                        b'"' => {
-                            self.place = Place::String;
-                            self.word_len = 0;
-                        }
-                        b':' => self.key(),
-                        b'{' => {
-                            if self.capture.is_none() && self.at_usage() {
-                                self.capture = Some((Vec::new(), self.depth));
-                                capture_from = at;
-                            }
-                            self.open();
-                        }
-                        b'[' => {
-                            self.base += usize::from(self.depth == 0);
-                            self.open();
-                        }
-                        b'}' | b']' => {
-                            self.number_end();
-                            self.close(&bytes[capture_from..=at]);
-                        }
-                        b',' => self.number_end(),
-                        digit @ b'0'..=b'9' if self.keys[0] == Key::Meta && self.below() == 2 => {
-                            let before = self.number.unwrap_or(0);
-                            self.number = Some(before.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
-                        }
-                        _ => {}
-                    }
-                    at += 1;
-                }
-            }
+        let mut piece = Piece { bytes, word: 0, number: 0, capture: 0 };
+        let mut marker = self.marker;
+        marker.feed(bytes, |at, marks| self.block(&mut piece, at, &marks));
+        self.marker = marker;
+        if self.in_word {
+            self.keep_word(&bytes[piece.word..]);
         }
-        self.copy(&bytes[capture_from..]);
+        if self.in_number {
+            self.digits(&bytes[piece.number..]);
+        }
+        self.copy(&bytes[piece.capture..]);
     }
 
     pub fn usage(&self) -> Counts {
@@ -156,39 +131,94 @@ impl UsageScan {
         self.capture.as_ref().map_or(0, |(object, _)| object.len())
     }
 
-    /// Goes through a string to its end, or the next escape, or the end of `bytes`.
-    fn string(&mut self, bytes: &[u8], at: usize) -> usize {
-        let rest = &bytes[at..];
-        let len = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        let word_end = self.word_len.saturating_add(len);
-        if let Some(room) = self.word.get_mut(self.word_len..word_end) {
-            room.copy_from_slice(&rest[..len]);
+    /// Takes in the block that starts at `start`.
+    fn block(&mut self, piece: &mut Piece<'_>, start: usize, marks: &Marks) {
+        let closes = marks.closes.count_ones() as usize;
+        if self.capture.is_none() && self.below() > 2 + closes {
+            self.depth = self.depth + marks.opens.count_ones() as usize - closes;
+            return;
         }
-        self.word_len = word_end;
-        match rest.get(len) {
-            Some(b'"') => self.place = Place::Outside,
-            Some(_) => {
-                self.place = Place::Escape;
-                self.word_len = usize::MAX;
+        let mut left = u64::MAX;
+        loop {
+            let here = left & self.wanted(marks);
+            if here == 0 {
+                return;
             }
-            None => return bytes.len(),
+            // What is behind the lowest one.
+            left = !(here ^ here.wrapping_sub(1));
+            self.mark(piece, start + here.trailing_zeros() as usize);
         }
-        at + len + 1
     }
 
-    /// The last string was a key.
-    fn key(&mut self) {
-        if let Some(key) = self.below().checked_sub(1).and_then(|n| self.keys.get_mut(n)) {
-            *key = match self.word.get(..self.word_len) {
-                Some(b"usage") => Key::Usage,
-                Some(b"response" | b"message") => Key::Wrapper,
-                Some(b"meta_info") => Key::Meta,
-                Some(b"prompt_tokens") => Key::Prompt,
-                Some(b"completion_tokens") => Key::Completion,
-                Some(b"cached_tokens") => Key::Cached,
-                _ => Key::Other,
-            };
+    /// The marks that matter here. Keys are read down to depth 2 only.
+    fn wanted(&self, marks: &Marks) -> u64 {
+        let brackets = marks.opens | marks.closes;
+        if self.capture.is_some() || self.below() > 2 {
+            return brackets;
         }
+        let ends = if self.in_number { marks.commas } else { 0 };
+        brackets | marks.quotes | marks.colons | ends
+    }
+
+    fn mark(&mut self, piece: &mut Piece<'_>, at: usize) {
+        match piece.bytes[at] {
+            b'"' if self.in_word => {
+                self.in_word = false;
+                self.last = self.word_ends(&piece.bytes[piece.word..at]);
+            }
+            b'"' => {
+                (self.in_word, self.in_number) = (true, false);
+                piece.word = at + 1;
+            }
+            b':' => {
+                self.key();
+                piece.number = at + 1;
+            }
+            b',' => self.number_end(&piece.bytes[piece.number..at]),
+            open @ (b'{' | b'[') => {
+                self.in_number = false;
+                if open == b'[' {
+                    self.base += usize::from(self.depth == 0);
+                } else if self.capture.is_none() && self.at_usage() {
+                    self.capture = Some((Vec::new(), self.depth));
+                    piece.capture = at;
+                }
+                self.open();
+            }
+            _ => {
+                if self.in_number {
+                    self.number_end(&piece.bytes[piece.number..at]);
+                }
+                self.close(&piece.bytes[piece.capture..=at]);
+            }
+        }
+    }
+
+    /// A word goes on in the next piece.
+    fn keep_word(&mut self, part: &[u8]) {
+        let room = part.len().min(LONGEST_KEY + 1 - self.word.len());
+        self.word.extend_from_slice(&part[..room]);
+    }
+
+    fn word_ends(&mut self, part: &[u8]) -> Key {
+        if self.word.is_empty() {
+            return Key::of(part);
+        }
+        self.keep_word(part);
+        let key = Key::of(&self.word);
+        self.word.clear();
+        key
+    }
+
+    /// The last word was a key.
+    fn key(&mut self) {
+        let below = self.below();
+        if let Some(key) = below.checked_sub(1).and_then(|n| self.keys.get_mut(n)) {
+            *key = self.last;
+        }
+        self.number = None;
+        let is_count = matches!(self.last, Key::Prompt | Key::Completion | Key::Cached);
+        self.in_number = is_count && below == 2 && self.keys[0] == Key::Meta;
     }
 
     /// The depth, less that of the outermost array.
@@ -196,7 +226,16 @@ impl UsageScan {
         self.depth.saturating_sub(self.base)
     }
 
-    fn number_end(&mut self) {
+    fn digits(&mut self, part: &[u8]) {
+        for byte in part.iter().filter(|byte| byte.is_ascii_digit()) {
+            let before = self.number.unwrap_or(0);
+            self.number = Some(before.saturating_mul(10).saturating_add(u64::from(byte - b'0')));
+        }
+    }
+
+    fn number_end(&mut self, part: &[u8]) {
+        self.digits(part);
+        self.in_number = false;
         let Some(number) = self.number.take() else { return };
         match self.keys[1] {
             Key::Prompt => self.meta.prompt = Some(number),
@@ -244,6 +283,22 @@ impl UsageScan {
             } else {
                 object.extend_from_slice(bytes);
             }
+        }
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    fn of(word: &[u8]) -> Self {
+        match word {
+            b"usage" => Self::Usage,
+            b"response" | b"message" => Self::Wrapper,
+            b"meta_info" => Self::Meta,
+            b"prompt_tokens" => Self::Prompt,
+            b"completion_tokens" => Self::Completion,
+            b"cached_tokens" => Self::Cached,
+            _ => Self::Other,
         }
     }
 }

@@ -1,0 +1,115 @@
+//! Where the marks of a JSON text are that comes in pieces, 64 bytes at a time, without a look at single bytes.
+
+use super::quoted::escapes;
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, dispatch, u8x64};
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes in a block.
+const BLOCK: usize = 64;
+/// Blocks that are looked at in one go.
+const BLOCKS: usize = 16;
+
+/// The marks of one block: a bit for each byte, the first byte's is the lowest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Those that begin or end a string. All others are outside of strings.
+    pub quotes: u64,
+    /// `{` and `[`.
+    pub opens: u64,
+    /// `}` and `]`.
+    pub closes: u64,
+    pub colons: u64,
+    pub commas: u64,
+}
+
+/// What goes on from one block to the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marker {
+    /// All bits, if the last byte was in a string.
+    quoted: u64,
+    /// 1, if the last byte was a backslash that begins an escape.
+    escape: u64,
+}
+
+/// Marks as they are found, with those in strings.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    backslashes: u64,
+    marks: Marks,
+}
+
+// === impl Marker ===
+
+impl Marker {
+    /// Calls `each` with the marks of every block of a piece, and where in the piece the block begins.
+    pub fn feed(&mut self, piece: &[u8], mut each: impl FnMut(usize, Marks)) {
+        let mut found = [Found::default(); BLOCKS];
+        let mut at = 0;
+        for part in piece.chunks(BLOCK * BLOCKS) {
+            find(part, &mut found);
+            for (block, found) in part.chunks(BLOCK).zip(&found) {
+                each(at, self.outside_strings(found, block.len()));
+                at += block.len();
+            }
+        }
+    }
+
+    /// `len`: bytes in the block; blanks follow.
+    fn outside_strings(&mut self, found: &Found, len: usize) -> Marks {
+        let first = escapes(found.backslashes & !self.escape);
+        let quotes = found.marks.quotes & !(first << 1 | self.escape);
+        let quoted = odd_so_far(quotes) ^ self.quoted;
+        self.escape = first >> (len - 1) & 1;
+        self.quoted = if quoted >> 63 == 0 { 0 } else { u64::MAX };
+        let Marks { opens, closes, colons, commas, .. } = found.marks;
+        Marks {
+            quotes,
+            opens: opens & !quoted,
+            closes: closes & !quoted,
+            colons: colons & !quoted,
+            commas: commas & !quoted,
+        }
+    }
+}
+
+/// Each bit tells whether the number of bits up to it, itself included, is odd.
+fn odd_so_far(bits: u64) -> u64 {
+    [1, 2, 4, 8, 16, 32].iter().fold(bits, |bits, shift| bits ^ bits << shift)
+}
+
+/// Up to [`BLOCKS`] blocks; blanks behind the last byte.
+fn find(bytes: &[u8], found: &mut [Found; BLOCKS]) {
+    dispatch!(Level::new(), simd => find_with(simd, bytes, found));
+}
+
+#[inline(always)]
+fn find_with<S: Simd>(simd: S, bytes: &[u8], found: &mut [Found; BLOCKS]) {
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+    for (block, found) in blocks.iter().zip(&mut *found) {
+        *found = find_in(simd, block);
+    }
+    if let (false, Some(found)) = (rest.is_empty(), found.get_mut(blocks.len())) {
+        let mut block = [b' '; BLOCK];
+        block[..rest.len()].copy_from_slice(rest);
+        *found = find_in(simd, &block);
+    }
+}
+
+#[inline(always)]
+fn find_in<S: Simd>(simd: S, block: &[u8; BLOCK]) -> Found {
+    let block = u8x64::from_slice(simd, block);
+    let all = |byte: u8| block.simd_eq(byte).to_bitmask();
+    // `{` and `[` differ in one bit, so do `}` and `]`.
+    let brackets = block | 0x20;
+    let marks = Marks {
+        quotes: all(b'"'),
+        opens: brackets.simd_eq(b'{').to_bitmask(),
+        closes: brackets.simd_eq(b'}').to_bitmask(),
+        colons: all(b':'),
+        commas: all(b','),
+    };
+    Found { backslashes: all(b'\\'), marks }
+}
