@@ -2,5 +2,6 @@
 
 pub mod budget;
 pub mod envelope;
+pub mod marks;
 pub mod quoted;
 pub mod read;

@@ -3,7 +3,6 @@
 use super::writer::Format;
 use crate::config::AccessFormat;
 use crate::scheduler::Usage;
-use serde::{Serialize, Serializer};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,125 +37,135 @@ pub struct AccessRecord {
     pub error: Option<&'static str>,
 }
 
-/// One line as it is written.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    request_id: &'a str,
-    client: Option<String>,
-    method: &'a str,
-    path: &'a str,
-    status: u16,
-    model: Option<&'a str>,
-    program: Option<&'a str>,
-    backend: Option<&'a str>,
-    #[serde(serialize_with = "millis")]
-    held_ms: Duration,
-    #[serde(serialize_with = "opt_millis")]
-    ttft_ms: Option<Duration>,
-    #[serde(serialize_with = "millis")]
-    duration_ms: Duration,
-    prompt_tokens: Option<u64>,
-    cached_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    bytes_in: u64,
-    bytes_out: u64,
-    error: Option<&'static str>,
-}
-
 // === impl AccessFormat ===
 
 impl Format for AccessFormat {
     type Item = Box<AccessRecord>;
 
     fn render(&self, record: Self::Item, out: &mut Vec<u8>) {
-        let line = Line::new(&record);
         match self {
-            Self::Json => push_json(out, &line),
-            Self::Text => line.push_text(out),
+            Self::Json => record.push_json(out),
+            Self::Text => record.push_text(out),
         }
         out.push(b'\n');
     }
 }
 
-// === impl Line ===
+// === impl AccessRecord ===
 
-impl<'a> Line<'a> {
-    fn new(record: &'a AccessRecord) -> Self {
-        Self {
-            time: timestamp(record.time),
-            request_id: &record.request_id,
-            client: record.client.map(|client| client.to_string()),
-            method: record.method.as_str(),
-            path: &record.path,
-            status: record.status,
-            model: record.model.as_deref(),
-            program: record.program.as_deref(),
-            backend: record.backend.as_deref(),
-            held_ms: record.held,
-            ttft_ms: record.ttft,
-            duration_ms: record.duration,
-            prompt_tokens: record.usage.map(|usage| usage.prompt.0),
-            cached_tokens: record.usage.and_then(|usage| usage.cached).map(|n| n.0),
-            completion_tokens: record.usage.map(|usage| usage.completion.0),
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            error: record.error,
+impl AccessRecord {
+    /// One object with every field.
+    fn push_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"time\":\"");
+        push_time(out, self.time);
+        out.push(b'"');
+        let [request_id, names @ .., error] = self.strings();
+        let string = |out: &mut _, (name, value)| push_member(out, name, value, push_string);
+        string(out, request_id);
+        push_member(out, "client", self.client, |out, client| {
+            out.push(b'"');
+            push_address(out, client);
+            out.push(b'"');
+        });
+        string(out, ("method", Some(self.method.as_str())));
+        string(out, ("path", Some(&self.path)));
+        push_member(out, "status", Some(self.status.into()), push_number);
+        names.into_iter().for_each(|name| string(out, name));
+        for (name, value) in self.numbers() {
+            push_member(out, name, value, push_number);
         }
+        string(out, error);
+        out.push(b'}');
     }
 
     /// `time client method "path" status key=value …`; absent values are left out, strings are quoted as in JSON.
     fn push_text(&self, out: &mut Vec<u8>) {
-        let client = self.client.as_deref().unwrap_or("-");
-        let _ = write!(out, "{} {client} {} ", self.time, self.method);
-        push_json(out, &self.path);
-        let _ = write!(out, " {}", self.status);
-        let strings = [
-            ("request_id", Some(self.request_id)),
-            ("model", self.model),
-            ("program", self.program),
-            ("backend", self.backend),
-            ("error", self.error),
-        ];
-        for (name, value) in strings {
+        push_time(out, self.time);
+        out.push(b' ');
+        match self.client {
+            Some(client) => push_address(out, client),
+            None => out.push(b'-'),
+        }
+        let _ = write!(out, " {} ", self.method);
+        push_string(out, &self.path);
+        out.push(b' ');
+        push_number(out, self.status.into());
+        for (name, value) in self.strings() {
             if let Some(value) = value {
                 let _ = write!(out, " {name}=");
-                push_json(out, &value);
+                push_string(out, value);
             }
         }
-        let numbers = [
-            ("held_ms", Some(as_millis(self.held_ms))),
-            ("ttft_ms", self.ttft_ms.map(as_millis)),
-            ("duration_ms", Some(as_millis(self.duration_ms))),
-            ("prompt_tokens", self.prompt_tokens),
-            ("cached_tokens", self.cached_tokens),
-            ("completion_tokens", self.completion_tokens),
-            ("bytes_in", Some(self.bytes_in)),
-            ("bytes_out", Some(self.bytes_out)),
-        ];
-        for (name, value) in numbers {
+        for (name, value) in self.numbers() {
             if let Some(value) = value {
                 let _ = write!(out, " {name}={value}");
             }
         }
     }
+
+    fn strings(&self) -> [(&'static str, Option<&str>); 5] {
+        [
+            ("request_id", Some(&self.request_id)),
+            ("model", self.model.as_deref()),
+            ("program", self.program.as_deref()),
+            ("backend", self.backend.as_deref()),
+            ("error", self.error),
+        ]
+    }
+
+    fn numbers(&self) -> [(&'static str, Option<u64>); 8] {
+        let millis = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
+        [
+            ("held_ms", Some(millis(self.held))),
+            ("ttft_ms", self.ttft.map(millis)),
+            ("duration_ms", Some(millis(self.duration))),
+            ("prompt_tokens", self.usage.map(|usage| usage.prompt.0)),
+            ("cached_tokens", self.usage.and_then(|usage| usage.cached).map(|cached| cached.0)),
+            ("completion_tokens", self.usage.map(|usage| usage.completion.0)),
+            ("bytes_in", Some(self.bytes_in)),
+            ("bytes_out", Some(self.bytes_out)),
+        ]
+    }
 }
 
-/// A terminal or a log viewer obeys it: a control character, DEL and C1 too, a Unicode line end, a bidirectional
-/// override.
-pub(crate) fn is_unsafe_to_show(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+/// A member that is not the first one.
+fn push_member<T>(out: &mut Vec<u8>, name: &str, value: Option<T>, push: impl Fn(&mut Vec<u8>, T)) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+    match value {
+        Some(value) => push(out, value),
+        None => out.extend_from_slice(b"null"),
+    }
 }
 
-/// Appends `value` as JSON. serde escapes what JSON asks for (below U+0020) and no more.
-fn push_json(out: &mut Vec<u8>, value: &impl Serialize) {
-    let start = out.len();
-    let _ = serde_json::to_writer(&mut *out, value);
-    if out[start..].iter().all(|byte| *byte < 0x7f) {
+fn push_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn push_address(out: &mut Vec<u8>, address: SocketAddr) {
+    let SocketAddr::V4(v4) = address else {
+        let _ = write!(out, "{address}");
+        return;
+    };
+    for (octet, end) in v4.ip().octets().into_iter().zip(*b"...:") {
+        push_number(out, octet.into());
+        out.push(end);
+    }
+    push_number(out, v4.port().into());
+}
+
+/// As JSON. What JSON asks for (below U+0020) is escaped, and what may harm a reader.
+fn push_string(out: &mut Vec<u8>, text: &str) {
+    let as_it_is = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if text.as_bytes().iter().all(as_it_is) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
         return;
     }
-    let json = out.split_off(start);
-    for c in String::from_utf8_lossy(&json).chars() {
+    let json = serde_json::Value::from(text).to_string();
+    for c in json.chars() {
         let _ = match is_unsafe_to_show(c) {
             true => write!(out, "\\u{:04x}", u32::from(c)),
             false => write!(out, "{c}"),
@@ -164,21 +173,36 @@ fn push_json(out: &mut Vec<u8>, value: &impl Serialize) {
     }
 }
 
-/// RFC 3339, UTC, milliseconds.
-fn timestamp(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map(|time| format!("{time:.3}")).unwrap_or_default()
+/// RFC 3339, UTC, milliseconds; nothing when it is beyond the year 9999.
+fn push_time(out: &mut Vec<u8>, time: SystemTime) {
+    let Ok(stamp) = jiff::Timestamp::try_from(time) else {
+        return;
+    };
+    let time = jiff::tz::Offset::UTC.to_datetime(stamp);
+    if time.year() < 0 {
+        let _ = write!(out, "{stamp:.3}");
+        return;
+    }
+    let parts = [
+        (time.year(), 4, b'-'),
+        (time.month().into(), 2, b'-'),
+        (time.day().into(), 2, b'T'),
+        (time.hour().into(), 2, b':'),
+        (time.minute().into(), 2, b':'),
+        (time.second().into(), 2, b'.'),
+        (time.millisecond(), 3, b'Z'),
+    ];
+    for (number, digits, end) in parts {
+        let digit = |power: u32| b'0' + (number / 10_i16.pow(power) % 10) as u8;
+        out.extend((0..digits).rev().map(digit));
+        out.push(end);
+    }
 }
 
-fn as_millis(duration: Duration) -> u64 {
-    duration.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(as_millis(*duration))
-}
-
-fn opt_millis<S: Serializer>(duration: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
-    duration.map(as_millis).serialize(s)
+/// A terminal or a log viewer obeys it: a control character, DEL and C1 too, a Unicode line end, a bidirectional
+/// override.
+pub(crate) fn is_unsafe_to_show(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ pub struct Metrics {
     estimate_error: Histogram,
     identity: Family<[(&'static str, String); 1], Counter>,
     /// A handle for each source of the configuration.
-    identity_sources: ArcSwap<HashMap<String, Counter>>,
+    identity_sources: ArcSwap<Vec<(String, Counter)>>,
     config_reload_success: Gauge,
     config_reloaded_at: Gauge,
     state_write_success: Gauge,
@@ -215,7 +214,8 @@ impl Metrics {
 
     /// `source`: what named a step's program, as configured; [`NO_IDENTITY`] if nothing did.
     pub fn identity_source(&self, source: impl AsRef<str>) {
-        if let Some(counter) = self.identity_sources.load().get(source.as_ref()) {
+        let source = source.as_ref();
+        if let Some((_, counter)) = self.identity_sources.load().iter().find(|(name, _)| name == source) {
             counter.inc();
         }
     }

@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Bounds of a whole request, seconds: from a cached tool call to the longest reasoning step.
@@ -19,6 +19,8 @@ const INTER_TOKEN_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 
 pub struct ModelMetrics {
     model: Arc<str>,
     requests: Family<RequestLabels, Counter>,
+    /// Those of status 200, once there was one.
+    served: OnceLock<Counter>,
     duration: Histogram,
     ttft: Histogram,
     inter_token: Histogram,
@@ -50,8 +52,11 @@ impl ModelMetrics {
 
     /// `code`: the HTTP status of the answer; 499 when the client left before there was one.
     pub fn request_finished(&self, code: u16, duration: Duration) {
-        let model = Arc::clone(&self.model);
-        self.requests.get_or_create(&RequestLabels { model, code }).inc();
+        let counter = || self.requests.get_or_create_owned(&RequestLabels { model: Arc::clone(&self.model), code });
+        match code {
+            200 => self.served.get_or_init(counter).inc(),
+            _ => counter().inc(),
+        };
         self.duration.observe(duration.as_secs_f64());
     }
 
@@ -118,6 +123,7 @@ pub(super) fn register(registry: &mut Registry, names: &[String]) -> Vec<ModelMe
             ModelMetrics {
                 model,
                 requests: Family::clone(&requests),
+                served: OnceLock::new(),
                 duration: duration.get_or_create_owned(&label),
                 ttft: ttft.get_or_create_owned(&label),
                 inter_token: inter_token.get_or_create_owned(&label),
