@@ -308,7 +308,9 @@ impl Key {
 impl Counts {
     /// Takes in one `usage` object. What is no such object is passed over.
     fn update(&mut self, object: &[u8]) {
-        if let Ok(wire) = serde_json::from_slice::<Wire>(object) {
+        // Checked as a whole, it is not checked string by string.
+        let text = simdutf8::basic::from_utf8(object);
+        if let Some(wire) = text.ok().and_then(|text| serde_json::from_str::<Wire>(text).ok()) {
             self.merge(wire.counts());
         }
     }
