@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod gate;
 pub mod identity;
 pub mod logging;
+mod patience;
 pub mod proxy;
 pub mod scheduler;
 pub mod server;

@@ -148,11 +148,11 @@ async fn a_body_is_sent_to_another_backend_when_the_first_refuses() {
         let mut tried_again = 0.0;
         // Whichever of the two is asked first.
         for gone in [0, 1] {
-            let backends = [Backend::start().await, Backend::start().await];
+            let mut backends = [Backend::start().await, Backend::start().await];
             let mut config = config(&[&backends[0], &backends[1]]);
             config.models[0].health.interval = Duration::from_secs(3600);
             let proxy = Proxy::with(config).await;
-            backends[gone].stop_listening();
+            backends[gone].stop_listening().await;
             for backend in backends {
                 answer_all(backend, describe);
             }

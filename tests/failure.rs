@@ -97,9 +97,9 @@ async fn a_fleet_that_is_gone_all_at_once_is_waited_for() {
     config.models[0].health.interval = Duration::from_secs(3600);
     config.retry.connect_attempts = 1;
     let proxy = Proxy::with(config).await;
-    for backend in [&one, &other] {
+    for backend in [&mut one, &mut other] {
         backend.state.healthy.store(false, std::sync::atomic::Ordering::Relaxed);
-        backend.stop_listening();
+        backend.stop_listening().await;
     }
     let mut client = proxy.client().await;
     client.post(CHAT, "", STEP).await;
@@ -116,12 +116,12 @@ async fn a_fleet_that_is_gone_all_at_once_is_waited_for() {
 
 #[tokio::test]
 async fn a_backend_that_takes_no_connection_although_its_checks_are_good_is_not_tried_for_ever() {
-    let backend = Backend::start().await;
+    let mut backend = Backend::start().await;
     let mut config = config(&[&backend]);
     config.scheduler.no_backend_wait = Duration::from_millis(500);
     let proxy = Proxy::with(config).await;
     // The connection of its checks stands.
-    backend.stop_listening();
+    backend.stop_listening().await;
     let mut client = proxy.client().await;
     client.post(CHAT, "", STEP).await;
     let response = client.response().await;

@@ -266,7 +266,7 @@ async fn a_connection_that_fails_in_a_pool_of_one_is_checked_and_the_step_is_hel
     })
     .await;
     assert_eq!(response.status(), 200);
-    backend.stop_listening();
+    backend.stop_listening().await;
     let mut client = proxy.client().await;
     client.post(CHAT, "", &step("p")).await;
     proxy.wait_for("a held step", || proxy.app.gate.held_steps() == 1).await;
@@ -293,7 +293,7 @@ async fn beyond_the_budget_nothing_is_tried_again() {
     })
     .await;
     assert_eq!(response.status(), 200, "a first try needs no budget");
-    backend.stop_listening();
+    backend.stop_listening().await;
     while proxy.app.retries.take(PoolId(0), 0.2) {}
     let mut client = proxy.client().await;
     client.post(CHAT, "", &step("p")).await;

@@ -3,13 +3,21 @@
 
 use super::budget::Charge;
 use crate::error::Refusal;
-use bytes::Bytes;
-use http::header;
+use crate::patience::Patience;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, header};
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, ErrorType};
 use pingora_http::RequestHeader;
-use std::time::Duration;
-use tokio::time::Instant;
+use std::io::Cursor;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+
+/// Over HTTP/1.1 a longer body of known length is read straight from the connection: Pingora would copy it twice and
+/// keep 64 KiB of buffer for as long as the request is there.
+const LONG: usize = 16 * 1024;
 
 /// Room that is set aside on the word of a `Content-Length` alone; more only as bytes arrive.
 const PREALLOCATE_MAX: usize = 1024 * 1024;
@@ -36,11 +44,16 @@ pub enum Stop {
     Gone(Box<Error>),
 }
 
-/// The bytes so far. A body of one piece, the common case, is never copied.
-enum Collected {
-    Nothing,
-    One(Bytes),
-    Many(Vec<u8>),
+/// How far a body has come.
+struct Progress<'a> {
+    bounds: Bounds,
+    charge: &'a mut Charge,
+    started: Instant,
+    patience: Patience<'a>,
+    length: Option<usize>,
+    /// A body of one piece, the common case, is never copied.
+    first: Bytes,
+    rest: BytesMut,
 }
 
 /// Reads the request body to its end.
@@ -59,36 +72,55 @@ pub async fn read(session: &mut ServerSession, bounds: Bounds, charge: &mut Char
         let answered = session.write_continue_response().await;
         answered.map_err(|e| Stop::Gone(e.into_down()))?;
     }
-    Ok(collect(session, length, bounds, charge).await?.finish())
-}
-
-async fn collect(
-    session: &mut ServerSession,
-    length: Option<usize>,
-    bounds: Bounds,
-    charge: &mut Charge,
-) -> Result<Collected, Stop> {
-    let started = Instant::now();
-    let mut collected = Collected::Nothing;
+    let timer = pin!(tokio::time::sleep(bounds.pause));
+    let mut progress = Progress::new(bounds, charge, length, Patience::new(timer, Instant::now() + bounds.pause));
+    let long = session.as_http1().is_some() && length.is_some_and(|length| length > LONG);
     loop {
-        let now = Instant::now();
-        let slowest = SLOWEST * u32::try_from(collected.len() / 1024).unwrap_or(u32::MAX);
-        let deadline = (now + bounds.pause).min(started + bounds.pause + slowest);
-        let piece = tokio::time::timeout_at(deadline, session.read_request_body()).await;
-        match piece {
-            Err(_) => return Err(too_slow(bounds)),
-            Ok(Err(e)) if e.etype() == &ErrorType::ReadTimedout => return Err(too_slow(bounds)),
-            Ok(Err(e)) => return Err(Stop::Gone(e.into_down())),
-            Ok(Ok(None)) => return Ok(collected),
-            Ok(Ok(Some(piece))) => {
-                if collected.len() + piece.len() > bounds.size {
-                    return Err(too_large(bounds));
-                }
-                charge.grow(piece.len())?;
-                collected.push(piece, length);
-            }
+        if long && progress.read() > 0 {
+            straight(session, &mut progress).await?;
+            break;
+        }
+        match progress.next(session.read_request_body()).await? {
+            Ok(Some(piece)) => progress.push(piece)?,
+            Ok(None) => break,
+            Err(e) if e.etype() == &ErrorType::ReadTimedout => return Err(too_slow(bounds)),
+            Err(e) => return Err(Stop::Gone(e.into_down())),
         }
     }
+    Ok(progress.finish())
+}
+
+/// Reads the rest of a body of known length past the session, which is made anew: for Pingora the request's body ends
+/// where this stops to read.
+async fn straight(session: &mut ServerSession, progress: &mut Progress<'_>) -> Result<(), Stop> {
+    let nothing: Stream = Box::new(Cursor::new(Vec::new()));
+    let remaining = session.get_keepalive_reuses_remaining();
+    let (keepalive, pipelining) = (session.get_keepalive(), session.pipelining_enabled());
+    let (reading, writing) = (session.get_read_timeout(), session.get_write_timeout());
+    let placeholder = RequestHeader::build(Method::POST, b"/", Some(0)).map_err(|e| Stop::Gone(e.into_in()))?;
+    let request = std::mem::replace(session.req_header_mut(), placeholder);
+    let ServerSession::H1(h1) = std::mem::replace(session, ServerSession::new_http1(nothing)) else {
+        return Err(Refusal::Internal.into());
+    };
+    let mut connection = h1.into_inner();
+    let filled = progress.fill(&mut connection).await;
+    *session = ServerSession::new_http1(connection);
+    let left = progress.length.unwrap_or(0).saturating_sub(progress.read());
+    let head = format!("POST / HTTP/1.1\r\nhost: -\r\ncontent-length: {left}\r\n\r\n");
+    session.set_pipelined_prefix(BytesMut::from(head.as_bytes()));
+    session.read_request().await.map_err(|e| Stop::Gone(e.into_in()))?;
+    // Before the request is in its place again: its length is looked at once.
+    session.is_body_done();
+    if left == 0 {
+        session.read_request_body().await.map_err(|e| Stop::Gone(e.into_in()))?;
+    }
+    *session.req_header_mut() = request;
+    session.set_keepalive(keepalive);
+    session.set_keepalive_reuses_remaining(remaining);
+    session.set_pipelining_enabled(pipelining);
+    session.set_read_timeout(reading);
+    session.set_write_timeout(writing);
+    filled
 }
 
 fn content_length(request: &RequestHeader) -> Option<usize> {
@@ -109,48 +141,84 @@ fn too_slow(bounds: Bounds) -> Stop {
     Stop::Refused(Refusal::RequestTimeout { what: "body", limit: bounds.pause })
 }
 
-// === impl Collected ===
+// === impl Progress ===
 
-impl Collected {
-    fn len(&self) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::One(piece) => piece.len(),
-            Self::Many(bytes) => bytes.len(),
+impl<'a> Progress<'a> {
+    fn new(bounds: Bounds, charge: &'a mut Charge, length: Option<usize>, patience: Patience<'a>) -> Self {
+        let (first, rest) = (Bytes::new(), BytesMut::new());
+        Self { bounds, charge, started: Instant::now(), patience, length, first, rest }
+    }
+
+    /// Bytes so far.
+    fn read(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+
+    /// Waits for more, neither too long at a time nor in all.
+    async fn next<T>(&mut self, more: impl Future<Output = T>) -> Result<T, Stop> {
+        let slowest = SLOWEST * u32::try_from(self.read() / 1024).unwrap_or(u32::MAX);
+        self.patience.deadline = (Instant::now() + self.bounds.pause).min(self.started + self.bounds.pause + slowest);
+        tokio::select! {
+            biased;
+            more = more => Ok(more),
+            () = self.patience.over() => Err(too_slow(self.bounds)),
         }
     }
 
-    fn push(&mut self, piece: Bytes, length: Option<usize>) {
-        *self = match std::mem::replace(self, Self::Nothing) {
-            Self::Nothing if piece.is_empty() => Self::Nothing,
-            Self::Nothing => Self::One(piece),
-            Self::One(first) => {
-                let known = length.unwrap_or(0).min(PREALLOCATE_MAX);
-                let mut bytes = Vec::with_capacity(known.max(first.len() + piece.len()));
-                bytes.extend_from_slice(&first);
-                Self::append(bytes, &piece, length)
+    fn push(&mut self, piece: Bytes) -> Result<(), Stop> {
+        if self.read() + piece.len() > self.bounds.size {
+            return Err(too_large(self.bounds));
+        }
+        self.charge.grow(piece.len())?;
+        if self.read() == 0 {
+            self.first = piece;
+        } else {
+            self.gather(piece.len());
+            self.rest.extend_from_slice(&piece);
+        }
+        Ok(())
+    }
+
+    /// Makes room for some more behind all that is here. It grows by doubling, but not past a length that is known.
+    fn gather(&mut self, more: usize) {
+        let known = self.length.unwrap_or(0);
+        let before = std::mem::take(&mut self.first);
+        if !before.is_empty() {
+            self.rest = BytesMut::with_capacity(known.min(PREALLOCATE_MAX).max(before.len() + more));
+            self.rest.extend_from_slice(&before);
+        }
+        if self.rest.capacity() - self.rest.len() < more {
+            let wanted = (self.rest.capacity() * 2).min(self.length.unwrap_or(usize::MAX));
+            self.rest.reserve(wanted.saturating_sub(self.rest.len()).max(more));
+        }
+    }
+
+    /// Reads up to the known length.
+    async fn fill(&mut self, connection: &mut Stream) -> Result<(), Stop> {
+        let length = self.length.unwrap_or(0);
+        while self.read() < length {
+            self.gather(1);
+            let mut rest = std::mem::take(&mut self.rest);
+            let left = length - rest.len();
+            let mut room = (&mut rest).limit(left);
+            let read = self.next(connection.read_buf(&mut room)).await;
+            self.rest = rest;
+            match read? {
+                Ok(0) => {
+                    let closed = Error::explain(ErrorType::ConnectionClosed, "before the end of the body");
+                    return Err(Stop::Gone(closed.into_down()));
+                }
+                Ok(bytes) => self.charge.grow(bytes)?,
+                Err(e) => {
+                    return Err(Stop::Gone(Error::because(ErrorType::ReadError, "reading a body", e).into_down()));
+                }
             }
-            Self::Many(bytes) => Self::append(bytes, &piece, length),
-        };
-    }
-
-    /// Grows by doubling, but not past a length that is known.
-    fn append(mut bytes: Vec<u8>, piece: &[u8], length: Option<usize>) -> Self {
-        if bytes.capacity() - bytes.len() < piece.len() {
-            let wanted = (bytes.capacity() * 2).min(length.unwrap_or(usize::MAX));
-            let wanted = wanted.max(bytes.len() + piece.len());
-            bytes.reserve_exact(wanted - bytes.len());
         }
-        bytes.extend_from_slice(piece);
-        Self::Many(bytes)
+        Ok(())
     }
 
     fn finish(self) -> Bytes {
-        match self {
-            Self::Nothing => Bytes::new(),
-            Self::One(piece) => piece,
-            Self::Many(bytes) => Bytes::from(bytes),
-        }
+        if self.first.is_empty() { self.rest.freeze() } else { self.first }
     }
 }
 

@@ -12,18 +12,17 @@ use super::Proxy;
 use super::ctx::Ctx;
 use crate::body::read::Stop;
 use crate::fleet::Awaited;
+use crate::patience::Patience;
 use bytes::Bytes;
 use framing::{Framing, Misframed};
 use head::AnswerHead;
 use http::{StatusCode, header};
 use pingora_core::Error;
 use pingora_core::protocols::http::ServerSession;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::ready;
+use std::pin::pin;
 use std::time::{Duration, Instant};
-use tokio::time::Sleep;
 
 /// Why an exchange did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -40,13 +39,6 @@ pub enum Broken {
     /// It closed, or what it said is no answer.
     #[error("{0}")]
     Lost(String),
-}
-
-/// How long the backend is waited for. A timer that is early is set anew when it rings: each sign of life would cost
-/// it otherwise.
-struct Patience<'a> {
-    timer: Pin<&'a mut Sleep>,
-    deadline: Instant,
 }
 
 impl Proxy {
@@ -216,31 +208,6 @@ pub async fn departure(session: &mut ServerSession) -> Box<Error> {
         if let Err(e) = session.read_body_or_idle(true).await {
             return e.into_down();
         }
-    }
-}
-
-// === impl Patience ===
-
-impl<'a> Patience<'a> {
-    fn new(timer: Pin<&'a mut Sleep>, deadline: Instant) -> Self {
-        Self { timer, deadline }
-    }
-
-    async fn over(&mut self) {
-        poll_fn(|cx| {
-            loop {
-                let deadline = tokio::time::Instant::from_std(self.deadline);
-                if self.timer.deadline() > deadline {
-                    self.timer.as_mut().reset(deadline);
-                }
-                ready!(self.timer.as_mut().poll(cx));
-                if self.timer.deadline() >= deadline {
-                    return std::task::Poll::Ready(());
-                }
-                self.timer.as_mut().reset(deadline);
-            }
-        })
-        .await;
     }
 }
 

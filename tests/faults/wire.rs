@@ -138,10 +138,7 @@ async fn an_answer_longer_than_its_length_is_not_taken_for_the_next_one() {
 #[tokio::test]
 async fn an_answer_that_comes_before_the_request_was_read_reaches_the_client() {
     let mut backend = Backend::start().await;
-    let mut config = config(&[&backend]);
-    // As long as a backend may leave a request unread; answers are read no sooner than what is being written.
-    config.timeouts.stream_idle = SOON;
-    let proxy = Proxy::with(config).await;
+    let proxy = Proxy::start(&[&backend]).await;
     backend.state.early.store(true, Ordering::Relaxed);
     // More than all buffers take.
     let body = format!(r#"{{"model":"tiny","prompt":"{}"}}"#, "x".repeat(40 << 20));

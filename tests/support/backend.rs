@@ -114,13 +114,14 @@ impl Backend {
     }
 
     /// Refuses connections from now on; those that stand stay.
-    pub fn stop_listening(&self) {
+    pub async fn stop_listening(&mut self) {
         self.task.abort();
+        // The listener goes with the task.
+        let _ = (&mut self.task).await;
     }
 
     /// Takes connections again, at the same address.
     pub async fn listen_again(&mut self) {
-        let _ = (&mut self.task).await;
         let listener = TcpListener::bind(self.address).await.expect("the port is still free");
         self.task = accept(listener, Arc::clone(&self.state));
     }

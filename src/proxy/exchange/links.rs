@@ -2,7 +2,6 @@
 
 use crate::scheduler::BackendId;
 use bytes::BytesMut;
-use futures_util::FutureExt;
 use parking_lot::Mutex;
 use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::Stream;
@@ -12,10 +11,12 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 
 /// How long an idle connection is kept: uvicorn closes its side after 5 seconds.
 const KEPT_IDLE: Duration = Duration::from_secs(4);
@@ -34,7 +35,13 @@ type Place = (ThreadId, BackendId, SocketAddr);
 pub struct Links {
     connector: TransportConnector,
     idle: Mutex<Idle>,
+    /// Rings when an idle connection has something to say, which can only be that it is closed.
+    bell: Arc<Bell>,
+    bell_rope: Waker,
 }
+
+#[derive(Default)]
+struct Bell(Notify);
 
 #[derive(Default)]
 struct Idle {
@@ -57,7 +64,13 @@ pub struct Link {
 
 impl Links {
     pub fn new() -> Self {
-        Self { connector: TransportConnector::new(Some(ConnectorOptions::new(0))), idle: Mutex::default() }
+        let bell = Arc::<Bell>::default();
+        Self {
+            connector: TransportConnector::new(Some(ConnectorOptions::new(0))),
+            idle: Mutex::default(),
+            bell_rope: Waker::from(Arc::clone(&bell)),
+            bell,
+        }
     }
 
     /// An idle connection that is still open, as far as anybody can tell.
@@ -71,7 +84,7 @@ impl Links {
                 kept
             };
             let mut link = Link::new(stream, place);
-            if since.elapsed() < KEPT_IDLE && link.is_quiet() {
+            if since.elapsed() < KEPT_IDLE && is_quiet(&mut link.stream, Waker::noop()) {
                 return Some(link);
             }
         }
@@ -92,9 +105,9 @@ impl Links {
     }
 
     /// Keeps a connection whose last answer was whole.
-    pub fn keep(&self, link: Link) {
-        if !link.read.is_empty() {
-            // It says what nobody asked for.
+    pub fn keep(&self, mut link: Link) {
+        if !link.read.is_empty() || !is_quiet(&mut link.stream, &self.bell_rope) {
+            // It says what nobody asked for, or is closed.
             return;
         }
         let mut idle = self.idle.lock();
@@ -104,20 +117,34 @@ impl Links {
         }
     }
 
-    /// Closes what has been idle for too long; ends with the process.
+    /// Closes what its backend has closed, and what has been idle for too long; ends with the process.
     pub async fn sweep(&self) {
         loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            // Rung or not, in time or late: all are looked at.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.bell.0.notified()).await;
             let mut closed = Vec::new();
             let mut idle = self.idle.lock();
             idle.places.retain(|_, kept| {
-                let old = kept.partition_point(|(since, _)| since.elapsed() >= KEPT_IDLE);
-                closed.extend(kept.drain(..old));
+                let gone = |(since, stream): &mut (Instant, Stream)| {
+                    since.elapsed() >= KEPT_IDLE || !is_quiet(stream, &self.bell_rope)
+                };
+                closed.extend(kept.extract_if(.., gone));
                 !kept.is_empty()
             });
             idle.count -= closed.len();
         }
     }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+}
+
+/// Neither closed nor saying anything. When that changes, `waker` is woken.
+fn is_quiet(stream: &mut Stream, waker: &Waker) -> bool {
+    pin!(stream.read(&mut [0])).poll(&mut Context::from_waker(waker)).is_pending()
 }
 
 // === impl Link ===
@@ -127,19 +154,14 @@ impl Link {
         Self { stream, place, read: BytesMut::new(), room: READ }
     }
 
-    /// Neither closed nor saying anything.
-    fn is_quiet(&mut self) -> bool {
-        self.stream.read(&mut [0]).now_or_never().is_none()
-    }
-
     /// Sends head and body, in one write where the socket takes it. `false`: the backend has begun to answer before it
     /// had everything. Cancelled, the connection is of no more use.
     ///
     /// # Errors
     /// The backend does not have the whole request, and will not.
     pub async fn send(&mut self, head: &[u8], body: &[u8]) -> io::Result<bool> {
-        let mut sent = 0;
-        let whole = poll_fn(|cx| self.poll_send(cx, head, body, &mut sent)).await?;
+        let (mut sent, mut failed) = (0, None);
+        let whole = poll_fn(|cx| self.poll_send(cx, head, body, &mut sent, &mut failed)).await?;
         if whole {
             poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await?;
         }
@@ -152,23 +174,27 @@ impl Link {
         head: &[u8],
         body: &[u8],
         sent: &mut usize,
+        failed: &mut Option<io::Error>,
     ) -> Poll<io::Result<bool>> {
-        while *sent < head.len() + body.len() {
+        while failed.is_none() && *sent < head.len() + body.len() {
             let rest = [&head[(*sent).min(head.len())..], &body[sent.saturating_sub(head.len())..]].map(IoSlice::new);
             match Pin::new(&mut self.stream).poll_write_vectored(cx, &rest) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(0)) => *failed = Some(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => *sent += bytes,
-                stuck => {
-                    return match (self.poll_read(cx), stuck) {
-                        (Poll::Ready(Ok(read)), _) if read > 0 => Poll::Ready(Ok(false)),
-                        (_, Poll::Ready(Err(e))) | (Poll::Ready(Err(e)), _) => Poll::Ready(Err(e)),
-                        (Poll::Ready(Ok(_)), _) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                        (Poll::Pending, _) => Poll::Pending,
-                    };
-                }
+                // What it said before it closed may still be there to be read.
+                Poll::Ready(Err(e)) => *failed = Some(e),
+                Poll::Pending => break,
             }
         }
-        Poll::Ready(Ok(true))
+        if failed.is_none() && *sent == head.len() + body.len() {
+            return Poll::Ready(Ok(true));
+        }
+        let read = ready!(self.poll_read(cx));
+        Poll::Ready(match (read, failed.take()) {
+            (Ok(read), _) if read > 0 => Ok(false),
+            (_, Some(e)) | (Err(e), None) => Err(e),
+            (Ok(_), None) => Err(io::ErrorKind::UnexpectedEof.into()),
+        })
     }
 
     /// Sends what is no request.
