@@ -191,6 +191,14 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
+/// Bytes in front of the first line end. Each event ends with a blank line, which needs no search.
+pub(super) fn line_len(bytes: &[u8]) -> Option<usize> {
+    match bytes.first()? {
+        b'\n' | b'\r' => Some(0),
+        _ => memchr2(b'\n', b'\r', bytes),
+    }
+}
+
 /// The lines of an event, which end in LF, CR or both.
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = event;
@@ -198,7 +206,7 @@ fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
         if rest.is_empty() {
             return None;
         }
-        let len = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+        let len = line_len(rest).unwrap_or(rest.len());
         let (line, behind) = rest.split_at(len);
         rest = match behind {
             [b'\r', b'\n', rest @ ..] | [_, rest @ ..] => rest,

@@ -1,9 +1,9 @@
 //! Finds the events in a stream of chunks, and takes out those that are not for the client.
 
-use super::event::{Seen, ends_choice, fingerprint, may_only_report_usage};
+use super::event::{Seen, ends_choice, fingerprint, line_len, may_only_report_usage};
 use super::usage::UsageScan;
 use bytes::Bytes;
-use memchr::{memchr2, memrchr};
+use memchr::memrchr;
 use std::ops::Range;
 
 /// How much of an event is kept, to look at it whole or to hold it back. A usage event has a few hundred
@@ -88,7 +88,7 @@ impl Sse {
                     _ => Place::Event,
                 };
             }
-            let Some(len) = memchr2(b'\n', b'\r', &chunk[at..]) else {
+            let Some(len) = line_len(&chunk[at..]) else {
                 self.line_start = false;
                 break;
             };
