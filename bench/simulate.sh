@@ -9,7 +9,7 @@
 set -eu
 bin=${THUNDERGATE:-target/release/thundergate}
 policies=${POLICIES:-ours,thunderagent,thunderagent-decay,thunderagent-fixed,round-robin,least-connections,sticky,prefix-aware}
-targets=${TARGETS:-swe:48 swe:160 swe:320 openhands:64 openhands:128 hle:200 mixed:128}
+targets=${TARGETS:-swe:48 swe:160 swe:320 openhands:64 openhands:128 hle:200 mixed:128 chat:800}
 faults=${FAULTS-capacity:1.3 estimate:0.7 estimate:1.5 no-usage no-release restart:300s giant:450k burst:1000}
 [ $# -gt 0 ] || set -- 101 102 103
 
@@ -44,6 +44,13 @@ for target in $targets; do
 done
 
 [ -n "$faults" ] || exit 0
+printf '\n## Nobody says that a program is done (%s)\n\n| workload | steps/min | of those where all do | prefix hits | step p95 s |\n|---|--:|--:|--:|--:|\n' "${policies%%,*}"
+for target in $targets; do
+    base=$(simulate "$target" "${policies%%,*}" "" | jq -rs "$figures"'add | of("steps_per_min")')
+    simulate "$target" "${policies%%,*}" "--faults no-release" | jq -rs --arg target "$target" --argjson base "$base" "$figures"'add
+        | "| \($target) | \(of("steps_per_min") | fixed(1)) | \(of("steps_per_min") / $base * 100 | fixed(1))% | \(of("hit_rate") * 100 | fixed(1))% | \(of("step_p95_s") | fixed(1)) |"'
+done
+
 base=$(simulate swe:160 ours "" | jq -rs "$figures"'add | of("steps_per_min")')
 printf '\n## What goes wrong: swe, 160 programs\n\n| fault | steps/min | of %s without | prefix hits | longest wait of a started one s |\n|---|--:|--:|--:|--:|\n' "$base"
 for fault in $faults; do

@@ -61,6 +61,8 @@ pub struct Scheduler {
     roll: BTreeSet<Pid>,
     /// Programs without a step in flight or held, longest idle first.
     inactive: BTreeSet<(Duration, Pid)>,
+    /// Those among them that are idle since before this time count as ended.
+    presumed_over: Duration,
     steps: ById<StepId, Step>,
     queue: Queue,
     news: News,
@@ -97,6 +99,7 @@ impl Scheduler {
             programs: ById::default(),
             roll: BTreeSet::new(),
             inactive: BTreeSet::new(),
+            presumed_over: Duration::ZERO,
             steps: ById::default(),
             queue: Queue::default(),
             news: News::default(),

@@ -61,7 +61,9 @@ impl Scheduler {
         })?;
         ensure(self.roll.contains(&pid), || format!("{pid:?} is not on the roll"))?;
         let inactive = self.inactive.contains(&(program.last_active, pid));
-        ensure(inactive == program.inactive(), || format!("{pid:?}: inactive {inactive}"))
+        ensure(inactive == program.inactive(), || format!("{pid:?}: inactive {inactive}"))?;
+        let over = inactive && program.last_active < self.presumed_over;
+        ensure(over || !program.presumed_over, || format!("{pid:?} counts as ended and is not idle"))
     }
 
     /// Its key belongs to a later program by now.

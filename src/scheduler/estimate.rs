@@ -11,7 +11,8 @@ use std::time::Duration;
 const EWMA: f64 = 0.05;
 /// Output of a step before any was seen, in tokens: agents write a thought and a command.
 const FIRST_OUTPUT: f64 = 200.0;
-/// Tool gaps remembered, and how many are needed before a percentile means something.
+/// Tool gaps remembered, and how many are needed before a percentile means something; programs that did not come back
+/// count as well, for they had the time to.
 const GAPS: usize = 500;
 const GAPS_NEEDED: usize = 100;
 /// A tool may always take this long.
@@ -25,11 +26,13 @@ pub struct Learned {
     gaps: VecDeque<Duration>,
     gap_p99: Option<Duration>,
     gaps_since: usize,
+    /// Programs that have not come back.
+    over: usize,
 }
 
 impl Learned {
     pub fn new() -> Self {
-        Self { output: None, bytes_per_token: None, gaps: VecDeque::new(), gap_p99: None, gaps_since: 0 }
+        Self { output: None, bytes_per_token: None, gaps: VecDeque::new(), gap_p99: None, gaps_since: 0, over: 0 }
     }
 
     pub fn remember(&self, into: &mut Experience) {
@@ -64,19 +67,43 @@ impl Learned {
         }
         self.gaps.push_back(gap);
         self.gaps_since += 1;
-        // One sort for every fiftieth sample: the percentile of 500 moves slowly.
-        if self.gaps.len() >= GAPS_NEEDED && (self.gap_p99.is_none() || self.gaps_since >= GAPS / 10) {
-            self.gaps_since = 0;
-            let mut sorted: Vec<_> = self.gaps.iter().copied().collect();
-            let rank = sorted.len() * 99 / 100;
-            let (_, p99, _) = sorted.select_nth_unstable(rank);
-            self.gap_p99 = Some((*p99).max(GAP_FLOOR));
+        // One sort for every tenth part: the percentile of 500 moves slowly.
+        if self.gaps_since * 10 >= self.gaps.len() {
+            self.rank_gaps();
         }
     }
 
-    /// 99th percentile of tool gaps; `None` before 100 were seen.
+    /// A program has not come back in all the time that tools take; and then it has.
+    pub fn saw_no_return(&mut self) {
+        self.over += 1;
+        if self.gap_p99.is_none() {
+            self.rank_gaps();
+        }
+    }
+
+    pub fn saw_return(&mut self) {
+        self.over = self.over.saturating_sub(1);
+    }
+
+    fn rank_gaps(&mut self) {
+        if self.gaps.len() + self.over < GAPS_NEEDED {
+            return;
+        }
+        self.gaps_since = 0;
+        let mut sorted: Vec<_> = self.gaps.iter().copied().collect();
+        let rank = sorted.len() * 99 / 100;
+        let p99 = if sorted.is_empty() { GAP_FLOOR } else { *sorted.select_nth_unstable(rank).1 };
+        self.gap_p99 = Some(p99.max(GAP_FLOOR));
+    }
+
+    /// 99th percentile of tool gaps; `None` before 100 programs have come back or not.
     pub fn gap_p99(&self) -> Option<Duration> {
         self.gap_p99
+    }
+
+    /// What hardly any tool takes longer than.
+    pub fn longest_gap(&self) -> Duration {
+        self.gap_p99.unwrap_or(GAP_FLOOR)
     }
 
     /// Output to expect of a step whose request allows `limit` tokens.

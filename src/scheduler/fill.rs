@@ -119,7 +119,7 @@ impl Scheduler {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
         let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
         let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
-        let leased: usize = usable.iter().map(|(_, backend)| backend.leased.len()).sum();
+        let leased: usize = usable.iter().map(|(_, backend)| self.outlook(backend).members()).sum();
         let mean = leased as f64 / weight;
         let mut best: Result<Place, HoldReason> = Err(HoldReason::NoBackend);
         for (&id, backend) in usable.into_iter().filter(|(id, _)| places.contains(**id)) {
@@ -186,7 +186,7 @@ impl Scheduler {
                 return Err(HoldReason::NoRoomAhead);
             }
         }
-        let crowding = backend.leased.len() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
+        let crowding = self.outlook(backend).members() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
         let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
         let room = effective.zip(free).map_or(0.0, |(effective, free)| free as f64 / effective.as_f64().max(1.0));
         let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * room + balance;
@@ -218,7 +218,10 @@ impl Scheduler {
                 if leaves(program) {
                     evictable += program.charge;
                 } else {
-                    members.push(Member { context: program.context, footprint: program.charge });
+                    // Before its first step has ended, that step is all there is of it.
+                    let alone = program.charge + self.shared(program.class);
+                    let context = if program.started() { program.context } else { alone };
+                    members.push(Member { context, footprint: program.charge });
                 }
             }
             let capacity = self.effective(backend, None).unwrap_or_default();

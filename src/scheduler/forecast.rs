@@ -1,38 +1,74 @@
 //! How much the programs of a backend will need at the worst moment ahead, if all go on as programs did.
 //!
-//! A program of context c ends at F(c) tokens, the mean of the final contexts above c that were seen; it
-//! grows by g tokens a second while it is leased, and so ends in T = (F − c)/g. When the j-th ends, all
-//! that end later have grown for T_j: the peak is max_j Σ_{T_i ≥ T_j} (footprint_i + g·T_j).
+//! A program of context c ends at F(c) tokens; it grows by g tokens a second while it is leased, and so ends in
+//! T = (F − c)/g. When the j-th ends, all that end later have grown for T_j: the peak is
+//! max_j Σ_{T_i ≥ T_j} (footprint_i + g·T_j).
+//!
+//! F is a survival estimate over the size of contexts (Kaplan and Meier, with late entry): contexts are cut into bands, a
+//! quarter of a doubling each. Of the programs that were seen in band b, e ended there, at m tokens in the mean, and s grew
+//! beyond it, whether or not they have ended since: h_b = e/(e + s + PRIOR) is the chance to end there, and
+//! F_b = h_b·m + (1 − h_b)·F_{b+1}. Above all that was seen, and so before anything was, stands the guess of a cold start.
+//! A program that nobody releases counts as ended while it is idle for longer than tools take, and no longer
+//! once it comes back. A crowd of small programs tells of small programs only.
 
 use super::memory::Experience;
+use super::policy::LARGEST;
 use crate::units::Tokens;
-use std::collections::VecDeque;
+use std::cell::OnceCell;
 use std::time::Duration;
 
-/// Final contexts remembered.
-const FINALS: usize = 200;
-/// Fewer finals than this say nothing: then a program is taken to grow well beyond what was seen.
-const FINALS_NEEDED: usize = 5;
+/// Bands that any number of tokens falls into.
+const BANDS: usize = 4 * 62;
+/// Weight that what was seen in a band loses with each program seen there later: some 200 count.
+const BAND_FADE: f64 = 0.995;
+/// Where a band knows nothing its neighbours speak for it, with this weight each: estimates are off by a little. With
+/// `PRIOR` programs of its own the weight is half of it, and so on.
+const NEIGHBOUR: f64 = 0.5;
+/// As if so many programs had grown beyond each band.
+const PRIOR: f64 = 5.0;
+/// Fewer ends than this say nothing of what lies beyond the largest.
+const FINALS_NEEDED: f64 = 5.0;
 /// What a program is taken to grow to before anything is known, as a factor …
 const COLD_GROWTH: f64 = 1.3;
 /// … and as a share of the capacity: without this floor a cold start admits far too many, and they then
 /// wait on each other for half an hour. Twice as much of both gains nothing over a simulated first hour (OpenHands
 /// 1%, SWE-agent −1%) and costs a tenth of the steps of the first ten minutes where all would have fitted.
 const COLD_SHARE: f64 = 0.1;
+/// But no program ends at more than this many times its first prompt: agents end at 11 to 16 times (OpenHands, HLE,
+/// SWE-agent). Small ones are not held because a backend is large.
+const COLD_LIFE: f64 = 16.0;
 /// A program larger than any that ended before it is taken to be near its end.
 const BEYOND: f64 = 1.1;
 /// Weight that a growth sample loses with each later one.
 const FADE: f64 = 0.99;
 
 /// What is learned of how programs grow. One pool per model.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Growth {
-    recent: VecDeque<Tokens>,
-    /// The same, ascending, for a search by size; and the sums from each to the last.
-    sorted: Vec<Tokens>,
-    sums: Vec<Tokens>,
+    bands: Box<[Band; BANDS]>,
+    /// Made of them when it is asked for.
+    lives: OnceCell<Lives>,
     tokens: f64,
     seconds: f64,
+}
+
+/// Programs seen with a context in this range.
+#[derive(Clone, Copy, Debug, Default)]
+struct Band {
+    /// Those that grew beyond it.
+    beyond: f64,
+    /// Those that ended in it, and the sum of their contexts.
+    ended: f64,
+    sum: f64,
+}
+
+#[derive(Debug)]
+struct Lives {
+    /// From each band on: what the expected final context owes to known ends, and the chance to outlive them all.
+    from: Box<[(f64, f64); BANDS]>,
+    /// The largest end, and what stands for the end of a program that is larger, as a factor.
+    largest: f64,
+    factor: f64,
 }
 
 /// A program in the forecast.
@@ -45,14 +81,21 @@ pub struct Member {
 
 impl Growth {
     pub fn remember(&self, into: &mut Experience) {
-        into.finals = self.recent.iter().copied().collect();
+        let seen = self.bands.iter().enumerate().filter(|(_, band)| band.beyond + band.ended > 0.0);
+        into.lives = seen.map(|(at, band)| (at as u16, band.beyond, band.ended, band.sum)).collect();
         into.grown = (self.tokens, self.seconds);
     }
 
     pub fn recall(&mut self, from: &Experience) {
-        for &context in &from.finals {
-            self.saw_final(context);
+        let sound = |number: f64| number.is_finite() && (0.0..=LARGEST.as_f64()).contains(&number);
+        for &(at, beyond, ended, sum) in &from.lives {
+            if let Some(band) =
+                self.bands.get_mut(usize::from(at)).filter(|_| [beyond, ended, sum].map(sound) == [true; 3])
+            {
+                *band = Band { beyond, ended, sum };
+            }
         }
+        self.lives.take();
         let (tokens, seconds) = from.grown;
         if tokens.is_finite() && seconds.is_finite() {
             (self.tokens, self.seconds) = (tokens, seconds);
@@ -61,21 +104,33 @@ impl Growth {
 
     /// A program ended, or is taken to have ended, with this context.
     pub fn saw_final(&mut self, context: Tokens) {
-        if self.recent.len() == FINALS
-            && let Some(old) = self.recent.pop_front()
-            && let Ok(at) = self.sorted.binary_search(&old)
-        {
-            self.sorted.remove(at);
+        let band = &mut self.bands[band(context)];
+        band.fade();
+        band.ended += 1.0;
+        band.sum += context.as_f64();
+        self.lives.take();
+    }
+
+    /// A program that was taken to have ended has come back.
+    pub fn goes_on(&mut self, context: Tokens) {
+        let band = &mut self.bands[band(context)];
+        let left = (band.ended - 1.0).max(0.0);
+        band.sum *= if band.ended > 0.0 { left / band.ended } else { 0.0 };
+        band.ended = left;
+        self.lives.take();
+    }
+
+    /// A step made `to` of a context of `from`.
+    pub fn saw_growth(&mut self, from: Tokens, to: Tokens) {
+        let passed = band(from)..band(to);
+        if passed.is_empty() {
+            return;
         }
-        self.recent.push_back(context);
-        let at = self.sorted.partition_point(|&seen| seen < context);
-        self.sorted.insert(at, context);
-        let add = |sum: &mut Tokens, seen: &Tokens| {
-            *sum += *seen;
-            Some(*sum)
-        };
-        self.sums = self.sorted.iter().rev().scan(Tokens::ZERO, add).collect();
-        self.sums.reverse();
+        for band in &mut self.bands[passed] {
+            band.fade();
+            band.beyond += 1.0;
+        }
+        self.lives.take();
     }
 
     /// A leased program went from one turn's end to the next.
@@ -91,16 +146,12 @@ impl Growth {
 
     /// F(c): the context with which a program ends that has `context` now.
     fn expected_final(&self, context: Tokens, capacity: Tokens) -> Tokens {
-        let largest = self.sorted.last().copied().unwrap_or_default();
-        if self.sorted.len() < FINALS_NEEDED {
-            let cold = largest.max(context).scale(COLD_GROWTH);
-            return cold.max(capacity.scale(COLD_SHARE));
-        }
-        let above = self.sorted.partition_point(|&seen| seen <= context);
-        match self.sums.get(above) {
-            None => context.scale(BEYOND),
-            Some(sum) => sum.scale(1.0 / (self.sorted.len() - above) as f64),
-        }
+        let lives = self.lives.get_or_init(|| Lives::new(&self.bands));
+        let (known, outlives) = lives.from[band(context)];
+        let c = context.as_f64();
+        let cold = (capacity.as_f64() * COLD_SHARE).min(c * COLD_LIFE);
+        let unknown = (c.max(lives.largest) * lives.factor).max(cold);
+        context.max(Tokens((known + outlives * unknown).ceil() as u64))
     }
 
     /// What a program of this context will still grow by.
@@ -109,30 +160,156 @@ impl Growth {
     }
 }
 
+// === impl Band ===
+
+/// The band of a context: by its highest three bits.
+fn band(context: Tokens) -> usize {
+    let tokens = context.0.max(4);
+    let doublings = tokens.ilog2() - 2;
+    4 * doublings as usize + (tokens >> doublings) as usize - 4
+}
+
+/// The smallest context of a band.
+fn least(band: usize) -> f64 {
+    (4 + band % 4) as f64 * ((band / 4) as f64).exp2()
+}
+
+impl Band {
+    fn fade(&mut self) {
+        for weight in [&mut self.beyond, &mut self.ended, &mut self.sum] {
+            *weight *= BAND_FADE;
+        }
+    }
+}
+
+// === impl Lives ===
+
+impl Lives {
+    fn new(bands: &[Band; BANDS]) -> Self {
+        let near = |at: usize| {
+            let beside = [at.wrapping_sub(1), at + 1].map(|at| bands.get(at).copied().unwrap_or_default());
+            let weight = NEIGHBOUR * PRIOR / (PRIOR + bands[at].beyond + bands[at].ended);
+            let all = |of: fn(&Band) -> f64| of(&bands[at]) + weight * beside.iter().map(of).sum::<f64>();
+            (all(|band| band.beyond), all(|band| band.ended), all(|band| band.sum))
+        };
+        let mut from = Box::new([(0.0, 1.0); BANDS]);
+        let (mut known, mut outlives) = (0.0, 1.0);
+        for at in (0..BANDS).rev() {
+            let (beyond, ended, sum) = near(at);
+            if ended > 0.0 {
+                let ends = ended / (beyond + ended + PRIOR);
+                known = ends * (sum / ended).max(least(at)) + (1.0 - ends) * known;
+                outlives *= 1.0 - ends;
+            }
+            from[at] = (known, outlives);
+        }
+        let largest = bands.iter().rev().find(|band| band.ended > 0.0).map_or(0.0, |band| band.sum / band.ended);
+        let ended: f64 = bands.iter().map(|band| band.ended).sum();
+        Self { from, largest, factor: if ended < FINALS_NEEDED { COLD_GROWTH } else { BEYOND } }
+    }
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        let bands = Box::new([Band::default(); BANDS]);
+        Self { bands, lives: OnceCell::new(), tokens: 0.0, seconds: 0.0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_program_is_expected_to_end_like_those_that_grew_beyond_it() {
-        let mut growth = Growth::default();
-        for context in [1_000, 2_000, 3_000, 4_000, 5_000] {
-            growth.saw_final(Tokens(context));
+    const CAPACITY: Tokens = Tokens(500_000);
+
+    /// Programs whose steps add a tenth.
+    fn lived(growth: &mut Growth, programs: usize, from: u64, to: u64) {
+        for _ in 0..programs {
+            let mut context = Tokens(from);
+            while context < Tokens(to) {
+                let next = context.scale(1.1).min(Tokens(to));
+                growth.saw_growth(context, next);
+                context = next;
+            }
         }
-        assert_eq!(growth.expected_final(Tokens(10), Tokens(10_000)), Tokens(3_000));
-        assert_eq!(growth.expected_final(Tokens(3_000), Tokens(10_000)), Tokens(4_500));
-        assert_eq!(growth.expected_final(Tokens(6_000), Tokens(10_000)), Tokens(6_600));
+    }
+
+    fn lived_and_ended(growth: &mut Growth, programs: usize, from: u64, to: u64) {
+        lived(growth, programs, from, to);
+        (0..programs).for_each(|_| growth.saw_final(Tokens(to)));
+    }
+
+    fn near(growth: &Growth, context: u64, expected: u64) {
+        let found = growth.expected_final(Tokens(context), CAPACITY).0;
+        assert!(found.abs_diff(expected) * 10 <= expected, "{context} ends at {found}, not {expected}");
     }
 
     #[test]
-    fn old_finals_are_forgotten() {
+    fn every_context_has_its_band() {
+        let mut last = 0;
+        for tokens in (0..10_000).chain([LARGEST.0, u64::MAX]) {
+            let band = band(Tokens(tokens));
+            assert!(band < BANDS && band >= last && least(band) <= tokens.max(4) as f64, "{tokens}");
+            last = band;
+        }
+    }
+
+    #[test]
+    fn a_program_is_expected_to_end_like_those_that_grew_beyond_it() {
         let mut growth = Growth::default();
-        for _ in 0..FINALS {
-            growth.saw_final(Tokens(9_000));
+        for _ in 0..50 {
+            for end in [10_000, 20_000, 30_000, 40_000, 50_000] {
+                lived_and_ended(&mut growth, 1, 3_000, end);
+            }
         }
-        for _ in 0..FINALS {
-            growth.saw_final(Tokens(1_000));
+        near(&growth, 3_000, 30_000);
+        near(&growth, 25_000, 40_000);
+        near(&growth, 60_000, 66_000);
+    }
+
+    #[test]
+    fn programs_that_go_on_tell_of_their_lives_before_they_end() {
+        let mut growth = Growth::default();
+        lived_and_ended(&mut growth, 10, 3_000, 10_000);
+        near(&growth, 3_000, 18_000);
+        lived(&mut growth, 90, 3_000, 12_000);
+        near(&growth, 3_000, 46_000);
+    }
+
+    #[test]
+    fn a_crowd_of_small_programs_tells_nothing_of_large_ones() {
+        let mut growth = Growth::default();
+        lived_and_ended(&mut growth, 100, 3_000, 40_000);
+        (0..10_000).for_each(|_| growth.saw_final(Tokens(250)));
+        near(&growth, 3_000, 40_000);
+        assert!(growth.left(Tokens(250), CAPACITY) < Tokens(100));
+    }
+
+    #[test]
+    fn a_program_that_comes_back_has_not_ended() {
+        let mut growth = Growth::default();
+        lived_and_ended(&mut growth, 20, 3_000, 40_000);
+        let before = growth.left(Tokens(3_000), CAPACITY);
+        (0..50).for_each(|_| growth.saw_final(Tokens(3_000)));
+        assert!(growth.left(Tokens(3_000), CAPACITY).0 * 2 < before.0);
+        (0..50).for_each(|_| growth.goes_on(Tokens(3_000)));
+        assert_eq!(growth.left(Tokens(3_000), CAPACITY), before);
+    }
+
+    #[test]
+    fn before_anything_is_known_a_program_fills_a_tenth_of_the_room_or_becomes_sixteen_times_as_large() {
+        let growth = Growth::default();
+        for (context, expected) in [(250, 4_000), (4_000, 50_000), (100_000, 130_000)] {
+            assert_eq!(growth.expected_final(Tokens(context), CAPACITY), Tokens(expected));
         }
-        assert_eq!(growth.expected_final(Tokens(10), Tokens(10_000)), Tokens(1_000));
+    }
+
+    #[test]
+    fn what_was_long_ago_is_forgotten() {
+        let mut growth = Growth::default();
+        lived_and_ended(&mut growth, 200, 1_000, 9_000);
+        near(&growth, 1_000, 9_000);
+        lived_and_ended(&mut growth, 1_000, 1_000, 2_000);
+        near(&growth, 1_000, 2_200);
     }
 }

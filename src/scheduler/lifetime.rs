@@ -7,10 +7,14 @@ impl Scheduler {
     /// The program of this key, made if it is not known. It is active from now on.
     pub(super) fn program_of(&mut self, key: ProgramKey, class: u64) -> Pid {
         if let Some(&pid) = self.keys.get(&key) {
-            if let Some(program) = self.programs.get(&pid)
+            if let Some(program) = self.programs.get_mut(&pid)
                 && self.inactive.remove(&(program.last_active, pid))
             {
                 self.learned.saw_gap(self.now.saturating_sub(program.last_active));
+                if std::mem::take(&mut program.presumed_over) {
+                    self.growth.goes_on(program.context);
+                    self.learned.saw_return();
+                }
             }
             return pid;
         }
@@ -47,7 +51,7 @@ impl Scheduler {
         program.ended = true;
         let key = program.key.clone();
         let waiting = program.waiting.clone();
-        if program.started() {
+        if program.started() && !program.presumed_over {
             self.growth.saw_final(program.context);
         }
         self.keys.remove(&key);
@@ -83,6 +87,7 @@ impl Scheduler {
             backend.tick(self.now, self.slow_start);
         }
         self.expire_programs();
+        self.presume_over();
         self.refuse_without_backend();
         self.end_long_holds();
     }
@@ -104,11 +109,33 @@ impl Scheduler {
         };
         let gone: Vec<Pid> = self.backends.values().flat_map(idle).collect();
         for pid in gone {
-            if let Some(program) = self.programs.get(&pid).filter(|program| program.waiting.is_empty()) {
-                self.growth.saw_final(program.context);
+            if self.programs.get(&pid).is_some_and(|program| program.waiting.is_empty()) {
                 self.unlease(pid, Some(PauseReason::PresumedGone));
             }
         }
+    }
+
+    /// Who is idle for longer than tools take has probably ended: most do not say so. Whether it has a lease or was
+    /// evicted makes no difference. (One whose client left while it was held was cut short: it tells nothing.)
+    fn presume_over(&mut self) {
+        let until = self.over_since();
+        let from = self.presumed_over;
+        if until <= from {
+            return;
+        }
+        self.presumed_over = until;
+        for (_, pid) in self.inactive.range((from, Pid(0))..(until, Pid(0))) {
+            if let Some(program) = self.programs.get_mut(pid) {
+                program.presumed_over = true;
+                self.growth.saw_final(program.context);
+                self.learned.saw_no_return();
+            }
+        }
+    }
+
+    /// Idle since before this time: it counts as ended.
+    pub(super) fn over_since(&self) -> Duration {
+        self.now.saturating_sub(self.learned.longest_gap() * policy::OVER_FACTOR)
     }
 
     fn refuse_without_backend(&mut self) {

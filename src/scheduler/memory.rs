@@ -27,8 +27,8 @@ pub struct Experience {
     pub bytes_per_token: Option<f64>,
     /// Tool gaps, the oldest first.
     pub gaps_ms: Vec<u64>,
-    /// Contexts with which programs ended, the oldest first.
-    pub finals: Vec<Tokens>,
+    /// Of contexts in each band: how many programs grew beyond it, how many ended in it, the sum of those contexts.
+    pub lives: Vec<(u16, f64, f64, f64)>,
     /// Growth of leased programs: tokens, and the seconds that it took.
     pub grown: (f64, f64),
     /// Class, smallest cached prefix of a first step, and how many programs told of one.

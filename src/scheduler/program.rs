@@ -61,6 +61,8 @@ pub struct Program {
     /// Steps that ended with an answer.
     pub steps: u64,
     pub last_pause: Option<PauseReason>,
+    /// Idle for so long that it counts as ended, until it comes back.
+    pub presumed_over: bool,
     /// Ended while a step was in flight: forgotten as soon as that step is over.
     pub ended: bool,
 }
@@ -123,6 +125,7 @@ impl Program {
             last_active: now,
             steps: 0,
             last_pause: None,
+            presumed_over: false,
             ended: false,
         }
     }

@@ -31,6 +31,7 @@ impl Scheduler {
         self.learned.recall(&memory.experience);
         self.growth.recall(&memory.experience);
         self.classes.recall(&memory.experience);
+        self.presumed_over = self.over_since();
         let mut pids: HashMap<u64, Pid> = HashMap::with_capacity(memory.programs.len());
         let mut leases: HashMap<BackendId, Vec<(Pid, Tokens)>> = HashMap::new();
         for record in memory.programs {
@@ -70,8 +71,13 @@ impl Scheduler {
             last_bytes: record.last_bytes,
             home: record.home.filter(|home| self.backends.contains_key(home)),
             steps: record.steps,
+            // Which the experience knows of already.
+            presumed_over: since(record.idle_ms) < self.presumed_over,
             ..Program::new(record.key.clone(), record.class, self.now)
         };
+        if program.presumed_over {
+            self.learned.saw_no_return();
+        }
         self.inactive.insert((program.last_active, pid));
         self.programs.insert(pid, program);
         self.roll.insert(pid);

@@ -310,6 +310,9 @@ impl Scheduler {
                 let since = self.now.saturating_sub(program.last_active);
                 self.growth.saw_turn(total - program.context, since);
             }
+            if !first {
+                self.growth.saw_growth(program.context, total);
+            }
             program.context_order = run.order;
             program.context = total;
             program.last_prompt = prompt;

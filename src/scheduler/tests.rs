@@ -9,6 +9,7 @@ mod play;
 mod random;
 mod regressions;
 mod returning;
+mod unreleased;
 mod world;
 
 use super::*;

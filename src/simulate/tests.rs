@@ -62,7 +62,7 @@ fn parse(arguments: &str) -> Result<Args, String> {
 
 #[test]
 fn every_policy_gets_work_done_on_every_workload() {
-    for workload in [Workload::Swe, Workload::Openhands, Workload::Hle, Workload::Mixed] {
+    for workload in [Workload::Swe, Workload::Openhands, Workload::Hle, Workload::Mixed, Workload::Chat] {
         for name in ALL {
             let figures = figures(&small(workload), name);
             assert!(figures.steps_per_min > 0.0, "{workload:?} {name}");

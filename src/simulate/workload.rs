@@ -15,6 +15,8 @@ pub enum Workload {
     Hle,
     /// A third of each.
     Mixed,
+    /// People who ask a few short questions.
+    Chat,
 }
 
 /// Ranges are uniform; token counts unless said otherwise.
@@ -71,6 +73,18 @@ const HLE: Shape = Shape {
     tool_limits: (0.2, 900.0),
 };
 
+const CHAT: Shape = Shape {
+    steps: (1, 5),
+    shared: 100,
+    start: (150, 800),
+    growth: (50, 600),
+    output_median: 150.0,
+    output_limits: (20.0, 400.0),
+    tool_median: 10.0,
+    tool_p95: (50.0, 50.0),
+    tool_limits: (1.0, 300.0),
+};
+
 /// Of the logarithm of an answer's length.
 const OUTPUT_SIGMA: f64 = 0.4;
 /// The 95th percentile of a normal distribution, in standard deviations.
@@ -87,6 +101,7 @@ impl Workload {
             Self::Swe => &SWE,
             Self::Openhands => &OPENHANDS,
             Self::Hle => &HLE,
+            Self::Chat => &CHAT,
             Self::Mixed => [&SWE, &OPENHANDS, &HLE][rng.whole((0, 2))],
         };
         shape.script(&mut rng)
@@ -133,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_script_depends_on_seed_and_number_alone_and_only_grows() {
-        for workload in [Workload::Swe, Workload::Openhands, Workload::Hle, Workload::Mixed] {
+        for workload in [Workload::Swe, Workload::Openhands, Workload::Hle, Workload::Mixed, Workload::Chat] {
             let script = workload.script(3, 5);
             assert_eq!(script, workload.script(3, 5));
             assert_ne!(script, workload.script(3, 6));

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"TGSTATE\n";
 /// To be raised with every change of what a [`Snapshot`] is made of.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 28;
 
 /// Why bytes are not a snapshot.
