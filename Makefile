@@ -27,7 +27,7 @@ bench: cmake
 # A stream takes four descriptors there, two of them in the benchmark.
 bench-all: cmake
 	ulimit -n 8192; $(CARGO) bench --locked --bench cost -- --all
-	ulimit -n 8192; $(CARGO) bench --locked --bench cost -- --targets thundergate --only million
+	ulimit -n 8192; $(CARGO) bench --locked --bench cost -- --targets thundergate --only known,million
 	ulimit -n 8192; $(CARGO) bench --locked --bench streams --bench state
 	$(CARGO) bench --locked --bench upgrade
 	$(CARGO) bench --locked --bench decision -- tables

@@ -6,10 +6,12 @@ use super::numbers::{Durations, Report};
 use super::target::{Kind, Target};
 use clap::ValueEnum;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Programs that take turns.
 const PROGRAMS: usize = 64;
+/// How many are known, where that is what the cost may depend on; the last is the most that are kept by default.
+const KNOWN: [usize; 3] = [PROGRAMS, 20_000, 200_000];
 
 /// Streams at once, where their cost is measured.
 const STREAMS: usize = 50;
@@ -34,6 +36,8 @@ pub enum Part {
     Latency,
     /// Memory at rest and of open streams
     Rest,
+    /// The cost with 64, 20,000 and 200,000 known programs
+    Known,
     /// Memory over a million requests
     Million,
 }
@@ -68,6 +72,7 @@ impl Part {
             }
             Self::Latency => latency(report, mock, targets, rounds).await,
             Self::Rest => memory(report, mock, targets).await,
+            Self::Known => known(report, targets, rounds, connections).await,
             Self::Million => million(report, targets, every(0)).await,
         }
     }
@@ -136,6 +141,29 @@ async fn costs(report: &mut Report, title: &str, targets: &[Target], rounds: usi
     for (target, cost) in targets.iter().zip(&costs) {
         let ratio = cost.ratio(&costs[base]);
         report.line(&target.name, format!("{}  {ratio:.2} of {}", cost.summary(), targets[base].name));
+    }
+}
+
+/// The cost with few and with many programs, which make themselves known by one short step each; nobody releases them.
+async fn known(report: &mut Report, targets: &[Target], rounds: usize, connections: usize) {
+    report.title("µs a request of 2 kB, with so many known programs");
+    for target in targets.iter().filter(|target| target.kind == Kind::Thundergate) {
+        let mut first = None;
+        for count in KNOWN {
+            let start = Instant::now();
+            let crowd = Crowd { connections, pause: Duration::ZERO };
+            let failed = requests(target.address, &Arc::new(Request::new(300, count, false)), crowd, count).await;
+            report.check(failed == 0, format!("{failed} of {count} requests failed"));
+            let took = start.elapsed().as_secs_f64();
+            let request = Arc::new(Request::new(2_000, count, false));
+            let work =
+                Work::Requests { request, count: 2000, crowd: Crowd { connections, pause: Duration::from_millis(10) } };
+            let cost = measure(report, std::slice::from_ref(target), rounds, &work).await.remove(0);
+            let first = first.get_or_insert_with(|| cost.0.clone());
+            let told = format!("{}  {:.2} of the first", cost.summary(), cost.ratio(&Costs(first.clone())));
+            let memory = target.process.resident() as f64 / 1e3;
+            report.line(&format!("{}, {count}", target.name), format!("{told}; {memory:.1} MB; in {took:.0} s"));
+        }
     }
 }
 

@@ -131,6 +131,13 @@ impl Backend {
         Some(usable - prefixes)
     }
 
+    /// The forecast follows a lease that came, with what its program needs in the end, or one that went.
+    pub fn lease_changed(&mut self, came: Option<Tokens>) {
+        if self.outlook.get_mut().is_some_and(|outlook| !outlook.bears(came)) {
+            self.outlook.take();
+        }
+    }
+
     pub fn has_class(&self, class: u64) -> bool {
         self.classes.contains_key(&class)
     }

@@ -225,6 +225,7 @@ impl Scheduler {
                 }
             }
             let capacity = self.effective(backend, None).unwrap_or_default();
+            let evictable = (evictable, backend.leased.len());
             Outlook::new(&self.growth, &members, evictable, capacity, self.policy.forecast_horizon)
         })
     }

@@ -15,13 +15,20 @@ impl Scheduler {
 
     /// Gives the program a lease; its steps must be started next.
     pub(super) fn lease(&mut self, pid: Pid, on: BackendId) {
+        let came =
+            self.programs.get(&pid).zip(self.backends.get(&on)).filter(|(_, backend)| backend.outlook.get().is_some());
+        let came = came.map(|(program, backend)| {
+            let need = self.need_on(program, on, self.need(program).1);
+            let capacity = self.effective(backend, None).unwrap_or_default();
+            need - self.shared(program.class) + self.growth.left(need, capacity)
+        });
         let (Some(program), Some(backend)) = (self.programs.get_mut(&pid), self.backends.get_mut(&on)) else {
             return;
         };
         program.lease = Some(on);
         program.leased_since = self.now;
         backend.leased.insert(pid);
-        backend.outlook.take();
+        backend.lease_changed(came);
         backend.enter_class(program.class);
         backend.idle.insert((program.last_active, pid));
         self.recharge(pid);
@@ -38,7 +45,7 @@ impl Scheduler {
         let charge = std::mem::take(&mut program.charge);
         if let Some(backend) = self.backends.get_mut(&on) {
             backend.leased.remove(&pid);
-            backend.outlook.take();
+            backend.lease_changed(None);
             backend.claims -= charge;
             if backend.idle.remove(&(program.last_active, pid)) {
                 backend.idle_claims -= charge;

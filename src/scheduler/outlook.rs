@@ -1,10 +1,14 @@
 //! A backend's forecast, kept between events: what its programs will need at their worst moment, prepared so that
 //! one more can be asked about in O(log n). It is made anew when a lease comes or goes and once a tick; what the
-//! others grow in between is too little to matter.
+//! others grow in between is too little to matter. Where thousands are leased, some come and go first.
 
 use super::forecast::{Growth, Member};
 use crate::units::Tokens;
 use std::time::Duration;
+
+/// It bears one lease that comes or goes for so many that there were: until then those that came count at full size, those
+/// that went as if they had stayed.
+const BEARS: usize = 64;
 
 #[derive(Debug)]
 pub struct Outlook {
@@ -14,6 +18,11 @@ pub struct Outlook {
     now: f64,
     grows: f64,
     members: usize,
+    /// Leases when it was made, and how many came or went since.
+    leases: usize,
+    changes: usize,
+    /// What those need in the end that came.
+    came: f64,
     /// Over whole lives, and within the horizon; `None` before anything is known of their speed.
     lives: Option<Curve>,
     ahead: Option<Curve>,
@@ -36,7 +45,14 @@ struct Curve {
 // === impl Outlook ===
 
 impl Outlook {
-    pub fn new(growth: &Growth, members: &[Member], evictable: Tokens, capacity: Tokens, horizon: Duration) -> Self {
+    /// Of a backend with so many leases.
+    pub fn new(
+        growth: &Growth,
+        members: &[Member],
+        (evictable, leases): (Tokens, usize),
+        capacity: Tokens,
+        horizon: Duration,
+    ) -> Self {
         let ends = || members.iter().map(|m| (growth.left(m.context, capacity).as_f64(), m.footprint.as_f64()));
         let curve = |horizon| growth.rate().map(|rate| Curve::new(rate, horizon, ends().collect()));
         Self {
@@ -44,6 +60,9 @@ impl Outlook {
             now: members.iter().map(|member| member.footprint.as_f64()).sum(),
             grows: ends().map(|(left, _)| left).sum(),
             members: members.len(),
+            leases,
+            changes: 0,
+            came: 0.0,
             lives: curve(f64::INFINITY),
             ahead: curve(horizon.as_secs_f64()),
         }
@@ -59,6 +78,14 @@ impl Outlook {
         self.members
     }
 
+    /// A lease came, of a program that needs so much in the end, or one went. False: it has to be made anew.
+    pub fn bears(&mut self, came: Option<Tokens>) -> bool {
+        self.changes += 1;
+        self.members += usize::from(came.is_some());
+        self.came += came.unwrap_or_default().as_f64();
+        self.changes * BEARS <= self.leases
+    }
+
     /// The most that all and one more, which will grow by `left`, will need together: at any time, or, if
     /// `started`, within the horizon. Before anything is known of their speed they are taken to end all at
     /// once, each at its full size.
@@ -69,7 +96,7 @@ impl Outlook {
             None => self.now + footprint + self.grows + left,
             Some(curve) => curve.peak_with(footprint, left).max(self.now + footprint),
         };
-        Tokens(peak.ceil() as u64)
+        Tokens((peak + self.came).ceil() as u64)
     }
 }
 
@@ -127,7 +154,7 @@ mod tests {
         let (last, others) = contexts.split_last().unwrap();
         let others: Vec<Member> = others.iter().copied().map(member).collect();
         let horizon_or_any = Duration::from_secs(horizon.unwrap_or(1));
-        let outlook = Outlook::new(growth, &others, Tokens::ZERO, CAPACITY, horizon_or_any);
+        let outlook = Outlook::new(growth, &others, (Tokens::ZERO, 0), CAPACITY, horizon_or_any);
         let left = growth.left(Tokens(*last), CAPACITY);
         outlook.peak_with(Tokens(*last), left, horizon.is_some()).0
     }
@@ -154,6 +181,17 @@ mod tests {
         // The first ends in 10 s, when the second has 600: 1,600; the second alone reaches 1,000.
         let peak = peak(&growth(&[1_000], 10), &[870, 500], None);
         assert!(peak.abs_diff(1_630) < 20, "{peak}");
+    }
+
+    #[test]
+    fn among_many_leases_those_that_come_and_go_are_borne_for_a_while() {
+        let growth = growth(&[1_000], 10);
+        let mut outlook = Outlook::new(&growth, &[member(400); 2], (Tokens::ZERO, 4 * BEARS), CAPACITY, Duration::ZERO);
+        let peak = |outlook: &Outlook| outlook.peak_with(Tokens(400), Tokens(600), false).0;
+        let before = peak(&outlook);
+        assert!(outlook.bears(Some(Tokens(1_000))) && outlook.bears(None));
+        assert_eq!((outlook.members(), peak(&outlook)), (3, before + 1_000));
+        assert_eq!([(); 3].map(|()| outlook.bears(None)), [true, true, false]);
     }
 
     #[test]

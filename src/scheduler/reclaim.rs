@@ -62,11 +62,11 @@ impl Scheduler {
         }
         let mut victims = self.evictable(backend, over, Some(pid));
         let oldest =
-            backend.leased.iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
+            || backend.leased.iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
         if victims.tokens < over {
             self.add_younger(backend, pid, over, &mut victims);
         }
-        if victims.tokens < over && oldest.is_some_and(|(_, oldest)| oldest != pid) {
+        if victims.tokens < over && oldest().is_some_and(|(_, oldest)| oldest != pid) {
             self.unlease(pid, Some(PauseReason::OverCapacity));
             return false;
         }
