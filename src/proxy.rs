@@ -67,6 +67,10 @@ impl Proxy {
 
     /// Whether there is a request to be served.
     async fn read_head(&self, session: &mut ServerSession) -> bool {
+        if session.get_keepalive().is_some() {
+            // The connection's own pulse tells when nobody asks any more, without a timer for each request.
+            session.set_keepalive(Some(0));
+        }
         let mut closed = self.closed.subscribe();
         let read = tokio::select! {
             biased;

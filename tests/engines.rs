@@ -76,8 +76,8 @@ async fn b_waits_for_a(proxy: &Proxy, engine: &Server, path: &str, step: impl Fn
     send(&mut b, path, &step("b", 2)).await;
     proxy.wait_for("the second one to be held", || proxy.app.gate.held_steps() == 1).await;
     assert_eq!(engine.received(), 1);
-    drop(a);
     assert!(proxy.app.gate.release(&key("a")));
+    drop(a);
     assert_eq!(b.response().await.status(), 200);
     proxy.balanced().await;
 }
@@ -278,12 +278,12 @@ async fn each_rank_of_a_server_is_a_backend_and_programs_stay_on_theirs() {
 
     // A rank for each of two programs, and none for a third.
     let mut clients = Vec::new();
-    for program in ["a", "b", "c"] {
+    for (there, program) in [(1, "a"), (2, "b"), (2, "c")] {
         let mut client = proxy.client().await;
         send(&mut client, CHAT, &chat(program, 600, 5)).await;
         clients.push(client);
+        proxy.wait_for("the first two to be there", || engine.received() == there).await;
     }
-    proxy.wait_for("two of them to be there", || engine.received() == 2).await;
     proxy.wait_for("the third to be held", || proxy.app.gate.held_steps() == 1).await;
     drop(clients.pop());
     let mut places = Vec::new();

@@ -88,7 +88,7 @@ async fn the_programs_of_an_engine_that_fails_lose_their_place_there_at_once() {
         }
         proxy.settled().await;
     }
-    assert_eq!(cause(&proxy, &sick), Some("error"));
+    proxy.wait_for("its ejection", || cause(&proxy, &sick) == Some("error")).await;
     assert!(proxy.app.gate.programs().iter().all(|(_, program)| !program.leased));
     let response = ask(&proxy, "p", &mut well, async |exchange| exchange.json(200, WHOLE).await).await;
     assert_eq!(response.header("x-thundergate-backend"), Some(well.url()));

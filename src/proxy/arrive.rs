@@ -90,16 +90,13 @@ impl Proxy {
     }
 
     fn prepare_connection(&self, session: &mut ServerSession) {
-        let settings = self.app.settings();
-        let timeouts = &settings.timeouts;
         session.set_pipelining_enabled(true);
-        session.set_read_timeout(Some(timeouts.request_header));
+        // Bodies are timed where they are read.
+        session.set_read_timeout(None);
         // A client that does not read holds a place on a backend.
-        session.set_write_timeout(Some(timeouts.stream_idle));
-        // Unless the client wants it closed. Pingora itself would keep an idle connection for ever.
-        if session.get_keepalive().is_some() {
-            let seconds = timeouts.client_idle.as_secs().max(1);
-            session.set_keepalive(Some(seconds).filter(|_| !self.app.draining()));
+        session.set_write_timeout(Some(self.app.settings().timeouts.stream_idle));
+        if self.app.draining() {
+            session.set_keepalive(None);
         }
     }
 

@@ -29,6 +29,8 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Pulse {
     start: Instant,
+    /// How long the connection is kept between two requests.
+    idle: Duration,
     phase: AtomicU8,
     /// Milliseconds after `start`; zero is never.
     deadline: AtomicU64,
@@ -41,8 +43,8 @@ pub struct Busy(Arc<Pulse>);
 
 impl Pulse {
     #[must_use]
-    pub fn new() -> Self {
-        Self { start: Instant::now(), phase: AtomicU8::new(Phase::Idle as u8), deadline: AtomicU64::new(0) }
+    pub fn new(idle: Duration) -> Self {
+        Self { start: Instant::now(), idle, phase: AtomicU8::new(Phase::Idle as u8), deadline: AtomicU64::new(0) }
     }
 
     /// A request begins on this task's connection; `None` over HTTP/2, whose streams share theirs.
@@ -85,16 +87,11 @@ impl Pulse {
     }
 }
 
-impl Default for Pulse {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 // === impl Busy ===
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.enter(Phase::Idle);
+        self.0.expect_within(self.0.idle);
     }
 }

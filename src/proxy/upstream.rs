@@ -51,9 +51,11 @@ impl Proxy {
                 return Ok(link);
             }
             let peer = self.peer(&backend, address);
+            // In a box: Pingora's part is large, and every request has room for it otherwise.
+            let connect = Box::pin(self.links.connect(&peer, admission.backend, address));
             let connected = tokio::select! {
                 biased;
-                connected = self.links.connect(&peer, admission.backend, address) => connected,
+                connected = connect => connected,
                 gone = departure(session) => return Err(Stop::Gone(gone)),
             };
             match connected {

@@ -108,12 +108,15 @@ impl ServerApp for Door {
         // Before the handshake, which costs more than anything else that a stranger can ask for.
         let _place = self.seats.take(self.limit())?;
         // For the handshake, and for each head after it.
-        let head = self.app.settings().timeouts.request_header;
+        let (head, idle) = {
+            let timeouts = &self.app.settings().timeouts;
+            (timeouts.request_header, timeouts.client_idle)
+        };
         let connection = match &self.tls {
             Some(tls) => tls.handshake(connection, head).await?,
             None => connection,
         };
-        let pulse = Arc::new(Pulse::new());
+        let pulse = Arc::new(Pulse::new(idle));
         let line = Line::new(connection, Arc::clone(&pulse), head);
         CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), &self.leave)).await
     }
