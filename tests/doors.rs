@@ -1,4 +1,4 @@
-//! What is refused for want of room, and the other ways in: the admin listener, TLS.
+//! What is refused for want of room, and the other ways in: the admin listener, TLS, HTTP/1.0, WebSockets.
 
 mod support;
 
@@ -145,4 +145,72 @@ async fn the_server_takes_all_the_descriptors_that_it_may_have() {
     let [soft, hard, _] = files.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{files}") };
     assert_eq!(soft, hard);
     assert_ne!(soft, "256");
+}
+
+// === older and other protocols ===
+
+#[tokio::test]
+async fn for_a_client_of_http_1_0_the_end_of_the_connection_ends_an_answer_without_a_length() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let mut client = proxy.client().await;
+    let body = step("a");
+    let head = format!("POST {CHAT} HTTP/1.0\r\ncontent-length: {}\r\n\r\n", body.len());
+    client.send(&[head.as_bytes(), &body].concat()).await;
+    let mut answer = backend.next().await.events().await;
+    answer.event("one").await;
+    answer.event("[DONE]").await;
+    answer.finish().await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.header("transfer-encoding")), (200, None));
+    assert_eq!(response.text(), "data: one\n\ndata: [DONE]\n\n");
+    assert!(client.closed().await);
+    proxy.balanced().await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_passed_through_both_ways_until_one_side_closes() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let ask = "GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    for backend_closes in [true, false] {
+        let mut client = proxy.client().await;
+        client.send(ask.as_bytes()).await;
+        let mut exchange = backend.next().await;
+        let asked = |name| exchange.request.header(name);
+        assert_eq!((asked("upgrade").as_deref(), asked("connection").as_deref()), (Some("websocket"), Some("Upgrade")));
+        let accepted = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello";
+        exchange.raw(accepted).await;
+        let mut head = client.head().await;
+        assert_eq!(head.status(), 101);
+        assert_eq!(head.header("upgrade").as_deref(), Some("websocket"));
+        assert_eq!(client.piece(&mut head, 0).await.as_deref(), Some(&b"hello"[..]));
+        client.send(b"and back").await;
+        assert_eq!(exchange.said(8).await, b"and back");
+        match backend_closes {
+            true => {
+                exchange.die();
+                assert!(client.closed().await);
+            }
+            false => {
+                drop(client);
+                exchange.abandoned().await;
+            }
+        }
+        proxy.balanced().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_header_that_takes_away_what_is_not_its_own_is_refused() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    for named in ["host", "close, X-Forwarded-For", "a b", ":authority", "a,b,c,d,e,f,g,h,i,j,k"] {
+        let mut client = proxy.client().await;
+        client.post(CHAT, &format!("connection: {named}\r\n"), &step("a")).await;
+        let response = client.response().await;
+        assert_eq!((response.status(), error_code(&response)), (400, "invalid_request".to_owned()), "{named}");
+        assert!(backend.is_quiet());
+    }
+    proxy.unharmed(&mut backend).await;
 }

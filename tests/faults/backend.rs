@@ -168,14 +168,15 @@ async fn after_done_a_backend_that_keeps_its_connection_open_does_not_keep_its_c
     let mut backend = Backend::start().await;
     // The times for a silent backend are the default: minutes.
     let proxy = Proxy::start(&[&backend]).await;
-    let mut client = proxy.client().await;
-    client.post(CHAT, "", STREAMED).await;
-    let mut answer = backend.next().await.events().await;
-    answer.event("[DONE]").await;
-    let response = client.response().await;
-    assert_eq!((response.text(), response.complete), ("data: [DONE]\n\n", true));
-    answer.abandoned().await;
-    proxy.unharmed(&mut backend).await;
+    for http2 in [false, true] {
+        let asked = Asked::of(&proxy, http2, STREAMED).await;
+        let mut answer = backend.next().await.events().await;
+        answer.event("[DONE]").await;
+        let got = asked.got().await;
+        assert_eq!((got.body.as_str(), got.complete), ("data: [DONE]\n\n", true), "HTTP/2: {http2}");
+        answer.abandoned().await;
+        proxy.unharmed(&mut backend).await;
+    }
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ async fn what_is_no_answer_costs_a_502_and_nothing_else() {
 async fn chunks_that_are_none_break_an_answer_off() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::start(&[&backend]).await;
-    for size in ["zz", "-1", "ffffffffffffffffff", "5\r\nabcdefgh"] {
+    for size in ["", "zz", "-1", "ffffffffffffffffff", "5\r\nabcdefgh"] {
         for http2 in [false, true] {
             let asked = Asked::of(&proxy, http2, STREAMED).await;
             let mut exchange = backend.next().await;

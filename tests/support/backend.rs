@@ -171,6 +171,12 @@ impl Exchange {
         self.io.write(bytes).await;
     }
 
+    /// The next `bytes` bytes that came behind the request.
+    pub async fn said(&mut self, bytes: usize) -> Vec<u8> {
+        let said = within("what the client says", self.io.reader.take(bytes)).await;
+        said.expect("an open connection").to_vec()
+    }
+
     /// Closes the connection without an answer.
     pub fn die(self) {}
 

@@ -94,6 +94,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 
+    /// As many bytes as that; fewer only at the end.
+    pub async fn take(&mut self, bytes: usize) -> io::Result<Bytes> {
+        while self.buffer.len() < bytes && self.more().await? {}
+        Ok(self.buffer.split_to(bytes.min(self.buffer.len())).freeze())
+    }
+
     /// The next piece of the body, of which `read` bytes were read so far; `None` at its end, whole or not.
     pub async fn piece(&mut self, message: &mut Message, read: usize) -> io::Result<Option<Bytes>> {
         let chunked = message.header("transfer-encoding").is_some();
