@@ -18,7 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     Thundergate,
+    /// With room in memory for every body, which it needs to be at its quickest.
     Nginx,
+    /// With the buffers that it has by default: what is over 16 kB of a body goes through a file.
+    NginxStock,
     Haproxy,
     VllmRouter,
     SglangRouter,
@@ -52,7 +55,7 @@ impl Kind {
         let from = |variable: &str, name: &str| found(Path::new(&std::env::var_os(variable)?).join("bin").join(name));
         match self {
             Self::Thundergate => Some(PathBuf::new()),
-            Self::Nginx => found("/usr/sbin/nginx".into()),
+            Self::Nginx | Self::NginxStock => found("/usr/sbin/nginx".into()),
             Self::Haproxy => found("/usr/sbin/haproxy".into()),
             Self::VllmRouter => from("VLLM_ROUTER", "vllm-router"),
             Self::SglangRouter => from("SGLANG_ROUTER", "python"),
@@ -66,7 +69,10 @@ impl Kind {
         let mut command = Command::new(program);
         let args = match self {
             Self::Thundergate => format!("--config {}", written(directory, &thundergate(directory, port, backend))),
-            Self::Nginx => format!("-p {place} -e {place}/error -c {}", written(directory, &nginx(port, backend))),
+            Self::Nginx | Self::NginxStock => {
+                let buffer = if self == Self::Nginx { "client_body_buffer_size 2m;" } else { "" };
+                format!("-p {place} -e {place}/error -c {}", written(directory, &nginx(port, backend, buffer)))
+            }
             Self::Haproxy => format!("-f {}", written(directory, &haproxy(port, backend))),
             Self::VllmRouter => format!(
                 "--host 127.0.0.1 --port {port} --worker-urls http://{backend} --policy consistent_hash --prometheus-port {}",
@@ -125,7 +131,7 @@ async fn version(kind: Kind, program: &Path) -> String {
     let python = program.with_file_name("python");
     let (program, args) = match kind {
         Kind::Thundergate => (program.to_owned(), vec!["--version"]),
-        Kind::Nginx | Kind::Haproxy => (program.to_owned(), vec!["-v"]),
+        Kind::Nginx | Kind::NginxStock | Kind::Haproxy => (program.to_owned(), vec!["-v"]),
         Kind::VllmRouter => (python, vec!["-m", "pip", "show", "vllm-router"]),
         Kind::SglangRouter => (python, vec!["-m", "pip", "show", "sglang-router"]),
         Kind::Smg => (python, vec!["-m", "pip", "show", "smg"]),
@@ -158,12 +164,12 @@ fn thundergate(directory: &Path, port: u16, backend: SocketAddr) -> String {
     )
 }
 
-fn nginx(port: u16, backend: SocketAddr) -> String {
+fn nginx(port: u16, backend: SocketAddr, buffer: &str) -> String {
     format!(
         "daemon off; worker_processes 2; pid pid;
          events {{ worker_connections 8192; }}
          http {{
-             access_log access; client_max_body_size 64m; client_body_buffer_size 2m; keepalive_requests 1000000000;
+             access_log access; client_max_body_size 64m; {buffer} keepalive_requests 1000000000;
              client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
              upstream backend {{ server {backend}; keepalive 1024; keepalive_requests 1000000000; }}
              server {{

@@ -12,13 +12,13 @@ use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
 use bytes::{BufMut, BytesMut};
 use http::{HeaderName, Method, Version, header};
-use pingora_core::ErrorType;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// Finds a backend whose machine has vanished while it computes, in about two minutes.
 pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
@@ -50,25 +50,21 @@ impl Proxy {
             if let Some(link) = self.links.take(admission.backend, address) {
                 return Ok(link);
             }
-            let peer = self.peer(&backend, address);
+            let (peer, limit) = (peer(&backend, address), self.app.settings().timeouts.connect);
             // In a box: Pingora's part is large, and every request has room for it otherwise.
             let connect = Box::pin(self.links.connect(&peer, admission.backend, address));
             let connected = tokio::select! {
                 biased;
-                connected = connect => connected,
+                connected = timeout(limit, connect) => connected,
                 gone = departure(session) => return Err(Stop::Gone(gone)),
             };
-            match connected {
-                Ok(link) => return Ok(link),
-                Err(e) => {
-                    let kind = match e.etype() {
-                        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => UpstreamError::ConnectTimeout,
-                        _ => UpstreamError::Connect,
-                    };
-                    self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-                    self.unreached(ctx, Fault::Connect)?;
-                }
-            }
+            let kind = match connected {
+                Ok(Ok(link)) => return Ok(link),
+                Ok(Err(_)) => UpstreamError::Connect,
+                Err(_) => UpstreamError::ConnectTimeout,
+            };
+            self.app.telemetry.metrics.upstream_error(&backend.url, kind);
+            self.unreached(ctx, Fault::Connect)?;
         }
     }
 
@@ -98,16 +94,6 @@ impl Proxy {
             return Err(Refusal::RetryBudget { retry_after: NO_BACKEND_RETRY });
         }
         Ok(())
-    }
-
-    fn peer(&self, backend: &Backend, address: SocketAddr) -> HttpPeer {
-        let connect = self.app.settings().timeouts.connect;
-        let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
-        let options = &mut peer.options;
-        options.connection_timeout = Some(connect);
-        options.total_connection_timeout = Some(connect);
-        options.tcp_keepalive = Some(KEEPALIVE);
-        peer
     }
 
     /// The head that goes to the backend, made of the client's.
@@ -153,6 +139,12 @@ impl Proxy {
         head.put_slice(b"\r\n");
         head
     }
+}
+
+fn peer(backend: &Backend, address: SocketAddr) -> HttpPeer {
+    let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
+    peer.options.tcp_keepalive = Some(KEEPALIVE);
+    peer
 }
 
 fn is_websocket(request: &RequestHeader) -> bool {

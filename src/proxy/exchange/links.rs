@@ -90,10 +90,10 @@ impl Links {
         }
     }
 
-    /// A new connection.
+    /// A new connection. Pingora's own timeouts would start a thread that wakes a hundred times a second.
     ///
     /// # Errors
-    /// The backend cannot be reached within the peer's timeouts.
+    /// The backend cannot be reached.
     pub async fn connect(
         &self,
         peer: &HttpPeer,
