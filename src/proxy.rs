@@ -30,6 +30,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::ShutdownWatch;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 /// One side's proxy; that of the admin listener answers the control API only.
@@ -38,6 +39,8 @@ pub struct Proxy {
     listener: Listener,
     limits: Limits,
     links: Links,
+    /// Where the control API is served.
+    background: Handle,
     /// The tenant of those who need no key.
     nobody: Arc<str>,
     server: HttpServerOptions,
@@ -49,10 +52,12 @@ pub struct Proxy {
 // === impl Proxy ===
 
 impl Proxy {
+    /// To be called in the runtime that does what is no request.
     #[must_use]
     pub fn new(app: Arc<App>, listener: Listener, server: HttpServerOptions, h2: H2Options) -> Self {
-        let (limits, links, closed) = (Limits::new(), Links::new(), watch::Sender::new(false));
-        Self { app, listener, limits, links, nobody: Arc::from(""), server, h2, closed }
+        let (limits, links, background) = (Limits::new(), Links::new(), Handle::current());
+        let closed = watch::Sender::new(false);
+        Self { app, listener, limits, links, background, nobody: Arc::from(""), server, h2, closed }
     }
 
     /// Closes the connections to backends that nobody has used for a while; ends with the process.

@@ -68,12 +68,8 @@ impl Proxy {
             return Err(Refusal::MethodNotAllowed.into());
         }
         ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
-        let concurrent = self.place_of(ctx.key.as_deref())?;
-        ctx.guards = Some(Guards {
-            _open: self.app.open.enter(),
-            _in_flight: self.app.telemetry.metrics.in_flight(),
-            _concurrent: concurrent,
-        });
+        ctx.place = self.place_of(ctx.key.as_deref())?;
+        ctx.guards = Some(Guards { _open: self.app.open.enter(), _in_flight: self.app.telemetry.metrics.in_flight() });
         let (pool, info) = match route {
             Route::Inference(inference) => self.inference(session, ctx, inference).await?,
             _ => (self.passed(session, ctx).await?, StepInfo::default()),
@@ -129,7 +125,10 @@ impl Proxy {
             let bounds = Bounds { size: control::BODY_LIMIT, ..self.bounds() };
             request.body = read::read(session, bounds, &mut ctx.charge).await?;
         }
-        let response = control::handle(&self.app, request).await;
+        // Not here: a list of a hundred thousand programs would hold up all that this worker serves.
+        let app = Arc::clone(&self.app);
+        let response = self.background.spawn(async move { control::handle(&app, request).await }).await;
+        let response = response.map_err(|_| Refusal::Internal)?;
         ctx.answer.status = response.status.as_u16();
         reply::control(session, &ctx.id, response).await.map_err(|e| Stop::Gone(e.into_down()))?;
         Ok(Next::Answered)

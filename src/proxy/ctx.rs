@@ -13,6 +13,7 @@ use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
 use bytes::Bytes;
 use http::HeaderValue;
+use pingora_limits::inflight::Guard;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +58,8 @@ pub struct Ctx {
     /// It was answered as it was meant to be.
     pub whole: bool,
     pub guards: Option<Guards>,
+    /// The key's place among its requests in flight; free before the client can see the end of its answer.
+    pub place: Option<Guard>,
     /// The client's connection is at work.
     pub _busy: Option<Busy>,
 }
@@ -80,7 +83,6 @@ pub struct Answer {
 pub struct Guards {
     pub _open: OpenGuard,
     pub _in_flight: InFlight,
-    pub _concurrent: Option<pingora_limits::inflight::Guard>,
 }
 
 // === impl Ctx ===
@@ -112,6 +114,7 @@ impl Ctx {
             departed: false,
             whole: false,
             guards: None,
+            place: None,
             _busy: Pulse::begin(),
         }
     }
@@ -136,6 +139,7 @@ impl Ctx {
 
     /// The step is over; a later call changes nothing.
     pub fn settle(&mut self, outcome: Outcome) {
+        self.place = None;
         if let (Some(trail), Outcome::Completed(_)) = (self.trail.take(), outcome) {
             trail.answered();
         }

@@ -86,6 +86,7 @@ impl Proxy {
                 }
             }
         };
+        ctx.place = None;
         if ctx.answer.sent.is_none() {
             // Nobody wants the body any more, and the client may take a while to read its answer.
             (ctx.body, ctx.charge) = (None, Charge::default());
