@@ -23,6 +23,7 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
 
 /// Why an exchange did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +81,7 @@ impl Proxy {
         }
         let now = Instant::now();
         ctx.answer.sent = Some(now);
-        let mut timer = pin!(tokio::time::sleep(first_byte.min(idle)));
+        let mut timer = pin!(sleep(first_byte.min(idle)));
         let mut patience = Patience::new(timer.as_mut(), now + first_byte.min(idle));
         let sent = match watched(session, &mut patience, link.send(&head, &body)).await {
             Ok(Ok(sent)) => sent,
@@ -96,7 +97,7 @@ impl Proxy {
             }
             ctx.answer.status = head.status.as_u16();
             session.write_response_header(head).await.map_err(Broken::client)?;
-            return tunnel(session, link, &mut patience, idle).await;
+            return tunnel(session, link, idle).await;
         }
         self.response_head(&mut head, ctx).map_err(Broken::Client)?;
         if !framing.is_whole() && !head.headers.contains_key(header::CONTENT_LENGTH) {
@@ -163,27 +164,23 @@ async fn answer_head(
     }
 }
 
-/// Another protocol from here on: what either side says goes to the other until one of them closes.
-async fn tunnel(
-    session: &mut ServerSession,
-    link: &mut Link,
-    patience: &mut Patience<'_>,
-    idle: Duration,
-) -> Result<bool, Broken> {
+/// Another protocol from here on: what either side says goes to the other until one of them closes, or both are silent
+/// for `idle`. Whatever ends it, nothing is added to what was said.
+async fn tunnel(session: &mut ServerSession, link: &mut Link, idle: Duration) -> Result<bool, Broken> {
     loop {
         let said = link.read.split().freeze();
         session.write_response_body(said, false).await.map_err(Broken::client)?;
-        patience.deadline = Instant::now() + idle;
-        tokio::select! {
-            read = link.more() => if read? == 0 {
-                session.write_response_body(Bytes::new(), true).await.map_err(Broken::client)?;
-                return Ok(false);
-            },
+        let goes_on = tokio::select! {
+            read = link.more() => read.is_ok_and(|bytes| bytes > 0),
             said = session.read_request_body() => match said.map_err(Broken::client)? {
-                Some(said) => link.write(&said).await?,
-                None => return Ok(false),
+                Some(said) => matches!(timeout(idle, link.write(&said)).await, Ok(Ok(()))),
+                None => false,
             },
-            () = patience.over() => return Err(Broken::Silent),
+            () = sleep(idle) => false,
+        };
+        if !goes_on {
+            session.write_response_body(Bytes::new(), true).await.map_err(Broken::client)?;
+            return Ok(false);
         }
     }
 }
