@@ -310,3 +310,19 @@ async fn a_body_that_trickles_in_is_refused_although_no_pause_is_long() {
     assert!(sent.load(Ordering::Relaxed) > 1, "it was never idle");
     trickle.abort();
 }
+
+#[tokio::test]
+async fn a_body_is_let_go_when_its_answer_begins() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client.post(PATH, "", &noise(100_000)).await;
+    let exchange = backend.next().await;
+    assert_eq!(proxy.app.bodies.used(), 100_000);
+    let mut answer = exchange.events().await;
+    proxy.wait_for("room for other bodies", || proxy.app.bodies.used() == 0).await;
+    answer.event("[DONE]").await;
+    answer.finish().await;
+    assert_eq!(client.response().await.text(), "data: [DONE]\n\n");
+    proxy.balanced().await;
+}

@@ -70,8 +70,9 @@ pub struct Answer {
     pub observer: Option<Observer>,
     pub status: u16,
     pub events: bool,
-    /// When the request went to the backend, when output began, when the last piece came.
-    pub sent: Option<Instant>,
+    /// When the request went to the backend, with how many bytes of body.
+    pub sent: Option<(Instant, usize)>,
+    /// When output began, when the last piece came.
     pub first: Option<Instant>,
     pub last: Option<Instant>,
     pub usage: Option<Usage>,

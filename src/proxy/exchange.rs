@@ -10,6 +10,7 @@ pub use links::{Link, Links};
 
 use super::Proxy;
 use super::ctx::Ctx;
+use crate::body::budget::Charge;
 use crate::body::read::Stop;
 use crate::fleet::Awaited;
 use crate::patience::Patience;
@@ -80,7 +81,7 @@ impl Proxy {
             ctx.awaited = Some(Awaited::begin(backend, body.len()));
         }
         let now = Instant::now();
-        ctx.answer.sent = Some(now);
+        ctx.answer.sent = Some((now, body.len()));
         let mut timer = pin!(sleep(first_byte.min(idle)));
         let mut patience = Patience::new(timer.as_mut(), now + first_byte.min(idle));
         let sent = match watched(session, &mut patience, link.send(&head, &body)).await {
@@ -99,6 +100,9 @@ impl Proxy {
             session.write_response_header(head).await.map_err(Broken::client)?;
             return tunnel(session, link, idle).await;
         }
+        // It will not be sent again: a conversation of a megabyte is not kept for as long as its answer takes.
+        (ctx.body, ctx.charge) = (None, Charge::default());
+        patience.deadline = Instant::now() + idle;
         self.response_head(&mut head, ctx).map_err(Broken::Client)?;
         if !framing.is_whole() && !head.headers.contains_key(header::CONTENT_LENGTH) {
             head::frame(&mut head, session.req_header().version).map_err(Broken::Client)?;

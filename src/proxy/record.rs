@@ -50,7 +50,7 @@ impl Proxy {
         let (Some(profiles), Some(program)) = (self.app.telemetry.profiles(), &ctx.program) else {
             return;
         };
-        let (Some(sent), Some(first)) = (ctx.answer.sent, ctx.answer.first) else {
+        let (Some((sent, _)), Some(first)) = (ctx.answer.sent, ctx.answer.first) else {
             return;
         };
         let last = ctx.answer.last.unwrap_or(ended);
@@ -69,8 +69,8 @@ impl Proxy {
 /// What a step used of which no usage was seen: a client that leaves before the last event is not served for nothing.
 fn guessed(ctx: &Ctx) -> Option<Usage> {
     let refused = !matches!(ctx.answer.status, 0 | 200..=299);
-    let body = ctx.body.as_ref().filter(|_| ctx.inference && ctx.answer.sent.is_some() && !refused)?;
-    let prompt = Tokens(body.len() as u64 / BYTES_PER_TOKEN);
+    let (_, bytes) = ctx.answer.sent.filter(|_| ctx.inference && !refused)?;
+    let prompt = Tokens(bytes as u64 / BYTES_PER_TOKEN);
     let completion = Tokens(ctx.answer.observer.as_ref().map_or(0, Observer::output));
     Some(Usage { prompt, completion, cached: None })
 }
