@@ -178,6 +178,25 @@ pub fn frame(head: &mut ResponseHeader, client: Version) -> pingora_core::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_parser_and_none_behind_a_head_are_taken(
+            lines in prop::collection::vec("[ -~]{0,30}", 0..8),
+            bytes in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let wire = [format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", lines.join("\r\n")).as_bytes(), &bytes].concat();
+            for whole in [&wire[..], &bytes] {
+                let mut read = BytesMut::from(whole);
+                if let Ok(Some(_)) = take(&mut read, &Method::GET) {
+                    prop_assert!(whole.ends_with(&read) && read.len() < whole.len());
+                } else {
+                    prop_assert_eq!(&read[..], whole);
+                }
+            }
+        }
+    }
 
     fn head(wire: &str, method: &Method) -> Result<Option<AnswerHead>, Misframed> {
         take(&mut BytesMut::from(wire), method)
