@@ -57,6 +57,8 @@ pub struct Server {
     shut: watch::Sender<bool>,
     /// Dropped, it ends the workers and whatever they serve.
     serving: watch::Sender<()>,
+    /// Closed when the last worker has let in its last connection.
+    accepting: Option<mpsc::Receiver<()>>,
     /// Where a process that takes over waits.
     meeting: PathBuf,
     tasks: JoinSet<()>,
@@ -200,6 +202,7 @@ impl Server {
             leave: watch::Sender::new(false),
             shut: watch::Sender::new(false),
             serving: watch::Sender::new(()),
+            accepting: None,
             meeting,
             tasks: JoinSet::new(),
             keeper,
@@ -281,9 +284,11 @@ impl Server {
         for certificates in self.certificates.drain(..) {
             self.tasks.spawn(certificates.watch());
         }
+        let (accepting, doors) = mpsc::channel(1);
         for services in self.services.drain(..) {
-            workers::start(services, self.listeners.open()?, &self.shut, &self.serving)?;
+            workers::start(services, self.listeners.open()?, &self.shut, &self.serving, accepting.clone())?;
         }
+        self.accepting = Some(doors);
         for address in self.addresses() {
             log::info!("listening on {address}");
         }
@@ -357,6 +362,10 @@ impl Server {
     async fn finish(&mut self) {
         self.listeners.close();
         self.shut.send_replace(true);
+        if let Some(mut doors) = self.accepting.take() {
+            // Or whoever came last might not be seen any more.
+            let _ = timeout(LINGER, doors.recv()).await;
+        }
         self.leave.send_replace(true);
         log::info!("another process serves; {} answers are finished here", self.app.open.count());
         let grace = self.app.settings().timeouts.grace;

@@ -7,7 +7,7 @@ use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
 use std::io;
 use std::thread;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// How many there are: one for each core that this process may use.
@@ -15,7 +15,8 @@ pub fn count() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Starts one. It accepts until `shut` says so, and ends, with all that it serves, when `serving` is dropped.
+/// Starts one. It accepts until `shut` says so; then it lets go of `accepting`, as soon as all whom it let in have their
+/// seats. It ends, with all that it serves, when `serving` is dropped.
 ///
 /// # Errors
 /// The system has no room for another thread or runtime.
@@ -24,15 +25,22 @@ pub fn start(
     fds: ListenFds,
     shut: &watch::Sender<bool>,
     serving: &watch::Sender<()>,
+    accepting: mpsc::Sender<()>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (shut, mut serving) = (shut.subscribe(), serving.subscribe());
     let work = async move {
-        let mut accepting = JoinSet::new();
-        for mut service in services {
+        let doors = services.into_iter().map(|mut service| {
             let (fds, shut) = (fds.clone(), shut.clone());
-            accepting.spawn(async move { service.start_service(Some(fds), shut, 1).await });
-        }
+            async move { service.start_service(Some(fds), shut, 1).await }
+        });
+        let doors: JoinSet<()> = doors.collect();
+        tokio::spawn(async move {
+            doors.join_all().await;
+            // Behind the tasks of those who came last: tasks have their turns in the order of their start.
+            let _ = tokio::spawn(async {}).await;
+            drop(accepting);
+        });
         // Nobody sends anything: this waits until the sender is gone.
         while serving.changed().await.is_ok() {}
     };
