@@ -55,8 +55,8 @@ fuzz: cmake
 	done
 
 lint: cmake
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 real: build
 	tests/real/run.sh

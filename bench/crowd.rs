@@ -4,10 +4,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
-use thundergate::config::{self, Routing};
+use thundergate::config::{Config, Routing};
 use thundergate::scheduler::{
-    Arrival, BackendId, BackendReport, Decision, DispatchKind, Event, Outcome, Policy, ProgramKey, Scheduler, StepId,
-    Usage,
+    Arrival, BackendId, BackendReport, Decision, DispatchKind, Event, Outcome, ProgramKey, Scheduler, StepId, Usage,
 };
 use thundergate::units::Tokens;
 
@@ -99,7 +98,7 @@ impl Kind {
 impl Crowd {
     /// Every program of the scene has run a first step, and none is leased.
     pub fn known(scene: &Scene) -> Self {
-        let mut policy = Policy::new(&config::Scheduler::default(), &config::Programs::default(), Routing::Program);
+        let mut policy = Config::default().policy(Routing::Program);
         policy.queue = 2 * scene.active as usize;
         policy.max_programs = 2 * scene.known as usize;
         policy.idle_ttl = Duration::from_secs(86_400);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use thundergate::app::App;
 use thundergate::config::{self, Config};
 use thundergate::gate::PORTION;
-use thundergate::scheduler::{BackendId, Memory, Policy, ProgramKey, ProgramMemory, Scheduler};
+use thundergate::scheduler::{BackendId, Memory, ProgramKey, ProgramMemory, Scheduler};
 use thundergate::state::{self, Pool, Snapshot};
 use thundergate::units::Tokens;
 
@@ -18,7 +18,7 @@ const ROUNDS: usize = 5;
 fn main() {
     let config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
     let memory = Memory { programs: (0..PROGRAMS).map(program).collect(), ..Memory::default() };
-    let policy = Policy::new(&config.scheduler, &config.programs, config.models[0].routing);
+    let policy = config.policy(config.models[0].routing);
     let mut scheduler = Scheduler::new(policy);
     scheduler.recall(Duration::from_secs(3600), Duration::ZERO, memory.clone());
 

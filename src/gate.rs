@@ -7,14 +7,14 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use crate::scheduler::{LoadView, ProgramView};
+pub use crate::scheduler::{LoadView, PoolId, ProgramView};
 pub use memory::PORTION;
 pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 
 use crate::config::{self, Config};
 use crate::scheduler::{BackendId, StepId};
-use crate::scheduler::{Decision, DispatchKind, Event, Policy, ProgramKey, RefuseReason, Scheduler};
+use crate::scheduler::{Decision, DispatchKind, Event, ProgramKey, RefuseReason, Scheduler};
 use crate::telemetry::Telemetry;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -29,10 +29,6 @@ const EVENT_BACKLOG: usize = 1024;
 
 /// Where the schedulers' clock starts: what happened before this process began has a time too.
 const EPOCH: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Which model pool: the index into `Config::models`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolId(pub usize);
 
 /// What the scheduler said of a step that waited.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +62,7 @@ impl Gate {
     #[must_use]
     pub fn new(config: &Config, telemetry: Arc<Telemetry>) -> Self {
         let pool = |pool: &config::Pool| {
-            let policy = Policy::new(&config.scheduler, &config.programs, pool.routing);
+            let policy = config.policy(pool.routing);
             Mutex::new(Pool {
                 scheduler: Scheduler::new(policy).slow_start(pool.health.slow_start),
                 waiting: HashMap::new(),
@@ -98,7 +94,7 @@ impl Gate {
     pub fn reload(&self, config: &Config) {
         self.0.policy.store(Arc::new(config.scheduler.clone()));
         for (pool, config_of) in self.0.pools.iter().zip(&config.models) {
-            let policy = Policy::new(&config.scheduler, &config.programs, config_of.routing);
+            let policy = config.policy(config_of.routing);
             pool.lock().scheduler.set_policy(policy);
         }
         // There may be room now for some that wait.

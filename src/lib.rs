@@ -18,9 +18,10 @@ pub mod identity;
 pub mod logging;
 mod patience;
 pub mod proxy;
-pub mod scheduler;
 pub mod server;
 pub mod simulate;
 pub mod state;
 pub mod telemetry;
 pub mod units;
+
+pub use thundergate_scheduler as scheduler;

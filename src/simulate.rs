@@ -27,7 +27,6 @@ pub use tally::{Figures, Tally};
 pub use workload::Workload;
 
 use crate::config::{self, Config, Routing};
-use crate::scheduler;
 use demand::{Arrivals, Demand, Source};
 use faults::Faults;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -207,7 +206,7 @@ impl Setup {
                 Some(path) => profile::read(path)?,
                 None => args.profile.shape(),
             },
-            policy: scheduler::Policy::new(&config.scheduler, &config.programs, Routing::Program),
+            policy: config.policy(Routing::Program),
             length: Duration::from_secs_f64(args.minutes * 60.0),
             warmup: Duration::from_secs_f64(args.warmup * 60.0),
             faults: Faults::new(&args.faults),

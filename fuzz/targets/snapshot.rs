@@ -1,10 +1,8 @@
 //! A state from disk: whatever can be decoded can be taken up, and served with.
 
 use std::time::Duration;
-use thundergate::config::{self, Routing};
-use thundergate::scheduler::{
-    Arrival, BackendId, BackendReport, Event, Memory, Outcome, Policy, Scheduler, StepId, Usage,
-};
+use thundergate::config::{Config, Routing};
+use thundergate::scheduler::{Arrival, BackendId, BackendReport, Event, Memory, Outcome, Scheduler, StepId, Usage};
 use thundergate::state::{Snapshot, decode, encode};
 use thundergate::units::Tokens;
 use xxhash_rust::xxh3::xxh3_64;
@@ -41,7 +39,7 @@ fn sealed(body: &[u8]) -> Vec<u8> {
 }
 
 fn scheduler() -> Scheduler {
-    Scheduler::new(Policy::new(&config::Scheduler::default(), &config::Programs::default(), Routing::Program))
+    Scheduler::new(Config::default().policy(Routing::Program))
 }
 
 fn serve(memory: Memory, passed: Duration) {

@@ -6,6 +6,8 @@
 
 use super::allow::HostPattern;
 use super::humane;
+use crate::scheduler::Policy;
+pub use crate::scheduler::{Feedback, OnTimeout, Routing};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -136,20 +138,6 @@ pub enum Engine {
     Skyrl,
     /// Any other server with OpenAI's API. Nothing is read: without `capacity_tokens` no step is held for room.
     Openai,
-}
-
-/// How a step finds its backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(inline)]
-pub enum Routing {
-    /// By program: steps stay where their prefix is, and are held while there is no room.
-    #[default]
-    Program,
-    /// To the backend with the fewest tokens in flight; nothing is held for room.
-    LeastLoad,
-    /// To each backend in turn; nothing is held for room.
-    RoundRobin,
 }
 
 /// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
@@ -352,28 +340,6 @@ pub struct Eject {
     pub share: f64,
 }
 
-/// What happens to a step that was held for `scheduler.hold.max`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(inline)]
-pub enum OnTimeout {
-    /// A started program is let in although it does not fit, one per backend at a time; a new one gets 429.
-    Admit,
-    /// It gets 429.
-    Reject,
-}
-
-/// Whether a backend's capacity is corrected by what its answers say of the prefix cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(inline)]
-pub enum Feedback {
-    /// Where they report `cached_tokens`: prefixes that ought to be there and are not lower it, for a while.
-    Auto,
-    /// It is taken as reported, or as given.
-    Off,
-}
-
 /// The scheduler of pools with `routing: program`. Each field is the YAML key of the same name
 /// (`hold_max` is `hold.max`).
 #[derive(Clone, Debug)]
@@ -397,6 +363,33 @@ pub struct Scheduler {
     pub acting_weight: f64,
     /// Let the weight of an idle program fall as 2^(-idle seconds).
     pub acting_decay: bool,
+}
+
+impl Config {
+    /// What the scheduler of a pool with this routing goes by.
+    #[must_use]
+    pub fn policy(&self, routing: Routing) -> Policy {
+        let (scheduler, programs) = (&self.scheduler, &self.programs);
+        Policy {
+            routing,
+            hold_max: scheduler.hold_max,
+            on_timeout: scheduler.hold_on_timeout,
+            queue: scheduler.hold_queue,
+            headroom: scheduler.headroom,
+            forecast_slack: scheduler.forecast_slack,
+            forecast_horizon: scheduler.forecast_horizon,
+            evict_cost_factor: scheduler.evict_cost_factor,
+            evict_idle_factor: scheduler.evict_idle_factor,
+            fair_after: scheduler.fair_after,
+            fair_bound: scheduler.fair_bound,
+            feedback: scheduler.feedback == Feedback::Auto,
+            no_backend_wait: scheduler.no_backend_wait,
+            acting_weight: scheduler.acting_weight,
+            acting_decay: scheduler.acting_decay,
+            idle_ttl: programs.idle_ttl,
+            max_programs: programs.max,
+        }
+    }
 }
 
 /// What is remembered of programs.

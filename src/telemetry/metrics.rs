@@ -3,7 +3,7 @@
 use super::labels::{HoldClass, MoveReason, Released, UpstreamError};
 use super::model::{self, ModelMetrics};
 use super::register::{Counters, Histograms, counter, family, gauge, histogram};
-use crate::gate::PoolId;
+use crate::scheduler::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason};
 use crate::units::unix_time;
 use arc_swap::ArcSwap;

@@ -1,6 +1,6 @@
 use super::access::tests::record;
 use super::*;
-use crate::gate::PoolId;
+use crate::scheduler::PoolId;
 use crate::scheduler::{DispatchKind, HoldReason, PauseReason, Usage};
 use crate::units::Tokens;
 

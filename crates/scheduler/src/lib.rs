@@ -25,8 +25,10 @@ mod program;
 mod queue;
 mod recall;
 mod reclaim;
+pub mod settings;
 mod shadow;
 mod steps;
+pub mod units;
 mod view;
 
 #[cfg(test)]
@@ -35,6 +37,7 @@ mod tests;
 pub use event::*;
 pub use memory::{BackendMemory, Experience, Memory, ProgramMemory};
 pub use policy::Policy;
+pub use settings::{Feedback, OnTimeout, Routing};
 pub use view::{LoadView, ProgramView};
 
 use backend::Backend;

@@ -3,7 +3,7 @@
 use super::policy::LARGEST;
 use super::program::Run;
 use super::*;
-use crate::config::Routing;
+use crate::settings::Routing;
 use crate::units::Tokens;
 
 impl Scheduler {

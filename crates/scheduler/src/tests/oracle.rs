@@ -4,7 +4,7 @@
 mod compare;
 
 use super::super::*;
-use crate::config::{OnTimeout, Routing};
+use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,6 +1,6 @@
 //! The settings of the policy, and its constants with their reasons.
 
-use crate::config::{self, Feedback, OnTimeout, Routing};
+use super::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
 use std::time::Duration;
 
@@ -54,29 +54,4 @@ pub struct Policy {
     pub acting_decay: bool,
     pub idle_ttl: Duration,
     pub max_programs: usize,
-}
-
-impl Policy {
-    #[must_use]
-    pub fn new(scheduler: &config::Scheduler, programs: &config::Programs, routing: Routing) -> Self {
-        Self {
-            routing,
-            hold_max: scheduler.hold_max,
-            on_timeout: scheduler.hold_on_timeout,
-            queue: scheduler.hold_queue,
-            headroom: scheduler.headroom,
-            forecast_slack: scheduler.forecast_slack,
-            forecast_horizon: scheduler.forecast_horizon,
-            evict_cost_factor: scheduler.evict_cost_factor,
-            evict_idle_factor: scheduler.evict_idle_factor,
-            fair_after: scheduler.fair_after,
-            fair_bound: scheduler.fair_bound,
-            feedback: scheduler.feedback == Feedback::Auto,
-            no_backend_wait: scheduler.no_backend_wait,
-            acting_weight: scheduler.acting_weight,
-            acting_decay: scheduler.acting_decay,
-            idle_ttl: programs.idle_ttl,
-            max_programs: programs.max,
-        }
-    }
 }

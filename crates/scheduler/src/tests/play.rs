@@ -3,7 +3,7 @@
 use super::super::*;
 use super::oracle::Oracle;
 use super::world::{key, policy};
-use crate::config::{OnTimeout, Routing};
+use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
 use proptest::collection::vec;
 use proptest::option;

@@ -1,7 +1,7 @@
 //! The invariants, checked after every event in debug builds and tests.
 
 use super::*;
-use crate::config::Routing;
+use crate::settings::Routing;
 use crate::units::Tokens;
 
 impl Scheduler {

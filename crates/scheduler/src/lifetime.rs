@@ -1,7 +1,7 @@
 //! How programs begin and end, and what the clock does to them.
 
 use super::*;
-use crate::config::{OnTimeout, Routing};
+use crate::settings::{OnTimeout, Routing};
 
 impl Scheduler {
     /// The program of this key, made if it is not known. It is active from now on.

@@ -3,7 +3,7 @@
 use super::forecast::Member;
 use super::outlook::Outlook;
 use super::*;
-use crate::config::Routing;
+use crate::settings::Routing;
 use crate::units::Tokens;
 
 /// What placing a program on a backend would take.

@@ -13,7 +13,7 @@ mod unreleased;
 mod world;
 
 use super::*;
-use crate::config::{OnTimeout, Routing};
+use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
 use world::{World, policy, unforeseen, usage};
 
