@@ -9,7 +9,7 @@ use thundergate::app::App;
 use thundergate::config::{self, Config};
 use thundergate::gate::PORTION;
 use thundergate::scheduler::{BackendId, Memory, ProgramKey, ProgramMemory, Scheduler};
-use thundergate::state::{self, Pool, Snapshot};
+use thundergate::state::{self, PoolSnapshot, Snapshot};
 use thundergate::units::Tokens;
 
 const PROGRAMS: u64 = 200_000;
@@ -23,7 +23,8 @@ fn main() {
     scheduler.recall(Duration::from_secs(3600), Duration::ZERO, memory.clone());
 
     let app = App::new(Arc::new(config)).expect("an app");
-    let bytes = state::encode(&Snapshot { taken_ms: 0, pools: vec![Pool { memory, ..Pool::default() }] });
+    let bytes =
+        state::encode(&Snapshot { taken_ms: 0, pools: vec![PoolSnapshot { memory, ..PoolSnapshot::default() }] });
     let start = Instant::now();
     let restored = state::restore(&bytes, &app).expect("sound bytes");
     println!("{} programs taken up in {:.0?}", restored.programs, start.elapsed());

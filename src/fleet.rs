@@ -1,11 +1,12 @@
 //! What is known of each backend: address, health, capacity, gauges.
 
 mod backend;
+mod client;
 mod discovery;
-mod entry;
-mod link;
+mod member;
 mod models;
 mod monitor;
+mod outlier;
 mod pools;
 mod probe;
 #[doc(hidden)]
@@ -13,26 +14,25 @@ pub mod prometheus;
 #[doc(hidden)]
 pub mod reading;
 mod registry;
-mod ring;
+mod selection;
 #[doc(hidden)]
 pub mod sglang;
 #[doc(hidden)]
 pub mod skyrl;
-mod vitals;
 #[doc(hidden)]
 pub mod vllm;
 
 pub(crate) use backend::server;
-pub use backend::{Backend, Origin, Settings as BackendSettings};
-pub use vitals::{Awaited, Cause, Fault, Vitals};
+pub use backend::{Backend, BackendSettings, Origin};
+pub use outlier::{BackendFault, DownCause, OutlierState, PendingAnswer};
 
 use crate::config::{self, Reach};
 use crate::gate::{Gate, LoadView, PoolId};
 use crate::scheduler::{BackendId, Event};
 use arc_swap::ArcSwap;
+use client::OUT_OF_REACH;
 use discovery::{Resolve, SystemResolver};
-use entry::Entry;
-use link::OUT_OF_REACH;
+use member::Member;
 use monitor::Monitor;
 use pools::Pools;
 use registry::Registry;
@@ -52,11 +52,11 @@ pub struct BackendStatus {
     /// Why it is not healthy; `None` before the first check.
     pub down_reason: Option<String>,
     /// What kind of reason that is.
-    pub down_cause: Option<Cause>,
+    pub down_cause: Option<DownCause>,
     /// If its requests took it out: after this time, once its checks are good.
     pub returns_in: Option<Duration>,
     /// How often it went down.
-    pub downs: [(Cause, u64); Cause::ALL.len()],
+    pub downs: [(DownCause, u64); DownCause::ALL.len()],
     /// The KV cache in tokens, as configured, or else as the engine says; `None` while it is not known.
     pub capacity: Option<u64>,
     /// Last scrape; `None` before the first, and of an engine that does not tell its load.
@@ -100,10 +100,10 @@ pub trait Sink: Send + Sync + 'static {
 /// The registry. Cheap to clone.
 #[derive(Clone)]
 pub struct Fleet {
-    inner: Arc<Inner>,
+    inner: Arc<Core>,
 }
 
-struct Inner {
+struct Core {
     pools: Pools,
     registry: Registry,
     sink: Box<dyn Sink>,
@@ -111,7 +111,7 @@ struct Inner {
     ejecting: parking_lot::Mutex<()>,
     metrics_interval: ArcSwap<Duration>,
     timing: Timing,
-    models: models::Cache,
+    models: models::ModelsCache,
     resolver: Box<dyn Resolve>,
     /// Where backends of [`Origin::Api`] may be.
     reach: ArcSwap<Reach>,
@@ -120,8 +120,8 @@ struct Inner {
     /// Something was looked at for the first time.
     progress: watch::Sender<()>,
     /// Backends that have no task yet.
-    newcomers: mpsc::UnboundedSender<Arc<Entry>>,
-    waiting: Mutex<mpsc::UnboundedReceiver<Arc<Entry>>>,
+    newcomers: mpsc::UnboundedSender<Arc<Member>>,
+    waiting: Mutex<mpsc::UnboundedReceiver<Arc<Member>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -179,40 +179,40 @@ impl Gauges {
     }
 }
 
-// === impl Inner ===
+// === impl Core ===
 
-impl Inner {
+impl Core {
     /// Takes a backend out, if enough others are left.
-    fn eject(&self, entry: &Entry, cause: Cause, reason: &str) {
-        let id = entry.backend.pool;
+    fn eject(&self, member: &Member, cause: DownCause, reason: &str) {
+        let id = member.backend.pool;
         let Some(pool) = self.pools.get(id) else { return };
         let health = pool.health.load();
         let eject = &health.eject;
         let fell = {
             let _one_at_a_time = self.ejecting.lock();
-            let may = self.may_lose(entry, eject.share);
+            let may = self.may_lose(member, eject.share);
             if !may {
-                entry.spare(reason, eject.max);
+                member.log_kept(reason, eject.max);
             }
-            may && entry.eject(&*self.sink, cause, reason, eject)
+            may && member.eject(&*self.sink, cause, reason, eject)
         };
         if fell {
             self.rebuild_ring(id);
         }
     }
 
-    fn may_lose(&self, entry: &Entry, share: f64) -> bool {
+    fn may_lose(&self, member: &Member, share: f64) -> bool {
         let all = self.registry.all();
-        let members = || all.iter().filter(|other| other.backend.pool == entry.backend.pool && !other.is_draining());
-        let out = members().filter(|member| member.is_out()).count();
-        (out + 1) as f64 <= share * members().count() as f64 && self.is_left(entry)
+        let members = || all.iter().filter(|other| other.backend.pool == member.backend.pool && !other.is_draining());
+        let out = members().filter(|member| member.is_ejected()).count();
+        (out + 1) as f64 <= share * members().count() as f64 && self.is_left(member)
     }
 
     /// Another backend of its pool is usable.
-    fn is_left(&self, entry: &Entry) -> bool {
+    fn is_left(&self, member: &Member) -> bool {
         let all = self.registry.all();
         all.iter().any(|other| {
-            other.backend.pool == entry.backend.pool && other.backend.id != entry.backend.id && other.is_usable()
+            other.backend.pool == member.backend.pool && other.backend.id != member.backend.id && other.is_usable()
         })
     }
 
@@ -246,14 +246,14 @@ impl Fleet {
         resolver: impl Resolve,
     ) -> Self {
         let (newcomers, waiting) = mpsc::unbounded_channel();
-        let inner = Inner {
+        let inner = Core {
             pools: Pools::new(pools),
             registry: Registry::default(),
             sink: Box::new(sink),
             ejecting: parking_lot::Mutex::default(),
             metrics_interval: ArcSwap::from_pointee(metrics.interval),
             timing,
-            models: models::Cache::new(),
+            models: models::ModelsCache::new(),
             resolver: Box::new(resolver),
             reach: ArcSwap::default(),
             aligning: parking_lot::Mutex::default(),
@@ -281,8 +281,8 @@ impl Fleet {
         }
         loop {
             tokio::select! {
-                Some(entry) = newcomers.recv() => {
-                    if let Some(monitor) = Monitor::new(Arc::clone(&self.inner), entry) {
+                Some(member) = newcomers.recv() => {
+                    if let Some(monitor) = Monitor::new(Arc::clone(&self.inner), member) {
                         monitors.spawn(monitor.run());
                     }
                 }
@@ -298,19 +298,19 @@ impl Fleet {
 
     #[must_use]
     pub fn get(&self, id: BackendId) -> Option<Arc<Backend>> {
-        self.inner.registry.with(id, |entry| Arc::clone(&entry.backend))
+        self.inner.registry.with(id, |member| Arc::clone(&member.backend))
     }
 
     /// Where to connect; `None` while the name does not resolve.
     #[must_use]
     pub fn address(&self, id: BackendId) -> Option<SocketAddr> {
-        let address = |entry: &Arc<Entry>| entry.link.load().as_ref().map(|link| link.address);
+        let address = |member: &Arc<Member>| member.client.load().as_ref().map(|client| client.address);
         self.inner.registry.with(id, address).flatten()
     }
 
     #[must_use]
     pub fn statuses(&self) -> Vec<BackendStatus> {
-        self.inner.registry.all().iter().map(|entry| entry.status()).collect()
+        self.inner.registry.all().iter().map(|member| member.status()).collect()
     }
 
     /// Which pool serves `model`, by name or alias; the empty-named pool serves any. A request that names no
@@ -341,19 +341,19 @@ impl Fleet {
 
     /// A request showed that the backend is not well. A check follows at once; too many faults in a row take it out
     /// without one.
-    pub fn failed(&self, id: BackendId, fault: Fault) {
+    pub fn failed(&self, id: BackendId, fault: BackendFault) {
         let inner = &self.inner;
-        let Some(entry) = inner.registry.with(id, Arc::clone) else {
+        let Some(member) = inner.registry.with(id, Arc::clone) else {
             return;
         };
-        let in_a_row = entry.backend.vitals.fault(fault);
-        entry.suspect(fault);
-        let Some(pool) = inner.pools.get(entry.backend.pool) else {
+        let in_a_row = member.backend.outlier.count(fault);
+        member.probe_now(fault);
+        let Some(pool) = inner.pools.get(member.backend.pool) else {
             return;
         };
         if in_a_row >= fault.limit(&pool.health.load().eject) {
             let reason = format!("{in_a_row} {} in a row", fault.plural());
-            inner.eject(&entry, Cause::Fault(fault), &reason);
+            inner.eject(&member, DownCause::Fault(fault), &reason);
         }
     }
 
@@ -387,20 +387,20 @@ impl Fleet {
     ) -> Result<BackendId, String> {
         let inner = &self.inner;
         inner.pools.get(pool).ok_or("no such pool")?;
-        let sibling = |entry: &&Arc<Entry>| entry.backend.server() == backend::name(backend);
-        let page = inner.registry.all().iter().find(sibling).map(|entry| Arc::clone(&entry.page)).unwrap_or_default();
-        let entry = inner.registry.insert(
+        let sibling = |member: &&Arc<Member>| member.backend.server() == backend::name(backend);
+        let page = inner.registry.all().iter().find(sibling).map(|member| Arc::clone(&member.page)).unwrap_or_default();
+        let member = inner.registry.insert(
             |id| {
-                let entry = Entry::new(Backend::new(id, pool, backend, rank, origin)?, page);
-                let within = entry.may_be_within(&inner.reach.load());
-                within.then_some(entry).ok_or_else(|| format!("{}: {OUT_OF_REACH}", backend::name(backend)))
+                let member = Member::new(Backend::new(id, pool, backend, rank, origin)?, page);
+                let within = member.may_be_within(&inner.reach.load());
+                within.then_some(member).ok_or_else(|| format!("{}: {OUT_OF_REACH}", backend::name(backend)))
             },
-            |entry| entry.announce(&*inner.sink),
+            |member| member.announce(&*inner.sink),
         )?;
-        let id = entry.backend.id;
+        let id = member.backend.id;
         inner.rebuild_ring(pool);
         // The receiver lives as long as the fleet.
-        let _ = inner.newcomers.send(entry);
+        let _ = inner.newcomers.send(member);
         Ok(id)
     }
 
@@ -409,22 +409,22 @@ impl Fleet {
         let inner = &self.inner;
         let _one_at_a_time = inner.aligning.lock();
         let known = Arc::clone(&inner.registry.all());
-        let is_it = |entry: &&Arc<Entry>| {
-            entry.backend.pool == pool && entry.backend.server() == server && !entry.is_draining()
+        let is_it = |member: &&Arc<Member>| {
+            member.backend.pool == pool && member.backend.server() == server && !member.is_draining()
         };
-        let here: Vec<&Arc<Entry>> = known.iter().filter(is_it).collect();
+        let here: Vec<&Arc<Member>> = known.iter().filter(is_it).collect();
         let wanted = inner.pools.get(pool).is_some_and(|pool| pool.ranks == config::Ranks::Auto);
         let (Some(first), Ok(url), true) = (here.first(), server.parse(), wanted) else { return false };
-        let is_rank = |entry: &Entry| entry.backend.rank.is_some_and(|rank| (rank as usize) < ranks);
-        if here.len() == ranks && here.iter().all(|entry| is_rank(entry)) {
+        let is_rank = |member: &Member| member.backend.rank.is_some_and(|rank| (rank as usize) < ranks);
+        if here.len() == ranks && here.iter().all(|member| is_rank(member)) {
             return false;
         }
         log::info!("backend {server} has {ranks} data-parallel ranks");
         let BackendSettings { api_key, weight, capacity_tokens, origin } = (**first.backend.settings()).clone();
         let config = config::Backend { url, api_key, weight, capacity_tokens };
-        here.iter().filter(|entry| !is_rank(entry)).for_each(|entry| entry.start_draining(&*inner.sink));
+        here.iter().filter(|member| !is_rank(member)).for_each(|member| member.start_draining(&*inner.sink));
         for rank in 0..u32::try_from(ranks).unwrap_or(u32::MAX) {
-            if !here.iter().any(|entry| entry.backend.rank == Some(rank))
+            if !here.iter().any(|member| member.backend.rank == Some(rank))
                 && let Err(reason) = self.insert_rank(pool, &config, Some(rank), origin)
             {
                 log::error!("backend left out: {reason}");
@@ -445,7 +445,7 @@ impl Fleet {
             inner.rebuild_ring(PoolId(index));
         }
         // By the new path, and at the new intervals.
-        inner.registry.all().iter().for_each(|entry| entry.recheck.notify_one());
+        inner.registry.all().iter().for_each(|member| member.recheck.notify_one());
     }
 
     /// Makes the pool's backends of this origin those of `wanted`. What is there already keeps its state.
@@ -453,13 +453,14 @@ impl Fleet {
         let inner = &self.inner;
         let _one_at_a_time = inner.aligning.lock();
         let known = Arc::clone(&inner.registry.all());
-        let named = |entry: &Entry| wanted.iter().any(|backend| backend::name(backend) == entry.backend.server());
-        let here = || known.iter().filter(|entry| entry.backend.pool == pool);
-        for entry in here().filter(|entry| entry.is_of(origin) && !named(entry)) {
-            self.remove(entry.backend.id);
+        let named = |member: &Member| wanted.iter().any(|backend| backend::name(backend) == member.backend.server());
+        let here = || known.iter().filter(|member| member.backend.pool == pool);
+        for member in here().filter(|member| member.is_of(origin) && !named(member)) {
+            self.remove(member.backend.id);
         }
         for backend in wanted {
-            let is_it = |entry: &&Arc<Entry>| entry.backend.server() == backend::name(backend) && !entry.is_draining();
+            let is_it =
+                |member: &&Arc<Member>| member.backend.server() == backend::name(backend) && !member.is_draining();
             let mut there = here().filter(is_it).peekable();
             if there.peek().is_none()
                 && let Err(reason) = self.insert(pool, backend, origin)
@@ -467,8 +468,8 @@ impl Fleet {
                 log::error!("backend left out: {reason}");
             }
             // The file has the last word.
-            for entry in there.filter(|entry| origin == Origin::File || entry.is_of(origin)) {
-                entry.configure(&*inner.sink, BackendSettings::new(backend, origin));
+            for member in there.filter(|member| origin == Origin::File || member.is_of(origin)) {
+                member.configure(&*inner.sink, BackendSettings::new(backend, origin));
             }
         }
     }
@@ -481,7 +482,7 @@ impl Fleet {
             let looked = |at: &AtomicBool| at.load(Ordering::Acquire);
             let mut pools = self.inner.pools.iter().map(|(_, pool)| pool);
             let found = pools.all(|pool| pool.discovery.borrow().is_none() || looked(&pool.looked_up));
-            if found && self.inner.registry.all().iter().all(|entry| looked(&entry.checked)) {
+            if found && self.inner.registry.all().iter().all(|member| looked(&member.checked)) {
                 return;
             }
             if progress.changed().await.is_err() {
@@ -495,8 +496,9 @@ impl Fleet {
     pub fn remove(&self, id: BackendId) -> bool {
         let inner = &self.inner;
         let Some(gone) = self.get(id) else { return false };
-        let is_it = |entry: &&Arc<Entry>| entry.backend.pool == gone.pool && entry.backend.server() == gone.server();
-        inner.registry.all().iter().filter(is_it).for_each(|entry| entry.start_draining(&*inner.sink));
+        let is_it =
+            |member: &&Arc<Member>| member.backend.pool == gone.pool && member.backend.server() == gone.server();
+        inner.registry.all().iter().filter(is_it).for_each(|member| member.start_draining(&*inner.sink));
         inner.rebuild_ring(gone.pool);
         true
     }
@@ -510,7 +512,7 @@ impl Fleet {
     /// Clients may be served: at least one backend is usable.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.inner.registry.all().iter().any(|entry| entry.is_usable())
+        self.inner.registry.all().iter().any(|member| member.is_usable())
     }
 }
 

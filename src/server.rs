@@ -15,7 +15,7 @@ use crate::app::{App, AppError};
 use crate::config::{Config, Flags, Listener};
 use crate::control::Listener as Side;
 use crate::proxy::Proxy;
-use crate::state::{Keeper, StoreError};
+use crate::state::{SnapshotWriter, StoreError};
 use door::{Door, Seats};
 use futures_util::future::join_all;
 use listen::{Listeners, Socket};
@@ -62,7 +62,7 @@ pub struct Server {
     /// Where a process that takes over waits.
     meeting: PathBuf,
     tasks: JoinSet<()>,
-    keeper: Option<Arc<Keeper>>,
+    writer: Option<Arc<SnapshotWriter>>,
 }
 
 /// How a server is to end.
@@ -107,9 +107,9 @@ pub fn run(config: Config, flags: &Flags) -> Result<(), StartError> {
 }
 
 async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
-    let meeting = flags.upgrade_socket.clone().unwrap_or_else(|| upgrade::meeting_place(&config));
+    let meeting = flags.upgrade_socket.clone().unwrap_or_else(|| upgrade::socket_path(&config));
     let (predecessor, inherited) = match flags.upgrade {
-        true => Some(Predecessor::meet(&meeting).await?).unzip(),
+        true => Some(Predecessor::accept(&meeting).await?).unzip(),
         false => (None, None),
     };
     let mut server = Server::launch(config, flags.clone(), meeting, inherited.unwrap_or_default())?;
@@ -122,7 +122,7 @@ async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
             server.open().map_err(StartError::Runtime)?;
         }
         Some(mut predecessor) => {
-            if !predecessor.bequeath(&server.app).await? {
+            if !predecessor.take_programs(&server.app).await? {
                 server.load();
             }
             server.watch_fleet();
@@ -185,14 +185,15 @@ impl Server {
     /// # Errors
     /// What keeps it from starting.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        let meeting = upgrade::meeting_place(&config);
+        let meeting = upgrade::socket_path(&config);
         Self::launch(config, Flags::default(), meeting, Vec::new())
     }
 
     fn launch(config: Config, flags: Flags, meeting: PathBuf, inherited: Vec<Socket>) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let app = Arc::new(App::with_flags(Arc::clone(&config), flags)?);
-        let keeper = config.state.snapshot.as_ref().map(|file| Keeper::open(file, &app).map(Arc::new)).transpose()?;
+        let writer =
+            config.state.snapshot.as_ref().map(|file| SnapshotWriter::open(file, &app).map(Arc::new)).transpose()?;
         let mut server = Self {
             app,
             services: (0..workers::count()).map(|_| Vec::new()).collect(),
@@ -205,7 +206,7 @@ impl Server {
             accepting: None,
             meeting,
             tasks: JoinSet::new(),
-            keeper,
+            writer,
         };
         server.listen(Side::Main, &config.listeners)?;
         if let Some(admin) = &config.admin {
@@ -258,13 +259,13 @@ impl Server {
 
     /// Takes up what a process before this one has left on disk.
     fn load(&self) {
-        self.keeper.iter().for_each(|keeper| keeper.load());
+        self.writer.iter().for_each(|writer| writer.load());
     }
 
     /// Writes the state from now on.
     fn keep(&mut self) {
-        if let Some(keeper) = self.keeper.clone() {
-            self.tasks.spawn(async move { keeper.run().await });
+        if let Some(writer) = self.writer.clone() {
+            self.tasks.spawn(async move { writer.run().await });
         }
     }
 
@@ -319,9 +320,9 @@ impl Server {
             () = until_now(&mut stop) => {}
         }
         self.shut.send_replace(true);
-        if let Some(keeper) = self.keeper.take() {
+        if let Some(writer) = self.writer.take() {
             // A disk that hangs does not keep the process.
-            let _ = timeout(FLUSH, tokio::task::spawn_blocking(move || keeper.save())).await;
+            let _ = timeout(FLUSH, tokio::task::spawn_blocking(move || writer.save())).await;
         }
         let telemetry = Arc::clone(&self.app.telemetry);
         let flushed = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
@@ -336,9 +337,9 @@ impl Server {
         let done = upgrade::hand_over(&self.app, self.listeners.sockets(), &self.meeting).await;
         if let Err(reason) = &done {
             log::error!("nobody takes over, this process goes on: {reason}");
-        } else if let Some(keeper) = self.keeper.clone() {
+        } else if let Some(writer) = self.writer.clone() {
             // It may be writing; the other one waits until `done` is dropped.
-            let _ = tokio::task::spawn_blocking(move || keeper.retire()).await;
+            let _ = tokio::task::spawn_blocking(move || writer.retire()).await;
         }
         done.is_ok()
     }

@@ -1,17 +1,17 @@
 //! What outlives the process: programs, their leases, and what was learned. Ids and tenants, never a prompt.
 //!
-//! [`capture`] and [`restore`] turn the running schedulers into bytes and back, for a file ([`Keeper`]) as for a
+//! [`capture`] and [`restore`] turn the running schedulers into bytes and back, for a file ([`SnapshotWriter`]) as for a
 //! process that takes over from another.
 
 mod format;
-mod keeper;
 mod store;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 pub use format::{Damage, decode, encode};
-pub use keeper::Keeper;
 pub use store::{StoreError, directory};
+pub use writer::SnapshotWriter;
 
 use crate::app::App;
 use crate::config;
@@ -28,11 +28,11 @@ use std::time::Duration;
 pub struct Snapshot {
     /// Unix time, milliseconds.
     pub taken_ms: u64,
-    pub pools: Vec<Pool>,
+    pub pools: Vec<PoolSnapshot>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Pool {
+pub struct PoolSnapshot {
     pub name: String,
     /// Where the backends of `memory` are: ids are of one process.
     pub backends: Vec<(BackendId, String)>,
@@ -84,7 +84,7 @@ pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
 }
 
 fn snapshot(app: &App) -> Snapshot {
-    let pool = |(id, name): (PoolId, &str)| Pool {
+    let pool = |(id, name): (PoolId, &str)| PoolSnapshot {
         name: name.to_owned(),
         memory: app.gate.remember(id),
         backends: backends(app, id),
@@ -109,7 +109,7 @@ fn discovered(app: &App, pool: PoolId) -> Vec<BackendId> {
 }
 
 /// Programs may be at home where only a name server leads: that is taken for so until it was asked.
-fn rediscover(app: &App, id: PoolId, pool: &Pool) {
+fn rediscover(app: &App, id: PoolId, pool: &PoolSnapshot) {
     let settings = app.settings();
     let Some(discovery) = settings.models.get(id.0).and_then(|model| model.discovery.as_ref()) else {
         return;
@@ -123,7 +123,7 @@ fn rediscover(app: &App, id: PoolId, pool: &Pool) {
 }
 
 /// The memory of `pool`, with the ids that its backends have `here`.
-fn translated(pool: Pool, here: &[(BackendId, String)]) -> Memory {
+fn translated(pool: PoolSnapshot, here: &[(BackendId, String)]) -> Memory {
     let mut memory = pool.memory;
     let id_of = |url: &str| here.iter().find(|(_, other)| other == url).map(|&(id, _)| id);
     let ids: HashMap<BackendId, BackendId> =

@@ -5,7 +5,7 @@ use super::overview::{Overview, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
-use crate::fleet::{BackendStatus, Cause};
+use crate::fleet::{BackendStatus, DownCause};
 use crate::gate::{LoadView, PoolId};
 use crate::scheduler::BackendId;
 use http::StatusCode;
@@ -151,7 +151,7 @@ impl<'a> Entry<'a> {
             healthy: status.healthy,
             draining: status.draining,
             down_because: status.down_reason.as_deref(),
-            down_cause: status.down_cause.map(Cause::label),
+            down_cause: status.down_cause.map(DownCause::label),
             returns_in_seconds: status.returns_in.map(|time| time.as_secs_f64()),
             weight: status.backend.settings().weight,
             steps_in_flight: load.map_or(0, |load| load.in_flight),

@@ -1,6 +1,6 @@
 //! A backend as configured, and the rules for its URL.
 
-use super::vitals::Vitals;
+use super::outlier::OutlierState;
 use crate::config::{self, Secret};
 use crate::gate::PoolId;
 use crate::scheduler::BackendId;
@@ -25,13 +25,13 @@ pub struct Backend {
     /// Path in front of every request (`http://gpu/prefix`), empty or without a trailing slash.
     pub prefix: String,
     /// What requests tell of it.
-    pub vitals: Vitals,
-    settings: ArcSwap<Settings>,
+    pub outlier: OutlierState,
+    settings: ArcSwap<BackendSettings>,
 }
 
 /// What may change while the backend is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct BackendSettings {
     pub api_key: Option<Secret>,
     pub weight: u32,
     /// KV cache size given by the user, in tokens; overrides what the engine says.
@@ -86,8 +86,8 @@ impl Backend {
             port,
             tls,
             prefix: url.path().trim_end_matches('/').to_owned(),
-            vitals: Vitals::new(),
-            settings: ArcSwap::from_pointee(Settings::new(config, origin)),
+            outlier: OutlierState::new(),
+            settings: ArcSwap::from_pointee(BackendSettings::new(config, origin)),
         })
     }
 
@@ -99,18 +99,18 @@ impl Backend {
 
     /// As they are now.
     #[must_use]
-    pub fn settings(&self) -> Guard<Arc<Settings>> {
+    pub fn settings(&self) -> Guard<Arc<BackendSettings>> {
         self.settings.load()
     }
 
-    pub(super) fn configure(&self, settings: Settings) {
+    pub(super) fn configure(&self, settings: BackendSettings) {
         self.settings.store(Arc::new(settings));
     }
 }
 
-// === impl Settings ===
+// === impl BackendSettings ===
 
-impl Settings {
+impl BackendSettings {
     pub(super) fn new(config: &config::Backend, origin: Origin) -> Self {
         let config::Backend { api_key, weight, capacity_tokens, .. } = config.clone();
         Self { api_key, weight, capacity_tokens, origin }

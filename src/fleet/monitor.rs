@@ -1,9 +1,9 @@
 //! The task of one backend: asks for its health, reads its metrics, and sees it off when it is removed.
 
-use super::link::{self, Failure, Link};
+use super::client::{self, ProbeClient, ProbeError};
 use super::probe::Probe;
 use super::reading::{Reading, Tracker};
-use super::{Cause, Entry, Fault, Fleet, Inner};
+use super::{BackendFault, Core, DownCause, Fleet, Member};
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitor {
-    inner: Arc<Inner>,
-    entry: Arc<Entry>,
+    inner: Arc<Core>,
+    member: Arc<Member>,
     engine: Engine,
     /// `None` for an engine that tells nothing.
     probe: Option<Mutex<(Probe, Tracker)>>,
@@ -64,9 +64,9 @@ impl Streak {
 }
 
 /// A check that is only late may have met a server that is only busy; unless a connection was late as well.
-fn confirms(suspicion: Option<Fault>, outcome: &Result<(), Failure>) -> bool {
+fn confirms(suspicion: Option<BackendFault>, outcome: &Result<(), ProbeError>) -> bool {
     match outcome {
-        Err(Failure::Timeout(_)) => suspicion == Some(Fault::Connect),
+        Err(ProbeError::Timeout(_)) => suspicion == Some(BackendFault::Connect),
         Err(_) => suspicion.is_some(),
         Ok(()) => false,
     }
@@ -75,16 +75,16 @@ fn confirms(suspicion: Option<Fault>, outcome: &Result<(), Failure>) -> bool {
 // === impl Monitor ===
 
 impl Monitor {
-    pub(super) fn new(inner: Arc<Inner>, entry: Arc<Entry>) -> Option<Self> {
-        let pool = inner.pools.get(entry.backend.pool)?;
+    pub(super) fn new(inner: Arc<Core>, member: Arc<Member>) -> Option<Self> {
+        let pool = inner.pools.get(member.backend.pool)?;
         let engine = pool.engine;
         let probe = Probe::of(engine).map(|probe| Mutex::new((probe, Tracker::default())));
-        Some(Self { inner, entry, engine, probe })
+        Some(Self { inner, member, engine, probe })
     }
 
     /// As configured now.
     fn health(&self) -> Arc<Health> {
-        self.inner.pools.get(self.entry.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
+        self.inner.pools.get(self.member.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
     }
 
     /// Runs until the backend is removed.
@@ -95,61 +95,61 @@ impl Monitor {
             never = self.watch_metrics() => match never {},
             () = self.drained() => {}
         }
-        self.entry.remove(&*self.inner.sink);
-        self.inner.registry.forget(self.entry.backend.id);
-        self.inner.progressed(&self.entry.checked);
+        self.member.remove(&*self.inner.sink);
+        self.inner.registry.forget(self.member.backend.id);
+        self.inner.progressed(&self.member.checked);
     }
 
     async fn watch_health(&self) -> Infallible {
         let mut streak = Streak::default();
         loop {
             let started = Instant::now();
-            let suspicion = self.entry.take_suspicion();
+            let suspicion = self.member.take_probe_request();
             let health = self.health();
             let outcome = self.check().await;
-            let up = self.entry.is_up();
+            let up = self.member.is_up();
             if streak.turns(up, outcome.is_ok(), confirms(suspicion, &outcome), &health) {
                 self.turn(&outcome).await;
             } else {
                 match &outcome {
-                    Err(reason) if !up => self.entry.still_down(reason.to_string()),
-                    Ok(()) if suspicion.is_some() => self.entry.cleared(&*self.inner.sink),
+                    Err(reason) if !up => self.member.still_down(reason.to_string()),
+                    Ok(()) if suspicion.is_some() => self.member.cleared(&*self.inner.sink),
                     _ => {}
                 }
             }
-            self.inner.progressed(&self.entry.checked);
+            self.inner.progressed(&self.member.checked);
             let interval = health.interval.max(SHORTEST_INTERVAL);
-            let pause = if self.entry.is_up() { interval } else { interval.min(self.inner.timing.retry) };
+            let pause = if self.member.is_up() { interval } else { interval.min(self.inner.timing.retry) };
             tokio::select! {
                 () = tokio::time::sleep_until(started + pause) => {}
-                () = self.entry.recheck.notified() => tokio::time::sleep_until(started + SHORTEST_RECHECK).await,
+                () = self.member.recheck.notified() => tokio::time::sleep_until(started + SHORTEST_RECHECK).await,
             }
         }
     }
 
-    async fn turn(&self, outcome: &Result<(), Failure>) {
+    async fn turn(&self, outcome: &Result<(), ProbeError>) {
         match outcome {
             Ok(()) => {
                 // First what it can hold, then that it is there: the scheduler places by capacity.
                 if self.scrape(true).await {
-                    self.entry.rise(&*self.inner.sink, !self.inner.is_left(&self.entry));
+                    self.member.rise(&*self.inner.sink, !self.inner.is_left(&self.member));
                 }
             }
             Err(reason) => {
-                self.entry.fall(&*self.inner.sink, reason.to_string());
+                self.member.fall(&*self.inner.sink, reason.to_string());
             }
         }
-        self.inner.rebuild_ring(self.entry.backend.pool);
+        self.inner.rebuild_ring(self.member.backend.pool);
     }
 
-    async fn check(&self) -> Result<(), Failure> {
-        let current = self.entry.link.load().as_ref().map(|link| link.address);
-        let addresses = link::resolve(&self.entry.backend, current, self.health().timeout(self.engine)).await?;
-        let addresses = match self.entry.within(&self.inner.reach.load(), addresses) {
+    async fn check(&self) -> Result<(), ProbeError> {
+        let current = self.member.client.load().as_ref().map(|client| client.address);
+        let addresses = client::resolve(&self.member.backend, current, self.health().timeout(self.engine)).await?;
+        let addresses = match self.member.within(&self.inner.reach.load(), addresses) {
             Ok(addresses) => addresses,
             Err(failure) => {
                 // The name, or the reach, is another one since.
-                self.entry.link.store(None);
+                self.member.client.store(None);
                 return Err(failure);
             }
         };
@@ -157,26 +157,26 @@ impl Monitor {
     }
 
     /// Checks the first address that answers; that one is used from then on.
-    pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), Failure> {
+    pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), ProbeError> {
         let health = self.health();
-        let mut result = Err(Failure::Unresolved("no address".to_owned()));
+        let mut result = Err(ProbeError::Unresolved("no address".to_owned()));
         for address in addresses {
-            let link = self.link_to(*address)?;
+            let client = self.client_for(*address)?;
             let (path, lenient) = (health.path(self.engine), health.is_lenient(self.engine));
-            result = link.check(&self.entry.backend, path, lenient, health.timeout(self.engine)).await;
-            let elsewhere = result.as_ref().is_err_and(Failure::is_about_the_address);
+            result = client.check(&self.member.backend, path, lenient, health.timeout(self.engine)).await;
+            let elsewhere = result.as_ref().is_err_and(ProbeError::is_about_the_address);
             if !elsewhere {
-                self.entry.link.store(Some(link));
+                self.member.client.store(Some(client));
                 break;
             }
         }
         result
     }
 
-    fn link_to(&self, address: SocketAddr) -> Result<Arc<Link>, Failure> {
-        match self.entry.link.load_full() {
-            Some(link) if link.address == address => Ok(link),
-            _ => Ok(Arc::new(Link::new(&self.entry.backend, address)?)),
+    fn client_for(&self, address: SocketAddr) -> Result<Arc<ProbeClient>, ProbeError> {
+        match self.member.client.load_full() {
+            Some(client) if client.address == address => Ok(client),
+            _ => Ok(Arc::new(ProbeClient::new(&self.member.backend, address)?)),
         }
     }
 
@@ -186,7 +186,7 @@ impl Monitor {
         }
         loop {
             let started = Instant::now();
-            if self.entry.is_up() {
+            if self.member.is_up() {
                 self.scrape(false).await;
             }
             let period = (**self.inner.metrics_interval.load()).max(SHORTEST_INTERVAL);
@@ -196,7 +196,7 @@ impl Monitor {
 
     /// `returned`: it was away. `false` if others have taken its place.
     async fn scrape(&self, returned: bool) -> bool {
-        let (Some(probe), Some(link)) = (&self.probe, self.entry.link.load_full()) else {
+        let (Some(probe), Some(client)) = (&self.probe, self.member.client.load_full()) else {
             return true;
         };
         // Held over the fetch: pages are taken in the order in which they were asked for.
@@ -206,62 +206,62 @@ impl Monitor {
         }
         let interval = **self.inner.metrics_interval.load();
         let fresh = if returned { SHORTEST_RECHECK } else { interval / 2 };
-        match probe.read(&link, &self.entry, self.inner.timing.page_limit, fresh).await {
+        match probe.read(&client, &self.member, self.inner.timing.page_limit, fresh).await {
             Ok(reading) if self.is_split(&reading) => return false,
             Ok(reading) => {
                 let blind = reading.blind;
                 if reading.malformed > 0 {
-                    let url = &self.entry.backend.url;
+                    let url = &self.member.backend.url;
                     log::debug!("metrics of {url}: {} lines not understood", reading.malformed);
                 }
                 let (gauges, mut report) = tracker.observe(Instant::now().into_std(), reading);
-                if self.entry.backend.settings().capacity_tokens.is_some() {
+                if self.member.backend.settings().capacity_tokens.is_some() {
                     report.capacity = None;
                 }
-                self.entry.report(&*self.inner.sink, gauges, blind, report);
+                self.member.report(&*self.inner.sink, gauges, blind, report);
                 if !blind {
                     self.watch_progress();
                 }
             }
-            Err(reason) => self.entry.scrape_failed(&reason),
+            Err(reason) => self.member.scrape_failed(&reason),
         }
         true
     }
 
     /// Its server has other ranks than it stands for: they take its place.
     fn is_split(&self, reading: &Reading) -> bool {
-        let backend = &self.entry.backend;
+        let backend = &self.member.backend;
         let fleet = Fleet { inner: Arc::clone(&self.inner) };
         reading.ranks > usize::from(backend.rank.is_none())
             && fleet.split(backend.pool, backend.server(), reading.ranks)
-            && self.entry.is_draining()
+            && self.member.is_draining()
     }
 
     /// Looked at only when a page was read: what moves on it may be the one sign of life.
     fn watch_progress(&self) {
-        let (all, me) = (self.inner.registry.all(), &self.entry.backend);
+        let (all, me) = (self.inner.registry.all(), &self.member.backend);
         let peers = all.iter().filter(|peer| peer.backend.pool == me.pool && peer.backend.id != me.id);
-        let others = peers.filter(|peer| peer.is_up()).map(|peer| &peer.backend.vitals);
-        if let Some(silent) = me.vitals.stalled(self.health().eject.no_progress, others) {
+        let others = peers.filter(|peer| peer.is_up()).map(|peer| &peer.backend.outlier);
+        if let Some(silent) = me.outlier.stalled(self.health().eject.no_progress, others) {
             let silent = silent.as_secs_f64();
-            self.inner.eject(&self.entry, Cause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
+            self.inner.eject(&self.member, DownCause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
         }
     }
 
     /// Returns once the backend is draining and nothing is in flight there any more, or after `drain_limit`.
     async fn drained(&self) {
-        self.entry.drain.notified().await;
+        self.member.drain.notified().await;
         let timing = &self.inner.timing;
         let deadline = Instant::now() + timing.drain_limit;
         let mut ticks = tokio::time::interval(timing.drain_poll);
         loop {
             ticks.tick().await;
-            let left = self.inner.sink.in_flight(self.entry.backend.pool, self.entry.backend.id);
+            let left = self.inner.sink.in_flight(self.member.backend.pool, self.member.backend.id);
             if left == 0 {
                 return;
             }
             if Instant::now() >= deadline {
-                let url = &self.entry.backend.url;
+                let url = &self.member.backend.url;
                 log::warn!("backend {url} is removed with {left} steps in flight");
                 return;
             }
@@ -309,8 +309,10 @@ mod tests {
 
     #[test]
     fn a_late_check_confirms_only_that_no_connection_could_be_made() {
-        let [late, wrong] = [Failure::Timeout(Duration::ZERO), Failure::Broken(String::new())].map(Err);
-        for (fault, by_late) in [(Fault::Connect, true), (Fault::Reset, false), (Fault::Error, false)] {
+        let [late, wrong] = [ProbeError::Timeout(Duration::ZERO), ProbeError::Broken(String::new())].map(Err);
+        for (fault, by_late) in
+            [(BackendFault::Connect, true), (BackendFault::Reset, false), (BackendFault::Error, false)]
+        {
             assert_eq!(confirms(Some(fault), &late), by_late);
             assert!(confirms(Some(fault), &wrong));
             assert!(!confirms(Some(fault), &Ok(())));

@@ -1,7 +1,7 @@
 //! Which pool serves which model, and each pool's consistent hash.
 
-use super::Entry;
-use super::ring::Ring;
+use super::Member;
+use super::selection::Selection;
 use crate::config;
 use crate::gate::PoolId;
 use arc_swap::ArcSwap;
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::watch;
 
 pub(super) struct Pools {
-    list: Vec<Pool>,
+    list: Vec<ModelPool>,
     /// Names and aliases.
     names: ArcSwap<HashMap<String, PoolId>>,
     unnamed: Option<PoolId>,
@@ -20,7 +20,7 @@ pub(super) struct Pools {
     rebuild: Mutex<()>,
 }
 
-pub(super) struct Pool {
+pub(super) struct ModelPool {
     pub(super) name: String,
     pub(super) aliases: ArcSwap<Vec<String>>,
     pub(super) engine: config::Engine,
@@ -29,7 +29,7 @@ pub(super) struct Pool {
     pub(super) discovery: watch::Sender<Option<config::Discovery>>,
     /// The first lookup has ended, well or not.
     pub(super) looked_up: AtomicBool,
-    pub(super) ring: ArcSwap<Ring>,
+    pub(super) ring: ArcSwap<Selection>,
 }
 
 // === impl Pools ===
@@ -37,7 +37,7 @@ pub(super) struct Pool {
 impl Pools {
     pub(super) fn new(configs: &[config::Pool]) -> Self {
         let unnamed = configs.iter().position(|config| config.name.is_empty()).map(PoolId);
-        let list = configs.iter().map(Pool::new).collect();
+        let list = configs.iter().map(ModelPool::new).collect();
         Self { list, names: ArcSwap::from_pointee(names(configs)), unnamed, rebuild: Mutex::new(()) }
     }
 
@@ -51,11 +51,11 @@ impl Pools {
         }
     }
 
-    pub(super) fn get(&self, id: PoolId) -> Option<&Pool> {
+    pub(super) fn get(&self, id: PoolId) -> Option<&ModelPool> {
         self.list.get(id.0)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (PoolId, &Pool)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PoolId, &ModelPool)> {
         self.list.iter().enumerate().map(|(index, pool)| (PoolId(index), pool))
     }
 
@@ -67,17 +67,17 @@ impl Pools {
         }
     }
 
-    /// Rebuilds the pool's ring from what `entries` says now.
-    pub(super) fn rebuild(&self, id: PoolId, entries: impl FnOnce() -> Arc<Vec<Arc<Entry>>>) {
+    /// Rebuilds the pool's ring from what `members` says now.
+    pub(super) fn rebuild(&self, id: PoolId, members: impl FnOnce() -> Arc<Vec<Arc<Member>>>) {
         let Some(pool) = self.get(id) else { return };
         let _one_at_a_time = self.rebuild.lock();
-        let entries = entries();
-        let members: Vec<_> = entries
+        let members = members();
+        let here: Vec<_> = members
             .iter()
-            .filter(|entry| entry.backend.pool == id)
-            .map(|entry| (&*entry.backend, entry.is_usable()))
+            .filter(|member| member.backend.pool == id)
+            .map(|member| (&*member.backend, member.is_usable()))
             .collect();
-        pool.ring.store(Arc::new(Ring::build(members.iter().copied())));
+        pool.ring.store(Arc::new(Selection::build(here.iter().copied())));
     }
 }
 
@@ -94,9 +94,9 @@ fn names(configs: &[config::Pool]) -> HashMap<String, PoolId> {
     names
 }
 
-// === impl Pool ===
+// === impl ModelPool ===
 
-impl Pool {
+impl ModelPool {
     fn new(config: &config::Pool) -> Self {
         Self {
             name: config.name.clone(),
@@ -106,7 +106,7 @@ impl Pool {
             health: ArcSwap::from_pointee(config.health.clone()),
             discovery: watch::Sender::new(config.discovery.clone()),
             looked_up: AtomicBool::new(false),
-            ring: ArcSwap::from_pointee(Ring::build(std::iter::empty())),
+            ring: ArcSwap::from_pointee(Selection::build(std::iter::empty())),
         }
     }
 }

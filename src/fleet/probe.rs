@@ -1,8 +1,8 @@
 //! Where each kind of engine is asked for its load and its KV cache.
 
-use super::link::{Failure, Link};
+use super::client::{ProbeClient, ProbeError};
 use super::reading::Reading;
-use super::{Backend, Entry, sglang, skyrl, vllm};
+use super::{Backend, Member, sglang, skyrl, vllm};
 use crate::config::Engine;
 use crate::units::Tokens;
 use bytes::Bytes;
@@ -53,45 +53,45 @@ impl Probe {
     /// `fresh`: how old a page may be that another rank of the server has read.
     pub(super) async fn read(
         &mut self,
-        link: &Link,
-        entry: &Entry,
+        client: &ProbeClient,
+        member: &Member,
         limit: Duration,
         fresh: Duration,
-    ) -> Result<Reading, Failure> {
-        let of = &entry.backend;
-        let unlike = |what| Failure::Unintelligible { path: METRICS.to_owned(), what };
+    ) -> Result<Reading, ProbeError> {
+        let of = &member.backend;
+        let unlike = |what| ProbeError::Unintelligible { path: METRICS.to_owned(), what };
         match self {
             Self::Vllm => {
-                let page = shared(link, entry, limit, fresh).await?;
+                let page = shared(client, member, limit, fresh).await?;
                 vllm::read(&page, of.rank).ok_or_else(|| unlike("not the metrics of a vLLM server"))
             }
             Self::Skyrl => {
-                let page = link.fetch(of, METRICS, limit).await?;
+                let page = client.fetch(of, METRICS, limit).await?;
                 skyrl::read(&page).ok_or_else(|| unlike("not the metrics of SkyRL's engines"))
             }
             Self::Sglang(sglang) => {
-                let reading = match link.fetch(of, METRICS, limit).await {
+                let reading = match client.fetch(of, METRICS, limit).await {
                     Ok(page) => sglang::read(&page).ok_or_else(|| unlike("not the metrics of an SGLang server"))?,
-                    Err(Failure::Status { status: StatusCode::NOT_FOUND, .. }) => sglang.blind(of),
+                    Err(ProbeError::Status { status: StatusCode::NOT_FOUND, .. }) => sglang.blind(of),
                     Err(failure) => return Err(failure),
                 };
-                Ok(sglang.sized(reading, link, of, limit).await)
+                Ok(sglang.sized(reading, client, of, limit).await)
             }
         }
     }
 }
 
 /// The metrics page, read once for all ranks of a server: it has them all, and may be large.
-async fn shared(link: &Link, entry: &Entry, limit: Duration, fresh: Duration) -> Result<Bytes, Failure> {
-    let mut known = entry.page.lock().await;
+async fn shared(client: &ProbeClient, member: &Member, limit: Duration, fresh: Duration) -> Result<Bytes, ProbeError> {
+    let mut known = member.page.lock().await;
     if let Some((read, page)) = &*known
-        && entry.backend.rank.is_some()
+        && member.backend.rank.is_some()
         && read.elapsed() < fresh
     {
         return Ok(page.clone());
     }
-    let page = link.fetch(&entry.backend, METRICS, limit).await?;
-    if entry.backend.rank.is_some() {
+    let page = client.fetch(&member.backend, METRICS, limit).await?;
+    if member.backend.rank.is_some() {
         *known = Some((Instant::now(), page.clone()));
     }
     Ok(page)
@@ -108,7 +108,7 @@ impl Sglang {
     }
 
     /// With the capacity that the server tells elsewhere, or failing that what its metrics say of it.
-    async fn sized(&mut self, mut reading: Reading, link: &Link, of: &Backend, limit: Duration) -> Reading {
+    async fn sized(&mut self, mut reading: Reading, client: &ProbeClient, of: &Backend, limit: Duration) -> Reading {
         if reading.gauges.prompt_tokens < self.seen {
             self.capacity = None;
         }
@@ -117,7 +117,7 @@ impl Sglang {
             if self.capacity.is_some() {
                 break;
             }
-            match link.fetch(of, path, limit).await {
+            match client.fetch(of, path, limit).await {
                 Ok(info) => self.capacity = sglang::capacity(&info),
                 Err(failure) => log::debug!("capacity of {}: {failure}", of.url),
             }

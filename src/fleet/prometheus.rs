@@ -6,7 +6,7 @@ use std::str;
 
 /// A line that starts like a sample; not looked at beyond its metric name yet.
 #[derive(Clone, Copy, Debug)]
-pub struct Line<'a> {
+pub struct SampleLine<'a> {
     pub name: &'a str,
     rest: &'a [u8],
 }
@@ -21,19 +21,19 @@ pub struct Sample<'a> {
 }
 
 /// The lines of `page` that may be samples: comments, blank lines and lines without a name are left out.
-pub fn lines(page: &[u8]) -> impl Iterator<Item = Line<'_>> {
+pub fn lines(page: &[u8]) -> impl Iterator<Item = SampleLine<'_>> {
     page.split(|byte| *byte == b'\n').filter_map(|line| {
         let line = line.trim_ascii();
         let end = line.iter().position(|byte| *byte == b'{' || byte.is_ascii_whitespace())?;
         let (name, rest) = line.split_at(end);
         let named = !name.is_empty() && name[0] != b'#';
-        named.then(|| str::from_utf8(name).ok()).flatten().map(|name| Line { name, rest })
+        named.then(|| str::from_utf8(name).ok()).flatten().map(|name| SampleLine { name, rest })
     })
 }
 
-// === impl Line ===
+// === impl SampleLine ===
 
-impl<'a> Line<'a> {
+impl<'a> SampleLine<'a> {
     /// The sample, or `None` if the line is not well formed. Timestamp and exemplar are ignored.
     #[must_use]
     pub fn sample(self) -> Option<Sample<'a>> {

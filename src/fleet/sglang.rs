@@ -12,7 +12,7 @@ pub(super) const INFO_PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
 
 /// The answer there. Both numbers are tokens.
 #[derive(Deserialize)]
-struct Info {
+struct ServerInfo {
     /// Of one data-parallel rank.
     #[serde(default)]
     max_total_num_tokens: Option<f64>,
@@ -20,22 +20,22 @@ struct Info {
     dp_size: Option<f64>,
     /// One for each data-parallel rank.
     #[serde(default)]
-    internal_states: Vec<State>,
+    internal_states: Vec<InternalState>,
 }
 
 #[derive(Deserialize)]
-struct State {
-    memory_usage: Option<Memory>,
+struct InternalState {
+    memory_usage: Option<MemoryUsage>,
 }
 
 #[derive(Deserialize)]
-struct Memory {
+struct MemoryUsage {
     token_capacity: Option<f64>,
 }
 
 /// What the schedulers of one data-parallel rank say. All that share its tensor may say it, and one line may be a part
 /// of another (requests of one priority): the largest counts.
-type Scheduler = BTreeMap<&'static str, f64>;
+type RankValues = BTreeMap<&'static str, f64>;
 
 /// Gauges and counters of the schedulers.
 const OF_SCHEDULERS: [&str; 8] = [
@@ -55,7 +55,7 @@ const PREFILLED: &str = "realtime_tokens_total";
 /// KV cache of all ranks together, in tokens.
 #[must_use]
 pub fn capacity(info: &[u8]) -> Option<Tokens> {
-    let info: Info = serde_json::from_slice(info).ok()?;
+    let info: ServerInfo = serde_json::from_slice(info).ok()?;
     let states = info.internal_states.iter().filter_map(|state| state.memory_usage.as_ref()?.token_capacity);
     let told: f64 = states.sum();
     let whole = if told > 0.0 { told } else { info.max_total_num_tokens? * info.dp_size.unwrap_or(1.0).max(1.0) };
@@ -66,7 +66,7 @@ pub fn capacity(info: &[u8]) -> Option<Tokens> {
 #[must_use]
 pub fn read(page: &[u8]) -> Option<Reading> {
     let mut reading = Reading::default();
-    let mut ranks: BTreeMap<String, Scheduler> = BTreeMap::new();
+    let mut ranks: BTreeMap<String, RankValues> = BTreeMap::new();
     let mut cached = None;
     let mut ours = false;
     for line in prometheus::lines(page) {
@@ -122,7 +122,7 @@ fn total<'a>(name: &str, gauges: &'a mut Gauges) -> Option<&'a mut f64> {
 // === impl Reading ===
 
 impl Reading {
-    fn add_up_schedulers(&mut self, ranks: &BTreeMap<String, Scheduler>) {
+    fn add_up_schedulers(&mut self, ranks: &BTreeMap<String, RankValues>) {
         let all = |name| -> Vec<f64> { ranks.values().filter_map(|rank| rank.get(name).copied()).collect() };
         let sum = |name| -> Option<f64> { Some(all(name)).filter(|all| !all.is_empty()).map(|all| all.iter().sum()) };
         // Ranks are of one size.

@@ -9,14 +9,14 @@ use serde::Deserialize;
 const TOKENS_PER_ENGINE: u64 = 200_000;
 
 #[derive(Deserialize)]
-struct Page {
-    engines: Vec<Engine>,
+struct EnginesPage {
+    engines: Vec<EngineStats>,
 }
 
 /// All 0 of an engine that could not be asked; it has an `error` then.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Engine {
+struct EngineStats {
     error: Option<serde::de::IgnoredAny>,
     /// 0–100.
     kv_cache_usage_pct: Option<f64>,
@@ -28,13 +28,13 @@ struct Engine {
 /// Reads a `/metrics` page. `None` if it is not SkyRL's, or names no engine.
 #[must_use]
 pub fn read(page: &[u8]) -> Option<Reading> {
-    let Page { engines } = serde_json::from_slice(page).ok()?;
+    let EnginesPage { engines } = serde_json::from_slice(page).ok()?;
     if engines.is_empty() {
         return None;
     }
     let mut reading = Reading::default();
-    let asked: Vec<&Engine> = engines.iter().filter(|engine| engine.error.is_none()).collect();
-    let all = |value: fn(&Engine) -> Option<f64>| {
+    let asked: Vec<&EngineStats> = engines.iter().filter(|engine| engine.error.is_none()).collect();
+    let all = |value: fn(&EngineStats) -> Option<f64>| {
         asked.iter().filter_map(move |engine| value(engine)).filter(|value| is_sound(*value))
     };
     let usage: Vec<f64> = all(|engine| engine.kv_cache_usage_pct).collect();

@@ -270,8 +270,8 @@ async fn the_next_address_of_a_name_is_tried_when_one_refuses() {
     let metrics = Metrics { enabled: true, interval: NEVER };
     let pools = [pool("", vec![backend(&format!("http://two.addresses:{port}"))])];
     let fleet = Fleet::new(&pools, &metrics, Recorder::new());
-    let entry = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
-    let monitor = Monitor::new(Arc::clone(&fleet.inner), entry).unwrap();
+    let member = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
+    let monitor = Monitor::new(Arc::clone(&fleet.inner), member).unwrap();
     // The engine listens on 127.0.0.1 only.
     let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
 
@@ -415,7 +415,7 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
     run.heard.until_event(Event::BackendRemoved(FIRST)).await;
     until("it is forgotten", || run.fleet.get(FIRST).is_none()).await;
     assert!(!run.fleet.remove(FIRST));
-    run.fleet.failed(FIRST, Fault::Connect);
+    run.fleet.failed(FIRST, BackendFault::Connect);
     let events = run.heard.events.borrow().clone();
     assert_eq!(events.last(), Some(&(POOL, Event::BackendRemoved(FIRST))), "the last word");
 }
@@ -423,17 +423,17 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 #[test]
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
-    let entry = Entry::new(
+    let member = Member::new(
         Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), None, Origin::File).unwrap(),
         Arc::default(),
     );
-    entry.rise(&heard, false);
-    entry.remove(&heard);
-    entry.rise(&heard, false);
-    assert!(!entry.fall(&heard, String::new()));
-    entry.report(&heard, Gauges::default(), false, BackendReport::default());
-    entry.start_draining(&heard);
-    entry.remove(&heard);
+    member.rise(&heard, false);
+    member.remove(&heard);
+    member.rise(&heard, false);
+    assert!(!member.fall(&heard, String::new()));
+    member.report(&heard, Gauges::default(), false, BackendReport::default());
+    member.start_draining(&heard);
+    member.remove(&heard);
     let events = [Event::BackendUp(FIRST), Event::BackendRemoved(FIRST)].map(|event| (POOL, event));
     assert_eq!(*heard.events.borrow(), events);
 }
@@ -509,7 +509,7 @@ fn a_model_finds_its_pool_by_name_or_alias() {
 #[tokio::test]
 async fn models_are_the_union_over_healthy_backends_and_configured_names() {
     let (a, b, down) = (Engine::start().await, Engine::start().await, Engine::start().await);
-    // An odd spelling, to see that entries are passed on byte for byte.
+    // An odd spelling, to see that members are passed on byte for byte.
     let odd = r#"{"id": "glm","created":1.50e3, "x":[ ]}"#;
     a.set(|e| e.models = format!(r#"{{"object":"list","data":[{odd},{{"id":"lora"}},{{"no":"id"}}]}}"#));
     b.set(|e| e.models = r#"{"data":[{"id":"lora","other":1},{"id":"qwen"}]}"#.to_owned());

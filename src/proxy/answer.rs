@@ -4,7 +4,7 @@ use super::Proxy;
 use super::ctx::Ctx;
 use super::observe::Observer;
 use super::reply::REQUEST_ID;
-use crate::fleet::Fault;
+use crate::fleet::BackendFault;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use pingora_http::ResponseHeader;
@@ -20,7 +20,7 @@ impl Proxy {
     pub(super) fn response_head(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora_core::Result<()> {
         ctx.answer.status = head.status.as_u16();
         ctx.heard();
-        if let (Some(backend), Some(fault)) = (&ctx.backend, Fault::of_status(ctx.answer.status)) {
+        if let (Some(backend), Some(fault)) = (&ctx.backend, BackendFault::of_status(ctx.answer.status)) {
             self.app.fleet.failed(backend.id, fault);
         }
         head.insert_header(REQUEST_ID, ctx.id.clone())?;

@@ -6,7 +6,7 @@ use super::pulse::{Busy, Pulse};
 use crate::app::OpenGuard;
 use crate::body::budget::Charge;
 use crate::error::Refusal;
-use crate::fleet::{Awaited, Backend};
+use crate::fleet::{Backend, PendingAnswer};
 use crate::gate::{Admission, PoolId, Step};
 use crate::identity::fingerprint::Trail;
 use crate::scheduler::{Outcome, ProgramKey, Usage};
@@ -38,7 +38,7 @@ pub struct Ctx {
     pub held: Duration,
     pub backend: Option<Arc<Backend>>,
     /// The step is at the backend.
-    pub awaited: Option<Awaited>,
+    pub awaited: Option<PendingAnswer>,
     /// Backends that could not be reached, and when the first of them could not.
     pub unreached: usize,
     pub unreached_since: Option<Instant>,
@@ -131,10 +131,10 @@ impl Ctx {
     /// Some of the answer came.
     pub fn heard(&self) {
         if let Some(awaited) = &self.awaited {
-            awaited.heard();
+            awaited.note_progress();
         }
         if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
-            backend.vitals.answers();
+            backend.outlier.clear_errors();
         }
     }
 
@@ -153,7 +153,7 @@ impl Ctx {
     pub fn settle_by_status(&mut self) {
         self.awaited = None;
         if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
-            backend.vitals.well();
+            backend.outlier.clear();
         }
         let outcome = match self.answer.status {
             200..=299 => Outcome::Completed(self.answer.usage),

@@ -12,7 +12,7 @@ use super::Proxy;
 use super::ctx::Ctx;
 use crate::body::budget::Charge;
 use crate::body::read::Stop;
-use crate::fleet::Awaited;
+use crate::fleet::PendingAnswer;
 use crate::patience::Patience;
 use bytes::Bytes;
 use framing::{Framing, Misframed};
@@ -78,7 +78,7 @@ impl Proxy {
         let head = self.request_head(session.req_header(), ctx);
         let body = ctx.body.clone().unwrap_or_default();
         if let (true, Some(backend)) = (ctx.inference, &ctx.backend) {
-            ctx.awaited = Some(Awaited::begin(backend, body.len()));
+            ctx.awaited = Some(PendingAnswer::begin(backend, body.len()));
         }
         let now = Instant::now();
         ctx.answer.sent = Some((now, body.len()));

@@ -7,7 +7,7 @@ use super::observe::Observer;
 use crate::body::budget::Charge;
 use crate::body::read::Stop;
 use crate::error::Refusal;
-use crate::fleet::Fault;
+use crate::fleet::BackendFault;
 use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -56,10 +56,10 @@ impl Proxy {
             self.app.telemetry.metrics.upstream_error(&backend.url, kind);
             if !matches!(broken, Broken::Unsent | Broken::Silent) {
                 // Slow is not dead: the fleet judges silence by what else the backend does.
-                self.app.fleet.failed(backend.id, Fault::Reset);
+                self.app.fleet.failed(backend.id, BackendFault::Reset);
             }
         }
-        if matches!(broken, Broken::Unsent) && self.unreached(ctx, Fault::Reset).is_ok() {
+        if matches!(broken, Broken::Unsent) && self.unreached(ctx, BackendFault::Reset).is_ok() {
             return Ok(true);
         }
         log::warn!("{}: {broken}", ctx.summary());

@@ -6,7 +6,7 @@ use super::ctx::Ctx;
 use super::exchange::{Link, departure, is_ours, nominated, put};
 use crate::body::read::Stop;
 use crate::error::Refusal;
-use crate::fleet::{Backend, Fault};
+use crate::fleet::{Backend, BackendFault};
 use crate::gate::Step;
 use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
@@ -44,7 +44,7 @@ impl Proxy {
             let address = self.app.fleet.address(admission.backend);
             ctx.backend.clone_from(&backend);
             let (Some(backend), Some(address)) = (backend, address) else {
-                self.unreached(ctx, Fault::Connect)?;
+                self.unreached(ctx, BackendFault::Connect)?;
                 continue;
             };
             if let Some(link) = self.links.take(admission.backend, address) {
@@ -64,7 +64,7 @@ impl Proxy {
                 Err(_) => UpstreamError::ConnectTimeout,
             };
             self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-            self.unreached(ctx, Fault::Connect)?;
+            self.unreached(ctx, BackendFault::Connect)?;
         }
     }
 
@@ -73,7 +73,7 @@ impl Proxy {
     ///
     /// # Errors
     /// `NoBackend` when all tries are used up, `RetryBudget` when those of the whole pool are.
-    pub(super) fn unreached(&self, ctx: &mut Ctx, fault: Fault) -> Result<(), Refusal> {
+    pub(super) fn unreached(&self, ctx: &mut Ctx, fault: BackendFault) -> Result<(), Refusal> {
         ctx.unreached += 1;
         let since = *ctx.unreached_since.get_or_insert_with(Instant::now);
         let goes_on = ctx.step.as_mut().is_none_or(Step::undelivered);

@@ -73,7 +73,7 @@ pub enum UpgradeError {
 
 /// What goes along with the sockets.
 #[derive(Serialize, Deserialize)]
-struct Letter {
+struct Handover {
     version: u32,
     /// As configured, in the order of the descriptors.
     addresses: Vec<SocketAddr>,
@@ -93,7 +93,7 @@ struct AddedBackend {
 }
 
 /// Where the two meet, by default: one place for each user and first address.
-pub fn meeting_place(config: &Config) -> PathBuf {
+pub fn socket_path(config: &Config) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let address = config.listeners.first().map(|listener| listener.address.to_string());
     std::env::temp_dir().join(format!("thundergate-{user}-{}.sock", address.unwrap_or_default()))
@@ -112,18 +112,18 @@ impl Predecessor {
     ///
     /// # Errors
     /// It does not come, or what it brings cannot be used.
-    pub async fn meet(path: &Path) -> Result<(Self, Vec<Socket>), UpgradeError> {
-        let door = Door::open(path).await?;
+    pub async fn accept(path: &Path) -> Result<(Self, Vec<Socket>), UpgradeError> {
+        let socket = UpgradeSocket::open(path).await?;
         log::info!("waiting at {}: send SIGQUIT to the running server", path.display());
         let alone = |_| UpgradeError::Alone { path: path.to_owned() };
-        timeout(ARRIVAL, door.visit()).await.map_err(alone)?
+        timeout(ARRIVAL, socket.visit()).await.map_err(alone)?
     }
 
     /// Takes backends and programs over, before the fleet of `app` runs; `false` if its programs cannot be read.
     ///
     /// # Errors
     /// It has given up.
-    pub async fn bequeath(&mut self, app: &App) -> Result<bool, UpgradeError> {
+    pub async fn take_programs(&mut self, app: &App) -> Result<bool, UpgradeError> {
         for added in std::mem::take(&mut self.backends) {
             added.add_to(app);
         }
@@ -158,12 +158,12 @@ pub async fn look_over(app: &App) {
 }
 
 /// A place to be met at; gone when dropped.
-struct Door {
+struct UpgradeSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
-impl Door {
+impl UpgradeSocket {
     async fn open(path: &Path) -> Result<Self, UpgradeError> {
         let failed = |cause| UpgradeError::Socket { path: path.to_owned(), cause };
         let listener = match UnixListener::bind(path) {
@@ -177,9 +177,9 @@ impl Door {
             }
             bound => bound.map_err(failed)?,
         };
-        let door = Self { listener, path: path.to_owned() };
+        let socket = Self { listener, path: path.to_owned() };
         std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(door)
+        Ok(socket)
     }
 
     /// The first visitor that is who it should be; others only look whether somebody is here.
@@ -189,8 +189,8 @@ impl Door {
             if check_peer(&stream).is_err() {
                 continue;
             }
-            match read_letter(&mut stream).await {
-                Ok((letter, sockets)) => return Ok((Predecessor { stream, backends: letter.backends }, sockets)),
+            match read_handover(&mut stream).await {
+                Ok((handover, sockets)) => return Ok((Predecessor { stream, backends: handover.backends }, sockets)),
                 Err(UpgradeError::Broken(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(e) => return Err(e),
             }
@@ -198,23 +198,23 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for UpgradeSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-async fn read_letter(stream: &mut UnixStream) -> Result<(Letter, Vec<Socket>), UpgradeError> {
+async fn read_handover(stream: &mut UnixStream) -> Result<(Handover, Vec<Socket>), UpgradeError> {
     let mut first = [0];
     let fds = stream.async_io(Interest::READABLE, || receive(stream.as_fd(), &mut first)).await?;
-    let letter = timeout(PATIENCE, read_frame(stream)).await??;
-    let letter: Letter = serde_json::from_slice(&letter).map_err(|_| UpgradeError::Version)?;
-    if letter.version != VERSION || letter.addresses.len() != fds.len() {
+    let handover = timeout(PATIENCE, read_frame(stream)).await??;
+    let handover: Handover = serde_json::from_slice(&handover).map_err(|_| UpgradeError::Version)?;
+    if handover.version != VERSION || handover.addresses.len() != fds.len() {
         return Err(UpgradeError::Version);
     }
     let socket = |(fd, &configured): (OwnedFd, _)| Socket { configured, listener: fd.into() };
-    let sockets = fds.into_iter().zip(&letter.addresses).map(socket).collect();
-    Ok((letter, sockets))
+    let sockets = fds.into_iter().zip(&handover.addresses).map(socket).collect();
+    Ok((handover, sockets))
 }
 
 // === the old process ===
@@ -231,11 +231,11 @@ pub async fn hand_over(app: &Arc<App>, sockets: &[Socket], path: &Path) -> Resul
     let mut stream = find(path).await?;
     check_peer(&stream)?;
     let addresses = sockets.iter().map(|socket| socket.configured).collect();
-    let letter = Letter { version: VERSION, addresses, backends: AddedBackend::all(app) };
-    let letter = serde_json::to_vec(&letter).map_err(io::Error::from)?;
+    let handover = Handover { version: VERSION, addresses, backends: AddedBackend::all(app) };
+    let handover = serde_json::to_vec(&handover).map_err(io::Error::from)?;
     let fds: Vec<_> = sockets.iter().map(|socket| socket.listener.as_fd()).collect();
     stream.async_io(Interest::WRITABLE, || send(stream.as_fd(), &fds)).await?;
-    write_frame(&mut stream, &letter).await?;
+    write_frame(&mut stream, &handover).await?;
     hear(&mut stream, READY).await?;
     let captured = Arc::clone(app);
     let table = tokio::task::spawn_blocking(move || state::capture(&captured)).await.map_err(io::Error::from)?;

@@ -51,7 +51,7 @@ fn sample() -> Snapshot {
     let backends = vec![(BackendId(0), "http://gpu1:8000".to_owned())];
     Snapshot {
         taken_ms: 1_700_000_100_000,
-        pools: vec![Pool { name: "glm".to_owned(), backends, discovered: Vec::new(), memory }],
+        pools: vec![PoolSnapshot { name: "glm".to_owned(), backends, discovered: Vec::new(), memory }],
     }
 }
 
@@ -95,7 +95,7 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
             let mut backend = backend(prefixes);
             backend.life = backend.life.filter(|_| known);
             let memory = Memory { experience, backends: vec![backend], programs };
-            Pool { name, backends: vec![(BackendId(0), URL.to_owned())], discovered: Vec::new(), memory }
+            PoolSnapshot { name, backends: vec![(BackendId(0), URL.to_owned())], discovered: Vec::new(), memory }
         },
     );
     (any::<u64>(), vec(pool, 0..4)).prop_map(|(taken_ms, pools)| Snapshot { taken_ms, pools })
@@ -178,7 +178,7 @@ proptest! {
     #[test]
     fn whatever_is_read_is_taken_up_into_a_sound_ledger(snapshot in any_snapshot()) {
         let app = app();
-        let pools = snapshot.pools.into_iter().map(|pool| Pool { name: String::new(), ..pool });
+        let pools = snapshot.pools.into_iter().map(|pool| PoolSnapshot { name: String::new(), ..pool });
         let snapshot = Snapshot { pools: pools.take(1).collect(), ..snapshot };
         restore(&encode(&snapshot), &app).unwrap();
         let backend = app.fleet.statuses()[0].backend.id;
@@ -238,7 +238,7 @@ fn a_home_that_only_a_name_server_knows_is_known_at_once() {
     snapshot.pools[0].backends = vec![(BackendId(0), "http://10.0.0.7:8000".to_owned())];
     let homes = |discovery, discovered: &[BackendId]| {
         let snapshot = Snapshot {
-            pools: vec![Pool { discovered: discovered.to_vec(), ..snapshot.pools[0].clone() }],
+            pools: vec![PoolSnapshot { discovered: discovered.to_vec(), ..snapshot.pools[0].clone() }],
             ..snapshot.clone()
         };
         let pool = config::Pool { discovery, ..config::Pool::unnamed(Vec::new()) };
@@ -283,26 +283,26 @@ fn a_file_that_cannot_be_kept_is_known_at_the_start() {
 }
 
 #[test]
-fn a_keeper_writes_changes_only_and_none_once_retired() {
+fn a_writer_writes_changes_only_and_none_once_retired() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("state");
     let app = std::sync::Arc::new(app());
-    let keeper = Keeper::open(&file, &app).unwrap();
-    keeper.load();
-    keeper.save();
+    let writer = SnapshotWriter::open(&file, &app).unwrap();
+    writer.load();
+    writer.save();
     fs::remove_file(&file).expect("the first is written in any case");
-    keeper.save();
+    writer.save();
     assert!(!file.exists(), "nothing has changed");
     let mut snapshot = sample();
     snapshot.pools[0].name.clear();
     restore(&encode(&snapshot), &app).unwrap();
     let release = || app.gate.release(&ProgramKey { tenant: "team".into(), id: "p0".into() });
     assert!(release());
-    keeper.save();
+    writer.save();
     assert_eq!(decode(&fs::read(&file).unwrap()).unwrap().pools[0].memory.programs.len(), 1);
     fs::remove_file(&file).unwrap();
-    keeper.retire();
+    writer.retire();
     assert!(app.gate.release(&ProgramKey { tenant: "team".into(), id: "p1".into() }));
-    keeper.save();
+    writer.save();
     assert!(!file.exists());
 }

@@ -26,15 +26,15 @@ fn standing(count: u32, change: impl FnOnce(&mut Health)) -> (Fleet, Recorder) {
 /// Its checks are good.
 fn rise(fleet: &Fleet, id: BackendId) {
     let inner = &fleet.inner;
-    let rise = |entry: &Arc<Entry>| entry.rise(&*inner.sink, !inner.is_left(entry));
+    let rise = |member: &Arc<Member>| member.rise(&*inner.sink, !inner.is_left(member));
     inner.registry.with(id, rise).unwrap();
 }
 
 fn fall(fleet: &Fleet, id: BackendId) {
-    fleet.inner.registry.with(id, |entry| entry.fall(&*fleet.inner.sink, "its check failed".to_owned())).unwrap();
+    fleet.inner.registry.with(id, |member| member.fall(&*fleet.inner.sink, "its check failed".to_owned())).unwrap();
 }
 
-fn fail(fleet: &Fleet, id: BackendId, fault: Fault, times: usize) {
+fn fail(fleet: &Fleet, id: BackendId, fault: BackendFault, times: usize) {
     (0..times).for_each(|_| fleet.failed(id, fault));
 }
 
@@ -50,13 +50,13 @@ fn downs(fleet: &Fleet, id: BackendId) -> Vec<(&'static str, u64)> {
 #[test]
 fn each_kind_of_fault_has_its_own_number_in_a_row() {
     for (fault, limit, label) in
-        [(Fault::Connect, 3, "connect"), (Fault::Reset, 3, "reset"), (Fault::Error, 5, "error")]
+        [(BackendFault::Connect, 3, "connect"), (BackendFault::Reset, 3, "reset"), (BackendFault::Error, 5, "error")]
     {
         let (fleet, heard) = standing(2, |_| {});
         let first = fleet.get(FIRST).unwrap();
         for _ in 0..10 {
             fail(&fleet, FIRST, fault, limit - 1);
-            first.vitals.well();
+            first.outlier.clear();
         }
         assert_eq!(up(&fleet), [true, true], "{label}");
         fail(&fleet, FIRST, fault, limit);
@@ -65,7 +65,7 @@ fn each_kind_of_fault_has_its_own_number_in_a_row() {
         assert_eq!(fleet.preferred(POOL, b"x"), Some(SECOND));
         assert_eq!(downs(&fleet, FIRST), [(label, 1)]);
         let status = &fleet.statuses()[0];
-        assert_eq!(status.down_cause.map(Cause::label), Some(label));
+        assert_eq!(status.down_cause.map(DownCause::label), Some(label));
         assert!(status.down_reason.as_ref().unwrap().contains(&format!("{limit} ")), "{:?}", status.down_reason);
         assert!(status.returns_in.unwrap() > Duration::from_secs(9));
         fail(&fleet, FIRST, fault, 100);
@@ -77,7 +77,7 @@ fn each_kind_of_fault_has_its_own_number_in_a_row() {
 fn no_more_than_the_share_is_out_and_the_last_one_stays() {
     for (count, share, expected) in [(1, 1.0, 0), (2, 0.5, 1), (2, 1.0, 1), (3, 0.5, 1), (4, 0.5, 2), (4, 0.0, 0)] {
         let (fleet, heard) = standing(count, |health| health.eject.share = share);
-        ids(count).for_each(|id| fail(&fleet, id, Fault::Error, 50));
+        ids(count).for_each(|id| fail(&fleet, id, BackendFault::Error, 50));
         assert_eq!(up(&fleet).iter().filter(|up| !**up).count(), expected, "{share} of {count}");
         let told = heard.events.borrow().iter().filter(|(_, e)| matches!(e, Event::BackendDown(_))).count();
         assert_eq!(told, expected);
@@ -87,7 +87,7 @@ fn no_more_than_the_share_is_out_and_the_last_one_stays() {
 #[test]
 fn failed_checks_take_out_the_last_one_too_and_then_the_others_are_pardoned() {
     let (fleet, _) = standing(2, |health| health.eject.base = NEVER.min(Duration::from_secs(300)));
-    fail(&fleet, FIRST, Fault::Reset, 3);
+    fail(&fleet, FIRST, BackendFault::Reset, 3);
     rise(&fleet, FIRST);
     assert_eq!(up(&fleet), [false, true], "good checks alone do not bring it back");
     fall(&fleet, SECOND);
@@ -101,9 +101,9 @@ fn failed_checks_take_out_the_last_one_too_and_then_the_others_are_pardoned() {
 fn one_that_fails_its_checks_does_not_count_as_taken_out_but_is_not_there_either() {
     let (fleet, _) = standing(3, |health| health.eject.share = 1.0);
     fall(&fleet, FIRST);
-    fail(&fleet, SECOND, Fault::Error, 5);
+    fail(&fleet, SECOND, BackendFault::Error, 5);
     assert_eq!(up(&fleet), [false, false, true]);
-    fail(&fleet, BackendId(2), Fault::Error, 5);
+    fail(&fleet, BackendId(2), BackendFault::Error, 5);
     assert_eq!(up(&fleet), [false, false, true], "the last one");
 }
 
@@ -111,7 +111,7 @@ fn one_that_fails_its_checks_does_not_count_as_taken_out_but_is_not_there_either
 async fn each_time_out_is_twice_as_long_until_it_was_well_for_long() {
     let (fleet, _) = standing(2, |health| health.eject = Eject { base: BASE, max: 6 * BASE, ..Eject::default() });
     for time in [1, 2, 4, 6, 6].map(|times| BASE * times) {
-        fail(&fleet, FIRST, Fault::Reset, 3);
+        fail(&fleet, FIRST, BackendFault::Reset, 3);
         assert_eq!(fleet.statuses()[0].returns_in, Some(time));
         advance(time - Duration::from_secs(1)).await;
         rise(&fleet, FIRST);
@@ -122,11 +122,11 @@ async fn each_time_out_is_twice_as_long_until_it_was_well_for_long() {
         assert_eq!(up(&fleet), [true, true]);
         assert_eq!(fleet.statuses()[0].returns_in, None);
         // The row of faults before does not count.
-        fail(&fleet, FIRST, Fault::Reset, 2);
+        fail(&fleet, FIRST, BackendFault::Reset, 2);
         assert_eq!(up(&fleet), [true, true]);
     }
     advance(6 * BASE).await;
-    fail(&fleet, FIRST, Fault::Reset, 1);
+    fail(&fleet, FIRST, BackendFault::Reset, 1);
     assert_eq!(fleet.statuses()[0].returns_in, Some(BASE));
 }
 
@@ -134,16 +134,16 @@ async fn each_time_out_is_twice_as_long_until_it_was_well_for_long() {
 async fn one_that_made_no_progress_stays_out_while_steps_wait_there_in_silence() {
     let (fleet, _) = standing(2, |_| {});
     let first = fleet.get(FIRST).unwrap();
-    let step = Awaited::begin(&first, 0);
-    let entry = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
+    let step = PendingAnswer::begin(&first, 0);
+    let member = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
     let goes_out = async || {
-        fleet.inner.eject(&entry, Cause::NoProgress, "silence");
+        fleet.inner.eject(&member, DownCause::NoProgress, "silence");
         advance(BASE * 10).await;
         rise(&fleet, FIRST);
         assert_eq!(up(&fleet), [false, true]);
     };
     goes_out().await;
-    step.heard();
+    step.note_progress();
     rise(&fleet, FIRST);
     assert_eq!(up(&fleet), [true, true]);
     goes_out().await;
@@ -162,12 +162,12 @@ async fn a_failed_connection_is_followed_by_a_check_at_once_and_costs_nothing_if
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     let asked = engine.asked("/health");
-    run.fleet.failed(FIRST, Fault::Connect);
+    run.fleet.failed(FIRST, BackendFault::Connect);
     // Told again, for the step that found nobody there.
     run.heard.until_times(Event::BackendUp(FIRST), 2).await;
     assert_eq!(engine.asked("/health"), asked + 1);
     assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 0);
-    run.fleet.failed(BackendId(77), Fault::Connect);
+    run.fleet.failed(BackendId(77), BackendFault::Connect);
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn a_failed_connection_and_a_failed_check_take_it_out_at_once() {
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     engine.stop().await;
-    run.fleet.failed(FIRST, Fault::Connect);
+    run.fleet.failed(FIRST, BackendFault::Connect);
     run.heard.until_event(Event::BackendDown(FIRST)).await;
     assert!(down_reason(&run.fleet).contains("refused"), "{}", down_reason(&run.fleet));
     assert_eq!(downs(&run.fleet, FIRST), [("check", 1)]);
@@ -195,7 +195,7 @@ async fn one_taken_out_returns_by_itself_after_its_time_and_good_checks() {
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     run.heard.until_event(Event::BackendUp(SECOND)).await;
     one.set(|e| e.health = StatusCode::SERVICE_UNAVAILABLE);
-    fail(&run.fleet, FIRST, Fault::Error, 5);
+    fail(&run.fleet, FIRST, BackendFault::Error, 5);
     assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 1);
     until("its time is over", || run.fleet.statuses()[0].returns_in == Some(Duration::ZERO)).await;
     let asked = one.asked("/health");
@@ -206,20 +206,20 @@ async fn one_taken_out_returns_by_itself_after_its_time_and_good_checks() {
 }
 
 /// Two engines, the first with a step in flight; the second speaks all the time.
-async fn one_silent(moves: bool) -> (Engine, Engine, Running, Awaited, tokio::task::JoinHandle<()>) {
+async fn one_silent(moves: bool) -> (Engine, Engine, Running, PendingAnswer, tokio::task::JoinHandle<()>) {
     let (one, other) = (Engine::start().await, Engine::start().await);
     let mut pool = pool("", vec![backend(&one.url()), backend(&other.url())]);
     pool.health.eject = Eject { no_progress: Duration::from_millis(400), base: BASE / 100, ..Eject::default() };
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     run.heard.until_event(Event::BackendUp(SECOND)).await;
-    let step = Awaited::begin(&run.fleet.get(FIRST).unwrap(), 0);
+    let step = PendingAnswer::begin(&run.fleet.get(FIRST).unwrap(), 0);
     let second = run.fleet.get(SECOND).unwrap();
     let moving = moves.then(|| one.mover());
     let speaks = tokio::spawn(async move {
         let mut turns = 0;
         loop {
-            second.vitals.sign();
+            second.outlier.note_progress();
             turns += 1;
             if let Some(moving) = &moving {
                 moving(turns);

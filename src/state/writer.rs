@@ -13,28 +13,28 @@ use tokio::time::MissedTickBehavior;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// The file of one running proxy.
-pub struct Keeper {
+pub struct SnapshotWriter {
     app: Arc<App>,
     store: Store,
-    progress: Mutex<Progress>,
+    written: Mutex<Written>,
 }
 
 /// Held while the file is written, so that one write follows another.
 #[derive(Default)]
-struct Progress {
+struct Written {
     /// What the file has, by [`crate::gate::Gate::revision`]; `None`: not known.
     revision: Option<u64>,
     fails: bool,
     retired: bool,
 }
 
-// === impl Keeper ===
+// === impl SnapshotWriter ===
 
-impl Keeper {
+impl SnapshotWriter {
     /// # Errors
     /// `file` cannot be read, or nothing can be written beside it.
     pub fn open(file: &Path, app: &Arc<App>) -> Result<Self, StoreError> {
-        Ok(Self { app: Arc::clone(app), store: Store::open(file)?, progress: Mutex::default() })
+        Ok(Self { app: Arc::clone(app), store: Store::open(file)?, written: Mutex::default() })
     }
 
     /// Takes up what the file has, before the fleet of `app` runs. One that is damaged is set aside.
@@ -43,7 +43,7 @@ impl Keeper {
         match self.read() {
             Ok(None) => {}
             Ok(Some(Restored { programs, age })) => {
-                self.progress.lock().revision = Some(self.app.gate.revision());
+                self.written.lock().revision = Some(self.app.gate.revision());
                 log::info!("state: {programs} programs of {age:.0?} ago taken up from {file}");
             }
             Err(damage) => match self.store.set_aside() {
@@ -70,37 +70,37 @@ impl Keeper {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let keeper = Arc::clone(&self);
+            let writer = Arc::clone(&self);
             // It ends by a panic of its own at worst: the next may do better.
-            let _ = tokio::task::spawn_blocking(move || keeper.save()).await;
+            let _ = tokio::task::spawn_blocking(move || writer.save()).await;
         }
     }
 
     /// Writes the file if anything has changed since the last time. Blocks.
     pub fn save(&self) {
-        let mut progress = self.progress.lock();
+        let mut written = self.written.lock();
         let revision = Some(self.app.gate.revision());
-        if progress.retired || revision == progress.revision {
+        if written.retired || revision == written.revision {
             return;
         }
-        let written = self.store.write(&capture(&self.app));
-        self.app.telemetry.metrics.state_written(written.is_ok());
+        let outcome = self.store.write(&capture(&self.app));
+        self.app.telemetry.metrics.state_written(outcome.is_ok());
         let file = self.store.file.display();
-        match &written {
-            Ok(()) if progress.fails => log::info!("state: {file} is written again"),
-            Err(error) if !progress.fails => {
+        match &outcome {
+            Ok(()) if written.fails => log::info!("state: {file} is written again"),
+            Err(error) if !written.fails => {
                 log::warn!("state: {file} cannot be written, what changes now does not outlive this process: {error}");
             }
             _ => {}
         }
-        progress.fails = written.is_err();
-        if written.is_ok() {
-            progress.revision = revision;
+        written.fails = outcome.is_err();
+        if outcome.is_ok() {
+            written.revision = revision;
         }
     }
 
     /// Writes no more, from its return on: another process has taken over.
     pub fn retire(&self) {
-        self.progress.lock().retired = true;
+        self.written.lock().retired = true;
     }
 }

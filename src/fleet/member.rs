@@ -1,8 +1,8 @@
 //! One backend's live state. Each change is told to the sink under the state's lock, so that the scheduler
 //! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
 
-use super::link::{Failure, Link};
-use super::{Backend, BackendSettings, BackendStatus, Cause, Fault, Gauges, Origin, Sink};
+use super::client::{ProbeClient, ProbeError};
+use super::{Backend, BackendFault, BackendSettings, BackendStatus, DownCause, Gauges, Origin, Sink};
 use crate::config::{Eject, Reach};
 use crate::scheduler::{BackendReport, Event};
 use crate::units::Tokens;
@@ -19,36 +19,36 @@ use tokio::time::Instant;
 /// Different reasons for one outage that are logged; a server that fails in ever new words is cut short.
 const LOGGED_REASONS: usize = 4;
 
-pub(super) struct Entry {
+pub(super) struct Member {
     pub(super) backend: Arc<Backend>,
-    pub(super) link: ArcSwapOption<Link>,
+    pub(super) client: ArcSwapOption<ProbeClient>,
     /// The last page of its server's metrics, which its ranks share.
-    pub(super) page: Arc<Page>,
+    pub(super) page: Arc<PageCache>,
     /// Wakes the health check ahead of its time.
     pub(super) recheck: Notify,
     /// Starts the wait for the last step in flight.
     pub(super) drain: Notify,
     /// A request failed since the last check began; by not being connected, if one did.
-    suspicion: Mutex<Option<Fault>>,
+    suspicion: Mutex<Option<BackendFault>>,
     /// Its first health check has ended, well or not.
     pub(super) checked: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<MemberState>,
 }
 
 #[derive(Default)]
-struct State {
+struct MemberState {
     up: bool,
     /// Since it came up last.
-    risen: Option<Instant>,
+    up_since: Option<Instant>,
     /// Taken out by what its requests showed.
-    out: Option<Out>,
+    ejection: Option<Ejection>,
     /// How often that happened lately.
-    times_out: u32,
+    ejections: u32,
     /// When it was logged last that it stays in only because others are out.
-    spared: Option<Instant>,
-    /// Why it is down, and how often it went so, by [`Cause::ALL`].
-    cause: Option<Cause>,
-    downs: [u64; Cause::ALL.len()],
+    kept_logged: Option<Instant>,
+    /// Why it is down, and how often it went so, by [`DownCause::ALL`].
+    cause: Option<DownCause>,
+    downs: [u64; DownCause::ALL.len()],
     draining: bool,
     /// For good, and then it is not `up`.
     removed: bool,
@@ -62,20 +62,20 @@ struct State {
 }
 
 /// One page, and when it was read. Held over the reading: who waits for it gets it too.
-pub(super) type Page = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
+pub(super) type PageCache = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
-struct Out {
+struct Ejection {
     since: Instant,
     until: Instant,
 }
 
-// === impl Entry ===
+// === impl Member ===
 
-impl Entry {
-    pub(super) fn new(backend: Backend, page: Arc<Page>) -> Self {
+impl Member {
+    pub(super) fn new(backend: Backend, page: Arc<PageCache>) -> Self {
         Self {
             backend: Arc::new(backend),
-            link: ArcSwapOption::empty(),
+            client: ArcSwapOption::empty(),
             page,
             recheck: Notify::new(),
             drain: Notify::new(),
@@ -99,11 +99,11 @@ impl Entry {
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn within(&self, reach: &Reach, mut addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Failure> {
+    pub(super) fn within(&self, reach: &Reach, mut addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ProbeError> {
         if self.is_confined() {
             addresses.retain(|address| reach.permits(&self.backend.host, address.ip()));
             if addresses.is_empty() {
-                return Err(Failure::OutOfReach);
+                return Err(ProbeError::OutOfReach);
             }
         }
         Ok(addresses)
@@ -149,22 +149,22 @@ impl Entry {
     }
 
     /// Down by what its requests showed.
-    pub(super) fn is_out(&self) -> bool {
-        self.state.lock().out.is_some()
+    pub(super) fn is_ejected(&self) -> bool {
+        self.state.lock().ejection.is_some()
     }
 
     /// A request failed: a check is to follow at once.
-    pub(super) fn suspect(&self, fault: Fault) {
+    pub(super) fn probe_now(&self, fault: BackendFault) {
         let mut suspicion = self.suspicion.lock();
         if suspicion.is_none() {
             self.recheck.notify_one();
         }
-        if *suspicion != Some(Fault::Connect) {
+        if *suspicion != Some(BackendFault::Connect) {
             *suspicion = Some(fault);
         }
     }
 
-    pub(super) fn take_suspicion(&self) -> Option<Fault> {
+    pub(super) fn take_probe_request(&self) -> Option<BackendFault> {
         self.suspicion.lock().take()
     }
 
@@ -184,8 +184,8 @@ impl Entry {
             draining: state.draining,
             down_reason: if state.up { None } else { state.reasons.last().cloned() },
             down_cause: state.cause.filter(|_| !state.up),
-            returns_in: state.out.as_ref().map(|out| out.until.saturating_duration_since(Instant::now())),
-            downs: std::array::from_fn(|at| (Cause::ALL[at], state.downs[at])),
+            returns_in: state.ejection.as_ref().map(|out| out.until.saturating_duration_since(Instant::now())),
+            downs: std::array::from_fn(|at| (DownCause::ALL[at], state.downs[at])),
             capacity: self.backend.settings().capacity_tokens.or(state.capacity).filter(|&capacity| capacity > 0),
             gauges: state.gauges.clone(),
             scrape_age: state.scraped.map(|at| at.elapsed()),
@@ -193,25 +193,25 @@ impl Entry {
     }
 
     /// Its checks are good. One that was taken out stays out for its time, and while it leaves its steps waiting;
-    /// `pardoned`: not even then.
-    pub(super) fn rise(&self, sink: &dyn Sink, pardoned: bool) {
+    /// `last_left`: not even then.
+    pub(super) fn rise(&self, sink: &dyn Sink, last_left: bool) {
         let mut state = self.state.lock();
         if state.up || state.removed {
             return;
         }
         let now = Instant::now();
-        if let Some(out) = &state.out {
-            let vitals = &self.backend.vitals;
-            let stalls = state.cause == Some(Cause::NoProgress) && vitals.is_awaited();
-            if !pardoned && (now < out.until || stalls && !vitals.heard_since(out.since)) {
+        if let Some(out) = &state.ejection {
+            let outlier = &self.backend.outlier;
+            let stalls = state.cause == Some(DownCause::NoProgress) && outlier.has_pending();
+            if !last_left && (now < out.until || stalls && !outlier.progressed_since(out.since)) {
                 return;
             }
         }
-        state.out = None;
+        state.ejection = None;
         state.up = true;
-        state.risen = Some(now);
+        state.up_since = Some(now);
         state.reasons.clear();
-        self.backend.vitals.well();
+        self.backend.outlier.clear();
         log::info!("backend {} is up", self.backend.url);
         // To the scheduler `BackendUp` would end the draining.
         if !state.draining {
@@ -222,32 +222,32 @@ impl Entry {
     /// Its checks fail. `true` if it was up until now.
     pub(super) fn fall(&self, sink: &dyn Sink, reason: String) -> bool {
         let mut state = self.state.lock();
-        self.goes_down(&mut state, sink, Cause::Check, reason)
+        self.goes_down(&mut state, sink, DownCause::Check, reason)
     }
 
     /// Its requests show that it is not well. `true` if it was up until now.
-    pub(super) fn eject(&self, sink: &dyn Sink, cause: Cause, reason: &str, eject: &Eject) -> bool {
+    pub(super) fn eject(&self, sink: &dyn Sink, cause: DownCause, reason: &str, eject: &Eject) -> bool {
         let mut state = self.state.lock();
         if !state.up || state.draining {
             return false;
         }
         let now = Instant::now();
-        if state.risen.is_some_and(|risen| now.duration_since(risen) >= eject.max) {
-            state.times_out = 0;
+        if state.up_since.is_some_and(|up_since| now.duration_since(up_since) >= eject.max) {
+            state.ejections = 0;
         }
-        let time = eject.base.saturating_mul(2_u32.saturating_pow(state.times_out)).min(eject.max);
-        state.times_out = state.times_out.saturating_add(1);
-        state.out = Some(Out { since: now, until: now + time });
+        let time = eject.base.saturating_mul(2_u32.saturating_pow(state.ejections)).min(eject.max);
+        state.ejections = state.ejections.saturating_add(1);
+        state.ejection = Some(Ejection { since: now, until: now + time });
         self.goes_down(&mut state, sink, cause, format!("{reason}; it stays out for {time:?} at least"))
     }
 
-    fn goes_down(&self, state: &mut State, sink: &dyn Sink, cause: Cause, reason: String) -> bool {
+    fn goes_down(&self, state: &mut MemberState, sink: &dyn Sink, cause: DownCause, reason: String) -> bool {
         if !state.up {
             return false;
         }
         state.up = false;
         state.cause = Some(cause);
-        for (_, downs) in Cause::ALL.iter().zip(&mut state.downs).filter(|(of, _)| **of == cause) {
+        for (_, downs) in DownCause::ALL.iter().zip(&mut state.downs).filter(|(of, _)| **of == cause) {
             *downs += 1;
         }
         log::warn!("backend {} is down: {reason}", self.backend.url);
@@ -257,10 +257,10 @@ impl Entry {
     }
 
     /// It would be taken out, but too many others are. Logged now and then.
-    pub(super) fn spare(&self, reason: &str, every: Duration) {
+    pub(super) fn log_kept(&self, reason: &str, every: Duration) {
         let mut state = self.state.lock();
-        if state.up && !state.draining && state.spared.is_none_or(|last| last.elapsed() >= every) {
-            state.spared = Some(Instant::now());
+        if state.up && !state.draining && state.kept_logged.is_none_or(|last| last.elapsed() >= every) {
+            state.kept_logged = Some(Instant::now());
             log::warn!(
                 "backend {} stays although it is not well, for too few others are left: {reason}",
                 self.backend.url
@@ -303,7 +303,7 @@ impl Entry {
             );
         }
         if state.gauges.as_ref().is_some_and(|last| gauges.moved_since(last)) {
-            self.backend.vitals.sign();
+            self.backend.outlier.note_progress();
         }
         state.scrape_fails = false;
         state.capacity = Some(gauges.capacity_tokens);
@@ -313,7 +313,7 @@ impl Entry {
         sink.tell(self.backend.pool, Event::Report { backend, report });
     }
 
-    pub(super) fn scrape_failed(&self, reason: &Failure) {
+    pub(super) fn scrape_failed(&self, reason: &ProbeError) {
         let mut state = self.state.lock();
         if !state.scrape_fails {
             log::warn!(

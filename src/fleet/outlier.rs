@@ -21,7 +21,7 @@ const LATELY: u32 = 4;
 
 /// How a request can show that its backend is not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum BackendFault {
     /// No connection could be made.
     Connect,
     /// The connection broke before the end of the answer.
@@ -32,36 +32,36 @@ pub enum Fault {
 
 /// Why a backend is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum DownCause {
     /// Its checks fail.
     Check,
-    Fault(Fault),
+    Fault(BackendFault),
     /// It answers its checks and nothing else.
     NoProgress,
 }
 
 #[derive(Debug)]
-pub struct Vitals {
+pub struct OutlierState {
     start: Instant,
     /// Steps sent whose answers have not ended.
-    awaited: AtomicUsize,
+    pending: AtomicUsize,
     /// When the first of them was sent; like `heard` in milliseconds after `start`, from one: zero is never.
-    began: AtomicU64,
+    pending_since: AtomicU64,
     /// The last byte of an answer, or movement in the backend's metrics.
-    heard: AtomicU64,
+    last_progress: AtomicU64,
     /// Largest body of a step since none was awaited, bytes.
-    largest: AtomicU64,
+    largest_body: AtomicU64,
     /// Faults in a row, by kind.
     faults: [AtomicU32; 3],
 }
 
 /// A step that was sent; counted until this is dropped.
 #[derive(Debug)]
-pub struct Awaited(Arc<Backend>);
+pub struct PendingAnswer(Arc<Backend>);
 
-// === impl Fault ===
+// === impl BackendFault ===
 
-impl Fault {
+impl BackendFault {
     /// Of an answer with this status. A 4xx is the client's, 501 and 505 tell what a server cannot do.
     #[must_use]
     pub fn of_status(status: u16) -> Option<Self> {
@@ -85,14 +85,14 @@ impl Fault {
     }
 }
 
-// === impl Cause ===
+// === impl DownCause ===
 
-impl Cause {
+impl DownCause {
     pub(super) const ALL: [Self; 5] = [
         Self::Check,
-        Self::Fault(Fault::Connect),
-        Self::Fault(Fault::Reset),
-        Self::Fault(Fault::Error),
+        Self::Fault(BackendFault::Connect),
+        Self::Fault(BackendFault::Reset),
+        Self::Fault(BackendFault::Error),
         Self::NoProgress,
     ];
 
@@ -101,45 +101,47 @@ impl Cause {
     pub fn label(self) -> &'static str {
         match self {
             Self::Check => "check",
-            Self::Fault(Fault::Connect) => "connect",
-            Self::Fault(Fault::Reset) => "reset",
-            Self::Fault(Fault::Error) => "error",
+            Self::Fault(BackendFault::Connect) => "connect",
+            Self::Fault(BackendFault::Reset) => "reset",
+            Self::Fault(BackendFault::Error) => "error",
             Self::NoProgress => "no_progress",
         }
     }
 }
 
-// === impl Vitals ===
+// === impl OutlierState ===
 
-impl Vitals {
+impl OutlierState {
     pub(super) fn new() -> Self {
         Self {
             start: Instant::now(),
-            awaited: AtomicUsize::new(0),
-            began: AtomicU64::new(0),
-            heard: AtomicU64::new(0),
-            largest: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
+            pending_since: AtomicU64::new(0),
+            last_progress: AtomicU64::new(0),
+            largest_body: AtomicU64::new(0),
             faults: Default::default(),
         }
     }
 
     /// One more in a row; how many it is now.
-    pub(super) fn fault(&self, fault: Fault) -> u32 {
+    pub(super) fn count(&self, fault: BackendFault) -> u32 {
         self.faults[fault as usize].fetch_add(1, Relaxed).saturating_add(1)
     }
 
     /// An answer came whole, and was no fault.
-    pub fn well(&self) {
-        [Fault::Connect, Fault::Reset, Fault::Error].into_iter().for_each(|fault| self.forgive(fault));
+    pub fn clear(&self) {
+        [BackendFault::Connect, BackendFault::Reset, BackendFault::Error]
+            .into_iter()
+            .for_each(|fault| self.reset(fault));
     }
 
     /// Part of an answer came that is no fault. One request may fail ever again by itself, while long answers to
     /// others are under way.
-    pub fn answers(&self) {
-        self.forgive(Fault::Error);
+    pub fn clear_errors(&self) {
+        self.reset(BackendFault::Error);
     }
 
-    fn forgive(&self, fault: Fault) {
+    fn reset(&self, fault: BackendFault) {
         let faults = &self.faults[fault as usize];
         // Mostly there is none, and then all cores may share the line.
         if faults.load(Relaxed) != 0 {
@@ -148,17 +150,17 @@ impl Vitals {
     }
 
     /// A sign of life.
-    pub(super) fn sign(&self) {
-        self.heard.store(self.now(), Relaxed);
+    pub(super) fn note_progress(&self) {
+        self.last_progress.store(self.now(), Relaxed);
     }
 
-    pub(super) fn is_awaited(&self) -> bool {
-        self.awaited.load(Relaxed) > 0
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending.load(Relaxed) > 0
     }
 
     /// There was a sign of life after `at`.
-    pub(super) fn heard_since(&self, at: Instant) -> bool {
-        self.at(&self.heard).is_some_and(|heard| heard > at)
+    pub(super) fn progressed_since(&self, at: Instant) -> bool {
+        self.at(&self.last_progress).is_some_and(|heard| heard > at)
     }
 
     /// How long steps have been waiting without a sign of life, if that is longer than is possible for a living
@@ -168,15 +170,16 @@ impl Vitals {
         no_progress: Duration,
         mut others: impl Iterator<Item = &'a Self>,
     ) -> Option<Duration> {
-        if !self.is_awaited() {
+        if !self.has_pending() {
             return None;
         }
-        let since = self.at(&self.began).max(self.at(&self.heard))?;
+        let since = self.at(&self.pending_since).max(self.at(&self.last_progress))?;
         let silent = since.elapsed();
-        let prefill = Duration::from_secs(self.largest.load(Relaxed) / (BYTES_PER_TOKEN * SLOWEST_PREFILL));
+        let prefill = Duration::from_secs(self.largest_body.load(Relaxed) / (BYTES_PER_TOKEN * SLOWEST_PREFILL));
         let patience = no_progress.max(prefill);
         let lately = Instant::now().checked_sub(patience / LATELY)?;
-        let enough = silent >= patience * ALONE || silent >= patience && others.any(|other| other.heard_since(lately));
+        let enough =
+            silent >= patience * ALONE || silent >= patience && others.any(|other| other.progressed_since(lately));
         enough.then_some(silent)
     }
 
@@ -190,31 +193,31 @@ impl Vitals {
     }
 }
 
-// === impl Awaited ===
+// === impl PendingAnswer ===
 
-impl Awaited {
+impl PendingAnswer {
     /// A step with a body of so many bytes goes to the backend.
     #[must_use]
     pub fn begin(backend: &Arc<Backend>, bytes: usize) -> Self {
-        let vitals = &backend.vitals;
-        if vitals.awaited.fetch_add(1, Relaxed) == 0 {
-            vitals.began.store(vitals.now(), Relaxed);
-            vitals.largest.store(bytes as u64, Relaxed);
+        let outlier = &backend.outlier;
+        if outlier.pending.fetch_add(1, Relaxed) == 0 {
+            outlier.pending_since.store(outlier.now(), Relaxed);
+            outlier.largest_body.store(bytes as u64, Relaxed);
         } else {
-            vitals.largest.fetch_max(bytes as u64, Relaxed);
+            outlier.largest_body.fetch_max(bytes as u64, Relaxed);
         }
         Self(Arc::clone(backend))
     }
 
     /// Some of the answer came.
-    pub fn heard(&self) {
-        self.0.vitals.sign();
+    pub fn note_progress(&self) {
+        self.0.outlier.note_progress();
     }
 }
 
-impl Drop for Awaited {
+impl Drop for PendingAnswer {
     fn drop(&mut self) {
-        self.0.vitals.awaited.fetch_sub(1, Relaxed);
+        self.0.outlier.pending.fetch_sub(1, Relaxed);
     }
 }
 
@@ -235,7 +238,7 @@ mod tests {
     }
 
     fn stalled(one: &Backend, other: &Backend) -> bool {
-        one.vitals.stalled(LIMIT, [&other.vitals].into_iter()).is_some()
+        one.outlier.stalled(LIMIT, [&other.outlier].into_iter()).is_some()
     }
 
     #[tokio::test(start_paused = true)]
@@ -243,17 +246,17 @@ mod tests {
         let (one, other) = (backend(), backend());
         advance(100 * LIMIT).await;
         assert!(!stalled(&one, &other), "nothing is awaited");
-        let step = Awaited::begin(&one, 1000);
+        let step = PendingAnswer::begin(&one, 1000);
         advance(LIMIT - SECOND).await;
-        let later = Awaited::begin(&one, 1000);
-        other.vitals.sign();
+        let later = PendingAnswer::begin(&one, 1000);
+        other.outlier.note_progress();
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
         assert!(stalled(&one, &other), "the later step does not excuse it");
-        step.heard();
+        step.note_progress();
         assert!(!stalled(&one, &other));
         advance(LIMIT).await;
-        other.vitals.sign();
+        other.outlier.note_progress();
         assert!(stalled(&one, &other), "mid-answer too");
         drop((step, later));
         assert!(!stalled(&one, &other));
@@ -262,10 +265,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn when_all_are_silent_it_takes_five_times_as_long() {
         let (one, other) = (backend(), backend());
-        let (_step, _another) = (Awaited::begin(&one, 1000), Awaited::begin(&other, 1000));
+        let (_step, _another) = (PendingAnswer::begin(&one, 1000), PendingAnswer::begin(&other, 1000));
         advance(SECOND).await;
         // The last byte before a trainer stopped them both.
-        other.vitals.sign();
+        other.outlier.note_progress();
         advance(LIMIT * 5 - SECOND * 2).await;
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
@@ -276,30 +279,30 @@ mod tests {
     async fn a_giant_prompt_is_given_the_time_that_it_may_take() {
         let (one, other) = (backend(), backend());
         // 400,000 tokens: 400 s at 1,000 a second.
-        let giant = Awaited::begin(&one, 1_600_000);
+        let giant = PendingAnswer::begin(&one, 1_600_000);
         advance(Duration::from_secs(399)).await;
-        other.vitals.sign();
+        other.outlier.note_progress();
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
         assert!(stalled(&one, &other));
         drop(giant);
-        let _small = Awaited::begin(&one, 1000);
+        let _small = PendingAnswer::begin(&one, 1000);
         advance(LIMIT).await;
-        other.vitals.sign();
+        other.outlier.note_progress();
         assert!(stalled(&one, &other), "the giant is gone");
     }
 
     #[test]
     fn faults_are_the_backends_own_and_in_a_row() {
-        let faulty = |status| Fault::of_status(status).is_some();
+        let faulty = |status| BackendFault::of_status(status).is_some();
         assert!([500, 502, 503, 504].into_iter().all(faulty));
         assert!(![200, 301, 400, 404, 408, 429, 499, 501, 505].into_iter().any(faulty));
         let backend = backend();
-        assert_eq!([0; 3].map(|_| backend.vitals.fault(Fault::Error)), [1, 2, 3]);
-        assert_eq!(backend.vitals.fault(Fault::Reset), 1, "each kind for itself");
-        backend.vitals.answers();
-        assert_eq!([Fault::Error, Fault::Reset].map(|fault| backend.vitals.fault(fault)), [1, 2]);
-        backend.vitals.well();
-        assert_eq!([Fault::Error, Fault::Reset].map(|fault| backend.vitals.fault(fault)), [1, 1]);
+        assert_eq!([0; 3].map(|_| backend.outlier.count(BackendFault::Error)), [1, 2, 3]);
+        assert_eq!(backend.outlier.count(BackendFault::Reset), 1, "each kind for itself");
+        backend.outlier.clear_errors();
+        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.outlier.count(fault)), [1, 2]);
+        backend.outlier.clear();
+        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.outlier.count(fault)), [1, 1]);
     }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 /// The ring has 160 points per unit of weight, so weights are scaled down to at most this.
 const MAX_WEIGHT: u32 = 100;
 
-pub(super) struct Ring(Arc<Consistent>);
+pub(super) struct Selection(Arc<Consistent>);
 
-// === impl Ring ===
+// === impl Selection ===
 
-impl Ring {
+impl Selection {
     /// `backends`: all of the pool, each with whether it is usable now. The unusable ones have no point on the
     /// ring, but their weights count for the scale, so that the others' points stay where they are.
     pub(super) fn build<'a>(backends: impl Iterator<Item = (&'a Backend, bool)> + Clone) -> Self {
@@ -74,11 +74,11 @@ mod tests {
         Backend::new(BackendId(id), PoolId(0), &config, None, super::super::Origin::File).unwrap()
     }
 
-    fn ring(backends: &[(Backend, bool)]) -> Ring {
-        Ring::build(backends.iter().map(|(backend, usable)| (backend, *usable)))
+    fn ring(backends: &[(Backend, bool)]) -> Selection {
+        Selection::build(backends.iter().map(|(backend, usable)| (backend, *usable)))
     }
 
-    fn shares(ring: &Ring) -> BTreeMap<BackendId, usize> {
+    fn shares(ring: &Selection) -> BTreeMap<BackendId, usize> {
         let mut shares = BTreeMap::new();
         for key in 0..10_000_u32 {
             *shares.entry(ring.pick(&key.to_be_bytes()).unwrap()).or_default() += 1;

@@ -19,14 +19,14 @@ pub(super) const OUT_OF_REACH: &str = "backends may not be added there (admin.al
 
 /// One address of a backend, and a client that goes nowhere else: what is checked is what the proxy will use.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct ProbeClient {
     pub(super) address: SocketAddr,
     client: Client,
 }
 
 /// Why a request of ours to a backend failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum ProbeError {
     #[error("its name does not resolve ({0})")]
     Unresolved(String),
     #[error("{OUT_OF_REACH}")]
@@ -52,7 +52,7 @@ pub(super) async fn resolve(
     backend: &Backend,
     current: Option<SocketAddr>,
     limit: Duration,
-) -> Result<Vec<SocketAddr>, Failure> {
+) -> Result<Vec<SocketAddr>, ProbeError> {
     if let Ok(ip) = backend.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, backend.port)]);
     }
@@ -66,8 +66,8 @@ pub(super) async fn resolve(
 }
 
 /// A name server that fails does not take a known backend away.
-fn known_or(current: Option<SocketAddr>, reason: String) -> Result<Vec<SocketAddr>, Failure> {
-    current.map(|known| vec![known]).ok_or(Failure::Unresolved(reason))
+fn known_or(current: Option<SocketAddr>, reason: String) -> Result<Vec<SocketAddr>, ProbeError> {
+    current.map(|known| vec![known]).ok_or(ProbeError::Unresolved(reason))
 }
 
 fn candidates(found: impl Iterator<Item = SocketAddr>, current: Option<SocketAddr>) -> Vec<SocketAddr> {
@@ -84,10 +84,10 @@ fn candidates(found: impl Iterator<Item = SocketAddr>, current: Option<SocketAdd
     list
 }
 
-// === impl Link ===
+// === impl ProbeClient ===
 
-impl Link {
-    pub(super) fn new(backend: &Backend, address: SocketAddr) -> Result<Self, Failure> {
+impl ProbeClient {
+    pub(super) fn new(backend: &Backend, address: SocketAddr) -> Result<Self, ProbeError> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -99,7 +99,7 @@ impl Link {
             // The platform's certificates, as the proxy uses them; loading them is slow, so only where needed.
             .tls_built_in_root_certs(backend.tls)
             .build()
-            .map_err(|error| Failure::Broken(root_cause(&error)))?;
+            .map_err(|error| ProbeError::Broken(root_cause(&error)))?;
         Ok(Self { address, client })
     }
 
@@ -110,46 +110,46 @@ impl Link {
         path: &str,
         lenient: bool,
         limit: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ProbeError> {
         match self.get(backend, path, limit).await {
             Ok(_) => Ok(()),
-            Err(Failure::Status { status, .. }) if lenient && !status.is_server_error() => Ok(()),
-            Err(Failure::Status { path, status: StatusCode::NOT_FOUND }) => Err(Failure::NoHealthPath { path }),
+            Err(ProbeError::Status { status, .. }) if lenient && !status.is_server_error() => Ok(()),
+            Err(ProbeError::Status { path, status: StatusCode::NOT_FOUND }) => Err(ProbeError::NoHealthPath { path }),
             Err(failure) => Err(failure),
         }
     }
 
     /// Fetches a page whole, within `limit`.
-    pub(super) async fn fetch(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Bytes, Failure> {
+    pub(super) async fn fetch(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Bytes, ProbeError> {
         let mut response = self.get(backend, path, limit).await?;
         let mut page = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, limit))? {
             if page.len() + chunk.len() > MAX_PAGE {
-                return Err(Failure::TooLarge { path: path.to_owned() });
+                return Err(ProbeError::TooLarge { path: path.to_owned() });
             }
             page.extend_from_slice(&chunk);
         }
         Ok(page.freeze())
     }
 
-    async fn get(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Response, Failure> {
+    async fn get(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Response, ProbeError> {
         let mut request = self.client.get(format!("{}{path}", backend.server())).timeout(limit);
         if let Some(key) = &backend.settings().api_key {
             request = request.bearer_auth(&key.0);
         }
         let response = request.send().await.map_err(|error| failure(&error, limit))?;
         let status = response.status();
-        if status.is_success() { Ok(response) } else { Err(Failure::Status { path: path.to_owned(), status }) }
+        if status.is_success() { Ok(response) } else { Err(ProbeError::Status { path: path.to_owned(), status }) }
     }
 }
 
-fn failure(error: &reqwest::Error, limit: Duration) -> Failure {
+fn failure(error: &reqwest::Error, limit: Duration) -> ProbeError {
     if error.is_timeout() {
-        Failure::Timeout(limit)
+        ProbeError::Timeout(limit)
     } else if error.is_connect() {
-        Failure::Connect(root_cause(error))
+        ProbeError::Connect(root_cause(error))
     } else {
-        Failure::Broken(root_cause(error))
+        ProbeError::Broken(root_cause(error))
     }
 }
 
@@ -162,9 +162,9 @@ fn root_cause(error: &dyn Error) -> String {
     cause.to_string()
 }
 
-// === impl Failure ===
+// === impl ProbeError ===
 
-impl Failure {
+impl ProbeError {
     /// Another address of the same name may do better.
     pub(super) fn is_about_the_address(&self) -> bool {
         matches!(self, Self::Connect(_) | Self::Timeout(_))
@@ -211,6 +211,6 @@ mod tests {
             super::super::Origin::File,
         )
         .unwrap();
-        assert!(Link::new(&backend, address("127.0.0.1:443")).is_ok());
+        assert!(ProbeClient::new(&backend, address("127.0.0.1:443")).is_ok());
     }
 }
