@@ -10,7 +10,7 @@ mod thunderagent;
 mod weights;
 mod workers;
 
-pub use route::{ControlRoute, Endpoint, route};
+pub use route::{ControlRoute, Endpoint, paths, route};
 pub use weights::WeightSync;
 
 use crate::app::App;

@@ -15,6 +15,7 @@ mod reply;
 mod route;
 mod upstream;
 
+pub use route::{INFERENCE, PASSED};
 pub use upstream::KEEPALIVE;
 
 use crate::app::App;

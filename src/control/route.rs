@@ -77,6 +77,12 @@ const WITH_ID: [(&str, &str, Endpoint); 4] = [
     ("/workers/", "DELETE", Endpoint::Worker),
 ];
 
+/// Every path of ours, `{id}` in place of an id, with the methods that it takes.
+pub fn paths() -> impl Iterator<Item = (String, &'static str)> {
+    let exact = EXACT.iter().map(|(path, methods, _)| ((*path).to_owned(), *methods));
+    exact.chain(WITH_ID.iter().map(|(prefix, methods, _)| (format!("{prefix}{{id}}"), *methods)))
+}
+
 /// The control endpoint that `path` (without its query) names; `None`: not ours.
 #[must_use]
 pub fn route(method: &Method, path: &str) -> Option<ControlRoute> {

@@ -29,8 +29,17 @@ pub enum Inference {
     Generate,
 }
 
+/// Their paths.
+pub const INFERENCE: [(&str, Inference); 5] = [
+    ("/v1/chat/completions", Inference::Chat),
+    ("/v1/completions", Inference::Completions),
+    ("/v1/responses", Inference::Responses),
+    ("/v1/messages", Inference::Messages),
+    ("/generate", Inference::Generate),
+];
+
 /// Endpoints of the engines outside `/v1/` that are passed through.
-const PASSED: [&str; 7] = ["/tokenize", "/detokenize", "/pooling", "/score", "/rerank", "/classify", "/version"];
+pub const PASSED: [&str; 7] = ["/tokenize", "/detokenize", "/pooling", "/score", "/rerank", "/classify", "/version"];
 
 // === impl Route ===
 
@@ -38,15 +47,10 @@ impl Route {
     /// `path` is normal (see [`normal`]).
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Self {
-        let inference = match path {
-            "/v1/chat/completions" => Inference::Chat,
-            "/v1/completions" => Inference::Completions,
-            "/v1/responses" => Inference::Responses,
-            "/v1/messages" => Inference::Messages,
-            "/generate" => Inference::Generate,
-            _ => return Self::other(method, path),
-        };
-        Self::Inference(inference)
+        match INFERENCE.iter().find(|(own, _)| *own == path) {
+            Some((_, inference)) => Self::Inference(*inference),
+            None => Self::other(method, path),
+        }
     }
 
     fn other(method: &Method, path: &str) -> Self {
