@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
-use thundergate::config::{Config, Routing};
+use thundergate::config::{Config, Pool};
 use thundergate::scheduler::{
     Arrival, BackendId, BackendReport, Decision, DispatchKind, Event, Outcome, ProgramKey, Scheduler, StepId, Usage,
 };
@@ -98,8 +98,8 @@ impl Kind {
 impl Crowd {
     /// Every program of the scene has run a first step, and none is leased.
     pub fn known(scene: &Scene) -> Self {
-        let mut policy = Config::default().policy(Routing::Program);
-        policy.queue = 2 * scene.active as usize;
+        let mut policy = Config::default().policy(&Pool::default());
+        policy.settings.hold.queue = 2 * scene.active as usize;
         policy.max_programs = 2 * scene.known as usize;
         policy.idle_ttl = Duration::from_secs(86_400);
         let mut crowd = Self {

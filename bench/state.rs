@@ -18,7 +18,7 @@ const ROUNDS: usize = 5;
 fn main() {
     let config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
     let memory = Memory { programs: (0..PROGRAMS).map(program).collect(), ..Memory::default() };
-    let policy = config.policy(config.models[0].routing);
+    let policy = config.policy(&config.models[0]);
     let mut scheduler = Scheduler::new(policy);
     scheduler.recall(Duration::from_secs(3600), Duration::ZERO, memory.clone());
 

@@ -62,11 +62,8 @@ impl Gate {
     #[must_use]
     pub fn new(config: &Config, telemetry: Arc<Telemetry>) -> Self {
         let pool = |pool: &config::Pool| {
-            let policy = config.policy(pool.routing);
-            Mutex::new(Pool {
-                scheduler: Scheduler::new(policy).slow_start(pool.health.slow_start),
-                waiting: HashMap::new(),
-            })
+            let policy = config.policy(pool);
+            Mutex::new(Pool { scheduler: Scheduler::new(policy), waiting: HashMap::new() })
         };
         Self(Arc::new(Inner {
             pools: config.models.iter().map(pool).collect(),
@@ -94,7 +91,7 @@ impl Gate {
     pub fn reload(&self, config: &Config) {
         self.0.policy.store(Arc::new(config.scheduler.clone()));
         for (pool, config_of) in self.0.pools.iter().zip(&config.models) {
-            let policy = config.policy(config_of.routing);
+            let policy = config.policy(config_of);
             pool.lock().scheduler.set_policy(policy);
         }
         // There may be room now for some that wait.

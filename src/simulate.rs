@@ -26,7 +26,7 @@ pub use report::Format;
 pub use tally::{Figures, Tally};
 pub use workload::Workload;
 
-use crate::config::{self, Config, Routing};
+use crate::config::{self, Config, Pool};
 use demand::{Arrivals, Demand, Source};
 use faults::Faults;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -206,7 +206,7 @@ impl Setup {
                 Some(path) => profile::read(path)?,
                 None => args.profile.shape(),
             },
-            policy: config.policy(Routing::Program),
+            policy: config.policy(&Pool::default()),
             length: Duration::from_secs_f64(args.minutes * 60.0),
             warmup: Duration::from_secs_f64(args.warmup * 60.0),
             faults: Faults::new(&args.faults),

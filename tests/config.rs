@@ -214,7 +214,7 @@ fn the_schema_shows_the_defaults_as_people_write_them() {
     let default = |key: &str| schema.pointer(&format!("/$defs/{key}/default")).cloned();
     assert_eq!(default("Timeouts/properties/first_byte"), Some("30m".into()));
     assert_eq!(default("Limits/properties/body"), Some("64MiB".into()));
-    assert_eq!(default("SchedulerKeys/properties/headroom"), Some(0.02.into()));
+    assert_eq!(default("Scheduler/properties/headroom"), Some(0.02.into()));
 }
 
 // === mistakes and their places ===
@@ -714,7 +714,7 @@ logging: {level: debug}
     assert_eq!(plain.listeners[0].address, "127.0.0.1:1000".parse().unwrap());
     assert_eq!(plain.models[0].routing, Routing::LeastLoad);
     assert_eq!(plain.scheduler.acting_weight, 0.3);
-    assert_eq!(plain.scheduler.hold_on_timeout, OnTimeout::Reject);
+    assert_eq!(plain.scheduler.hold.on_timeout, OnTimeout::Reject);
     assert!(plain.scheduler.acting_decay && plain.metrics.enabled);
     assert_eq!(plain.metrics.interval, Duration::from_secs(9));
     assert_eq!(plain.profile.unwrap().dir, PathBuf::from("/p"));

@@ -32,7 +32,7 @@ async fn a_step_too_many_in_the_queue_is_told_when_to_come_back() {
     // Room for one such step.
     backend.state.blocks.store(100, Ordering::Relaxed);
     let mut config = config(&[&backend]);
-    config.scheduler.hold_queue = 1;
+    config.scheduler.hold.queue = 1;
     let proxy = Proxy::with(config).await;
     let (mut first, mut second, mut third) = (proxy.client().await, proxy.client().await, proxy.client().await);
     first.post(CHAT, "", &step("a")).await;
@@ -55,8 +55,8 @@ async fn a_step_held_for_too_long_is_refused_and_never_reaches_a_backend() {
     let mut backend = Backend::start().await;
     backend.state.blocks.store(100, Ordering::Relaxed);
     let mut config = config(&[&backend]);
-    config.scheduler.hold_max = Duration::from_millis(100);
-    config.scheduler.hold_on_timeout = OnTimeout::Reject;
+    config.scheduler.hold.max = Duration::from_millis(100);
+    config.scheduler.hold.on_timeout = OnTimeout::Reject;
     config.scheduler.tick = Duration::from_millis(20);
     let proxy = Proxy::with(config).await;
     let (mut first, mut second) = (proxy.client().await, proxy.client().await);

@@ -1,7 +1,7 @@
 //! A state from disk: whatever can be decoded can be taken up, and served with.
 
 use std::time::Duration;
-use thundergate::config::{Config, Routing};
+use thundergate::config::{Config, Pool};
 use thundergate::scheduler::{Arrival, BackendId, BackendReport, Event, Memory, Outcome, Scheduler, StepId, Usage};
 use thundergate::state::{Snapshot, decode, encode};
 use thundergate::units::Tokens;
@@ -39,7 +39,7 @@ fn sealed(body: &[u8]) -> Vec<u8> {
 }
 
 fn scheduler() -> Scheduler {
-    Scheduler::new(Config::default().policy(Routing::Program))
+    Scheduler::new(Config::default().policy(&Pool::default()))
 }
 
 fn serve(memory: Memory, passed: Duration) {

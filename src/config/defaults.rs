@@ -1,8 +1,8 @@
 //! The one place for defaults, and the small constructors around them.
 
 use super::tree::{
-    Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Feedback, Health, Identity, Limits, Listener, Logging,
-    Metrics, OnTimeout, PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
+    Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
+    PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
 use super::{Anonymous, humane};
 use crate::identity::DEFAULT_SOURCES;
@@ -98,28 +98,6 @@ impl Default for Eject {
             base: seconds(10),
             max: minutes(5),
             share: 0.5,
-        }
-    }
-}
-
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self {
-            hold_max: minutes(30),
-            hold_on_timeout: OnTimeout::Admit,
-            hold_queue: 10_000,
-            headroom: 0.02,
-            forecast_slack: 1.1,
-            forecast_horizon: seconds(60),
-            evict_cost_factor: 1.0,
-            evict_idle_factor: 2.0,
-            fair_after: seconds(30),
-            fair_bound: minutes(10),
-            feedback: Feedback::Auto,
-            tick: seconds(1),
-            no_backend_wait: seconds(30),
-            acting_weight: 1.0,
-            acting_decay: false,
         }
     }
 }

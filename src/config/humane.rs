@@ -3,6 +3,7 @@
 //! Every error reads "expected …"; the reader of the YAML adds what it found instead.
 
 use super::tree::HostPort;
+pub(super) use crate::scheduler::duration::{self, Text as DurationText};
 use log::LevelFilter;
 use schemars::JsonSchema;
 use serde::de::{self, Deserialize, Deserializer};
@@ -10,12 +11,6 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
-
-/// Far beyond any use, and far below where adding it to an `Instant` overflows.
-const LONGEST: Duration = Duration::from_secs(1000 * 365 * 86_400);
-
-/// Seconds in each unit.
-const DURATION_UNITS: &[(&str, f64)] = &[("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_600.0), ("d", 86_400.0)];
 
 /// Bytes in each unit.
 const SIZE_UNITS: &[(&str, f64)] = &[
@@ -29,17 +24,6 @@ const SIZE_UNITS: &[(&str, f64)] = &[
     ("MiB", 1_048_576.0),
     ("GiB", 1_073_741_824.0),
 ];
-
-/// A duration above zero: `250ms`, `1.5s`, `30s`, `5m`, `1h`, `1d`.
-///
-/// # Errors
-/// What was expected.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    quantity(text, DURATION_UNITS)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|duration| !duration.is_zero() && *duration <= LONGEST)
-        .ok_or_else(|| "expected a duration above zero such as 250ms, 1.5s, 30s, 5m or 1h".into())
-}
 
 /// A number of bytes above zero: `64MiB`, `1GB`, `4096`.
 ///
@@ -145,25 +129,6 @@ pub(super) fn log_level<'de, D: Deserializer<'de>>(source: D) -> Result<String, 
     read(source, parse_log_level)
 }
 
-pub(super) mod duration {
-    use super::{Deserializer, Duration, parse_duration, read};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(source: D) -> Result<Duration, D::Error> {
-        read(source, parse_duration)
-    }
-
-    /// For the defaults in the schema.
-    pub fn serialize<S: serde::Serializer>(value: &Duration, sink: S) -> Result<S::Ok, S::Error> {
-        let (seconds, fraction) = (value.as_secs(), value.subsec_millis());
-        match (seconds, fraction) {
-            (_, 1..) => sink.collect_str(&format_args!("{}ms", value.as_millis())),
-            (s, _) if s % 3600 == 0 => sink.collect_str(&format_args!("{}h", s / 3600)),
-            (s, _) if s % 60 == 0 => sink.collect_str(&format_args!("{}m", s / 60)),
-            (s, _) => sink.collect_str(&format_args!("{s}s")),
-        }
-    }
-}
-
 /// A duration that depends on something else when absent.
 pub(super) mod optional_duration {
     use super::{Deserializer, Duration, duration};
@@ -197,12 +162,6 @@ pub(super) mod size {
     }
 }
 
-/// A duration in the schema.
-#[derive(JsonSchema)]
-#[schemars(inline)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(super) struct DurationText(#[schemars(regex(pattern = r"^[0-9.]+ ?(ms|s|m|h|d)$|\$\{"))] String);
-
 /// A size in the schema.
 #[derive(JsonSchema)]
 #[serde(untagged)]
@@ -216,19 +175,6 @@ pub(super) enum SizeText {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_a_unit() {
-        let read = |text| parse_duration(text).ok();
-        assert_eq!(read("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(read("1.5s"), Some(Duration::from_millis(1500)));
-        assert_eq!(read("0.1s"), Some(Duration::from_millis(100)));
-        assert_eq!(read("5m"), Some(Duration::from_secs(300)));
-        assert_eq!(read("1 h"), Some(Duration::from_secs(3600)));
-        for wrong in ["", "30", "0s", "-1s", "1e3s", "s", "1.2.3s", "5 weeks", "nans", "infs", "9999999d"] {
-            assert_eq!(read(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn sizes_may_have_a_unit() {

@@ -1,13 +1,12 @@
 //! The one configuration tree. YAML, flags and reload all produce it; nothing else holds settings.
 //!
 //! Types that look alike in YAML derive their surface form here, and their doc comments become the
-//! schema; the two that do not (the root and the scheduler) have theirs in `yaml.rs`. Defaults are in
-//! `defaults.rs`.
+//! schema; the root has its own in `yaml.rs`. Defaults are in `defaults.rs`; the scheduler's settings are its own.
 
 use super::allow::HostPattern;
 use super::humane;
 use crate::scheduler::Policy;
-pub use crate::scheduler::{Feedback, OnTimeout, Routing};
+pub use crate::scheduler::{Feedback, OnTimeout, Routing, Settings as Scheduler};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -340,54 +339,16 @@ pub struct Eject {
     pub share: f64,
 }
 
-/// The scheduler of pools with `routing: program`. Each field is the YAML key of the same name
-/// (`hold_max` is `hold.max`).
-#[derive(Clone, Debug)]
-pub struct Scheduler {
-    pub hold_max: Duration,
-    pub hold_on_timeout: OnTimeout,
-    pub hold_queue: usize,
-    /// Share of the capacity left free, 0–0.5.
-    pub headroom: f64,
-    /// As a share of the capacity, at least 0.1.
-    pub forecast_slack: f64,
-    pub forecast_horizon: Duration,
-    pub evict_cost_factor: f64,
-    pub evict_idle_factor: f64,
-    pub fair_after: Duration,
-    pub fair_bound: Duration,
-    pub feedback: Feedback,
-    pub tick: Duration,
-    pub no_backend_wait: Duration,
-    /// Weight of an idle program's footprint, 0–1 (ThunderAgent's `--acting-token-weight`).
-    pub acting_weight: f64,
-    /// Let the weight of an idle program fall as 2^(-idle seconds).
-    pub acting_decay: bool,
-}
-
 impl Config {
-    /// What the scheduler of a pool with this routing goes by.
+    /// What the scheduler of this pool goes by.
     #[must_use]
-    pub fn policy(&self, routing: Routing) -> Policy {
-        let (scheduler, programs) = (&self.scheduler, &self.programs);
+    pub fn policy(&self, pool: &Pool) -> Policy {
         Policy {
-            routing,
-            hold_max: scheduler.hold_max,
-            on_timeout: scheduler.hold_on_timeout,
-            queue: scheduler.hold_queue,
-            headroom: scheduler.headroom,
-            forecast_slack: scheduler.forecast_slack,
-            forecast_horizon: scheduler.forecast_horizon,
-            evict_cost_factor: scheduler.evict_cost_factor,
-            evict_idle_factor: scheduler.evict_idle_factor,
-            fair_after: scheduler.fair_after,
-            fair_bound: scheduler.fair_bound,
-            feedback: scheduler.feedback == Feedback::Auto,
-            no_backend_wait: scheduler.no_backend_wait,
-            acting_weight: scheduler.acting_weight,
-            acting_decay: scheduler.acting_decay,
-            idle_ttl: programs.idle_ttl,
-            max_programs: programs.max,
+            routing: pool.routing,
+            settings: self.scheduler.clone(),
+            idle_ttl: self.programs.idle_ttl,
+            max_programs: self.programs.max,
+            slow_start: pool.health.slow_start,
         }
     }
 }

@@ -173,9 +173,9 @@ impl Check {
         let scheduler = &config.scheduler;
         self.within(scheduler.headroom, 0.0, 0.5, "scheduler.headroom");
         self.within(scheduler.acting_weight, 0.0, 1.0, "scheduler.acting_weight");
-        self.within(scheduler.forecast_slack, 0.1, 10.0, "scheduler.forecast.slack");
+        self.within(scheduler.forecast.slack, 0.1, 10.0, "scheduler.forecast.slack");
         for (factor, key) in
-            [(scheduler.evict_cost_factor, "cost_factor"), (scheduler.evict_idle_factor, "idle_factor")]
+            [(scheduler.evict.cost_factor, "cost_factor"), (scheduler.evict.idle_factor, "idle_factor")]
         {
             let path = format!("scheduler.evict.{key}");
             self.that(factor >= 0.0, path, "must not be negative");

@@ -6,8 +6,8 @@ use super::humane;
 use super::mistake::Failure;
 use super::node::{self, MAX_DOCUMENT};
 use super::tree::{
-    Admin, Auth, Backend, Config, Feedback, Identity, Limits, Listener, Logging, Metrics, OnTimeout, Pool, Profile,
-    Programs, Retry, Scheduler, State, Timeouts, UrlOrBackend,
+    Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, Pool, Profile, Programs, Retry,
+    Scheduler, State, Timeouts, UrlOrBackend,
 };
 use super::{Mark, Mistake, read};
 use schemars::JsonSchema;
@@ -17,7 +17,6 @@ use std::fmt;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 /// Thundergate's configuration.
 #[derive(Default, serde::Deserialize, JsonSchema)]
@@ -37,7 +36,7 @@ pub(super) struct File {
     /// Pools of backends, one for each model.
     models: Vec<Pool>,
     /// When and where steps run, in pools with `routing: program`.
-    scheduler: SchedulerKeys,
+    scheduler: Scheduler,
     /// What is remembered of programs.
     programs: Programs,
     /// Where a step's program is looked for.
@@ -58,93 +57,6 @@ pub(super) struct File {
     profile: Option<Profile>,
     /// How the backends' own `/metrics` are read.
     metrics: Metrics,
-}
-
-/// When and where steps run.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct SchedulerKeys {
-    /// What happens to a step that has to wait for room.
-    hold: Hold,
-    /// Share of each backend's capacity that is left free: 0 to 0.5.
-    #[schemars(range(min = 0.0, max = 0.5))]
-    headroom: f64,
-    /// How far ahead room is looked for, since programs grow.
-    forecast: Forecast,
-    /// When an idle program has to make room.
-    evict: Evict,
-    /// When one that waits comes before all others.
-    fair: Fair,
-    /// Whether a backend's capacity is corrected by the `cached_tokens` of its answers.
-    feedback: Feedback,
-    /// Time between two looks at what changes by itself, such as programs that have gone idle.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    tick: Duration,
-    /// How long a step waits while no backend is usable before it gets 503.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    no_backend_wait: Duration,
-    /// How much an idle program's tokens count against capacity: 0 to 1.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    acting_weight: f64,
-    /// Let that weight halve with every second that the program is idle.
-    acting_decay: bool,
-}
-
-/// What happens to a step that has to wait for room.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Hold {
-    /// Longest wait. Must lie below the clients' own timeout.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    max: Duration,
-    /// What happens then.
-    on_timeout: OnTimeout,
-    /// Steps that may wait at once; more get 429.
-    queue: usize,
-}
-
-/// How far ahead room is looked for, since programs grow.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Forecast {
-    /// Share of the capacity that the programs of a backend may come to need at their worst moment ahead,
-    /// for a new one to be let in.
-    #[schemars(range(min = 0.1))]
-    slack: f64,
-    /// How far ahead a program that returns must fit.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    horizon: Duration,
-}
-
-/// When an idle program has to make room.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Evict {
-    /// Once it was idle for this many times the stall that recomputing it would cause.
-    #[schemars(range(min = 0.0))]
-    cost_factor: f64,
-    /// Or for this many times the 99th percentile of the pauses between two steps.
-    #[schemars(range(min = 0.0))]
-    idle_factor: f64,
-}
-
-/// When one that waits comes before all others.
-#[derive(serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Fair {
-    /// A started program that has waited this long stops all that are younger, until there is room for it.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    after: Duration,
-    /// Most that a started program waits: shortly before, a backend is kept free for it, and programs there make
-    /// way as their turns end.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    bound: Duration,
 }
 
 /// Reads a file; its mistakes are in the draft.
@@ -204,7 +116,7 @@ impl File {
         let mut config = Config {
             admin: self.admin,
             models: self.models,
-            scheduler: self.scheduler.into(),
+            scheduler: self.scheduler,
             programs: self.programs,
             identity: self.identity,
             auth: self.auth,
@@ -254,76 +166,6 @@ impl File {
         }
         draft.config = Some(config);
         draft
-    }
-}
-
-// === impl SchedulerKeys ===
-
-impl Default for SchedulerKeys {
-    fn default() -> Self {
-        let defaults = Scheduler::default();
-        Self {
-            hold: Hold::default(),
-            headroom: defaults.headroom,
-            forecast: Forecast::default(),
-            evict: Evict::default(),
-            fair: Fair::default(),
-            feedback: defaults.feedback,
-            tick: defaults.tick,
-            no_backend_wait: defaults.no_backend_wait,
-            acting_weight: defaults.acting_weight,
-            acting_decay: defaults.acting_decay,
-        }
-    }
-}
-
-impl Default for Hold {
-    fn default() -> Self {
-        let defaults = Scheduler::default();
-        Self { max: defaults.hold_max, on_timeout: defaults.hold_on_timeout, queue: defaults.hold_queue }
-    }
-}
-
-impl Default for Forecast {
-    fn default() -> Self {
-        let defaults = Scheduler::default();
-        Self { slack: defaults.forecast_slack, horizon: defaults.forecast_horizon }
-    }
-}
-
-impl Default for Fair {
-    fn default() -> Self {
-        let defaults = Scheduler::default();
-        Self { after: defaults.fair_after, bound: defaults.fair_bound }
-    }
-}
-
-impl Default for Evict {
-    fn default() -> Self {
-        let defaults = Scheduler::default();
-        Self { cost_factor: defaults.evict_cost_factor, idle_factor: defaults.evict_idle_factor }
-    }
-}
-
-impl From<SchedulerKeys> for Scheduler {
-    fn from(keys: SchedulerKeys) -> Self {
-        Self {
-            hold_max: keys.hold.max,
-            hold_on_timeout: keys.hold.on_timeout,
-            hold_queue: keys.hold.queue,
-            headroom: keys.headroom,
-            forecast_slack: keys.forecast.slack,
-            forecast_horizon: keys.forecast.horizon,
-            evict_cost_factor: keys.evict.cost_factor,
-            evict_idle_factor: keys.evict.idle_factor,
-            fair_after: keys.fair.after,
-            fair_bound: keys.fair.bound,
-            feedback: keys.feedback,
-            tick: keys.tick,
-            no_backend_wait: keys.no_backend_wait,
-            acting_weight: keys.acting_weight,
-            acting_decay: keys.acting_decay,
-        }
     }
 }
 

@@ -12,7 +12,7 @@ const BACKEND: BackendId = BackendId(1);
 /// As if nothing grew.
 fn config() -> Config {
     let mut config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
-    config.scheduler.forecast_slack = 9.0;
+    config.scheduler.forecast.slack = 9.0;
     config
 }
 
@@ -151,7 +151,7 @@ async fn a_reload_that_makes_room_lets_a_held_step_in() {
     let gate = gate();
     let mut config = config();
     config.scheduler.headroom = 0.5;
-    config.scheduler.hold_queue = 1;
+    config.scheduler.hold.queue = 1;
     gate.reload(&config);
     let mut a = step(&gate, "a", 4_000);
     assert!(now(a.admitted()).unwrap().is_ok());

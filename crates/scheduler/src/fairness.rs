@@ -14,7 +14,7 @@ impl Scheduler {
     /// Reserves a backend for whoever has waited too long, longest first and one a backend, and admits those
     /// for whom there is room by now.
     pub(super) fn serve_overdue(&mut self) {
-        let limit = self.policy.fair_bound.mul_f64(RESERVE_AFTER);
+        let limit = self.policy.settings.fair.bound.mul_f64(RESERVE_AFTER);
         let late = |&&(since, _): &&(Duration, Pid)| self.now.saturating_sub(since) >= limit;
         let overdue: Vec<Pid> =
             self.queue.longest.iter().take_while(late).take(self.backends.len()).map(|&(_, pid)| pid).collect();
@@ -68,7 +68,7 @@ impl Scheduler {
         let fits = found.tokens >= missing;
         if !fits {
             // Not yet. What ends its turn from now on goes if it is younger, and in the end whoever it is.
-            let patient = program.waited(self.now) < self.policy.fair_bound;
+            let patient = program.waited(self.now) < self.policy.settings.fair.bound;
             let age = (program.first_seen, pid);
             found = Default::default();
             self.add_settled(backend, missing, &mut found, |other| !patient || other > age);

@@ -34,7 +34,7 @@ impl Scheduler {
             if self.admit(pid, news.places(pid)) {
                 // Those behind it may not have been looked at before.
                 news.all = true;
-            } else if self.waited(pid) >= self.policy.fair_after {
+            } else if self.waited(pid) >= self.policy.settings.fair.after {
                 return;
             }
         }
@@ -201,7 +201,7 @@ impl Scheduler {
         if outlook.is_empty() {
             return true;
         }
-        let limit = if program.started() { effective } else { effective.scale(self.policy.forecast_slack) };
+        let limit = if program.started() { effective } else { effective.scale(self.policy.settings.forecast.slack) };
         let left = self.growth.left(need, effective);
         outlook.peak_with(need - self.shared(program.class), left, program.started()) <= limit
     }
@@ -226,7 +226,7 @@ impl Scheduler {
             }
             let capacity = self.effective(backend, None).unwrap_or_default();
             let evictable = (evictable, backend.leased.len());
-            Outlook::new(&self.growth, &members, evictable, capacity, self.policy.forecast_horizon)
+            Outlook::new(&self.growth, &members, evictable, capacity, self.policy.settings.forecast.horizon)
         })
     }
 

@@ -10,7 +10,7 @@ impl Scheduler {
 
     /// Tokens that programs may claim on the backend, with `class` among them; `None`: no limit known.
     pub(super) fn effective(&self, backend: &Backend, with: Option<u64>) -> Option<Tokens> {
-        backend.effective(self.policy.headroom, |class| self.classes.shared(class), with)
+        backend.effective(self.policy.settings.headroom, |class| self.classes.shared(class), with)
     }
 
     /// Gives the program a lease; its steps must be started next.

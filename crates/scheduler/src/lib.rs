@@ -8,6 +8,7 @@
 mod backend;
 mod check;
 mod class;
+pub mod duration;
 mod estimate;
 pub mod event;
 mod fairness;
@@ -37,7 +38,7 @@ mod tests;
 pub use event::*;
 pub use memory::{BackendMemory, Experience, Memory, ProgramMemory};
 pub use policy::Policy;
-pub use settings::{Feedback, OnTimeout, Routing};
+pub use settings::{Feedback, OnTimeout, Routing, Settings};
 pub use view::{LoadView, ProgramView};
 
 use backend::Backend;
@@ -78,8 +79,6 @@ pub struct Scheduler {
     draining: bool,
     /// Since when no backend has been usable.
     no_backend_since: Option<Duration>,
-    /// See [`Scheduler::slow_start`].
-    slow_start: Duration,
     /// Round robin goes on after this one.
     last_choice: Option<BackendId>,
     next_pid: u64,
@@ -113,7 +112,6 @@ impl Scheduler {
             frozen: false,
             draining: false,
             no_backend_since: Some(Duration::ZERO),
-            slow_start: Duration::ZERO,
             last_choice: None,
             next_pid: 0,
             next_order: 0,
@@ -121,13 +119,6 @@ impl Scheduler {
             recalled: None,
             out: Vec::new(),
         }
-    }
-
-    /// A backend that returns gets its full share of the steps that are routed by load after this time only.
-    #[must_use]
-    pub fn slow_start(mut self, time: Duration) -> Self {
-        self.slow_start = time;
-        self
     }
 
     /// Takes in what happened at `now` and appends what is to be done. A time before the last event's

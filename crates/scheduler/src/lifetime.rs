@@ -84,7 +84,7 @@ impl Scheduler {
     pub(super) fn tick(&mut self) {
         self.news.all = true;
         for backend in self.backends.values_mut() {
-            backend.tick(self.now, self.slow_start);
+            backend.tick(self.now, self.policy.slow_start);
         }
         self.expire_programs();
         self.presume_over();
@@ -142,7 +142,7 @@ impl Scheduler {
         let Some(since) = self.no_backend_since else {
             return;
         };
-        let (now, wait) = (self.now, self.policy.no_backend_wait);
+        let (now, wait) = (self.now, self.policy.settings.no_backend_wait);
         let late = |&&(arrived, _): &&(Duration, StepId)| now.saturating_sub(since.max(arrived)) >= wait;
         let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
         for step in late {
@@ -153,7 +153,7 @@ impl Scheduler {
     /// No step waits for ever: past `scheduler.hold.max` a started program is let in although it does not
     /// fit, one on a backend at a time; a new one is refused.
     fn end_long_holds(&mut self) {
-        let (now, most) = (self.now, self.policy.hold_max);
+        let (now, most) = (self.now, self.policy.settings.hold.max);
         let late = |&&(since, _): &&(Duration, StepId)| now.saturating_sub(since) >= most;
         let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
         for id in late {
@@ -164,7 +164,7 @@ impl Scheduler {
             // Leases are for routing by program alone.
             let pid = step.program.filter(|_| self.policy.routing == Routing::Program);
             let started = pid.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
-            match (started, self.policy.on_timeout) {
+            match (started, self.policy.settings.hold.on_timeout) {
                 (Some(pid), OnTimeout::Admit) => self.force(pid),
                 _ => self.refuse(id, RefuseReason::HeldTooLong),
             }

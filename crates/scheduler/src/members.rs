@@ -16,7 +16,7 @@ impl Scheduler {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        backend.rise(self.now, self.slow_start);
+        backend.rise(self.now, self.policy.slow_start);
         backend.draining = false;
         // Also of those that run elsewhere by now: should that fail as well, they may return here.
         self.steps.values_mut().for_each(|step| step.avoid.retain(|&avoided| avoided != id));

@@ -1,6 +1,6 @@
 //! The settings of the policy, and its constants with their reasons.
 
-use super::settings::{OnTimeout, Routing};
+use crate::settings::{Routing, Settings};
 use crate::units::Tokens;
 use std::time::Duration;
 
@@ -29,29 +29,15 @@ pub const LOAD_TICKS: f64 = 30.0;
 /// More tokens are no prompt, output or context, whoever says so: sums of such numbers stay sums.
 pub const LARGEST: Tokens = Tokens(1 << 40);
 
+/// What the scheduler of one pool goes by.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub routing: Routing,
-    pub hold_max: Duration,
-    pub on_timeout: OnTimeout,
-    /// Most steps held at once.
-    pub queue: usize,
-    /// Share of the capacity left free, 0–1.
-    pub headroom: f64,
-    /// How far over the capacity the forecast for a new program may go, as a factor.
-    pub forecast_slack: f64,
-    pub forecast_horizon: Duration,
-    pub evict_cost_factor: f64,
-    pub evict_idle_factor: f64,
-    /// A started program that has waited this long stops everything behind it.
-    pub fair_after: Duration,
-    /// What the wait of a started program is held under.
-    pub fair_bound: Duration,
-    /// Correct capacities by what answers say was cached.
-    pub feedback: bool,
-    pub no_backend_wait: Duration,
-    pub acting_weight: f64,
-    pub acting_decay: bool,
+    pub settings: Settings,
+    /// A program without a step for this long is forgotten.
     pub idle_ttl: Duration,
+    /// Programs known at once; beyond that the longest idle one is forgotten for each new one.
     pub max_programs: usize,
+    /// A backend that returns gets its full share of the steps that are routed by load after this time only.
+    pub slow_start: Duration,
 }

@@ -37,8 +37,8 @@ impl Scheduler {
     /// every step in flight for as long as the context takes to compute again.
     pub(super) fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
-        let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.evict_cost_factor;
-        let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.evict_idle_factor));
+        let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.settings.evict.cost_factor;
+        let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.settings.evict.idle_factor));
         idle.as_secs_f64() > stall || gap.is_some_and(|gap| idle > gap)
     }
 
@@ -99,7 +99,7 @@ impl Scheduler {
     /// Claims with idle programs at their weight: whole, unless `scheduler.acting_weight` or
     /// `scheduler.acting_decay` says that an idle program counts for less.
     pub(super) fn weighed_claims(&self, backend: &Backend) -> Tokens {
-        let (weight, decay) = (self.policy.acting_weight, self.policy.acting_decay);
+        let (weight, decay) = (self.policy.settings.acting_weight, self.policy.settings.acting_decay);
         if !decay {
             return backend.claims - backend.idle_claims.scale(1.0 - weight);
         }

@@ -74,7 +74,7 @@ impl Scheduler {
         let Some(step) = self.steps.get(&id) else {
             return;
         };
-        if self.queue.len() >= self.policy.queue {
+        if self.queue.len() >= self.policy.settings.hold.queue {
             self.refuse(id, RefuseReason::QueueFull);
             return;
         }
@@ -337,7 +337,7 @@ impl Scheduler {
         self.learned.saw_output(usage.completion);
         self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
         let Some(cached) = usage.cached else { return false };
-        let resident = run.resident.filter(|_| self.policy.feedback);
+        let resident = run.resident.filter(|_| self.policy.settings.feedback == settings::Feedback::Auto);
         if let (Some(previous), Some(backend)) = (resident, self.backends.get_mut(&run.backend)) {
             backend.feedback.saw(previous, cached);
         }

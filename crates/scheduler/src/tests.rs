@@ -15,7 +15,7 @@ mod world;
 use super::*;
 use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
-use world::{World, policy, unforeseen, usage};
+use world::{World, policy, unforeseen, usage, with};
 
 #[test]
 fn a_step_of_a_leased_program_goes_at_once_past_every_waiter() {
@@ -295,7 +295,7 @@ fn a_step_held_too_long_is_forced_in_when_its_program_has_started_and_refused_wh
 
 #[test]
 fn on_timeout_reject_refuses_started_programs_too() {
-    let mut world = World::new(Policy { on_timeout: OnTimeout::Reject, ..policy() }, &[Some(10_000)]);
+    let mut world = World::new(with(|settings| settings.hold.on_timeout = OnTimeout::Reject), &[Some(10_000)]);
     let a = world.arrive("a", 6_000);
     world.answer(a, usage(6_000, 10));
     world.down(0);
@@ -309,7 +309,7 @@ fn on_timeout_reject_refuses_started_programs_too() {
 
 #[test]
 fn a_full_queue_refuses_and_forgets() {
-    let mut world = World::new(Policy { queue: 1, ..policy() }, &[Some(10_000)]);
+    let mut world = World::new(with(|settings| settings.hold.queue = 1), &[Some(10_000)]);
     let _a = world.arrive("a", 9_000);
     let _b = world.arrive("b", 9_000);
     let c = world.arrive("c", 9_000);
@@ -454,8 +454,9 @@ fn the_same_events_give_the_same_decisions() {
 
 #[test]
 fn a_capacity_that_is_too_high_is_corrected_unless_feedback_is_off() {
-    for feedback in [true, false] {
-        let mut world = World::new(Policy { feedback, ..unforeseen() }, &[Some(10_000)]);
+    for feedback in [Feedback::Auto, Feedback::Off] {
+        let policy = with(|settings| (settings.forecast.slack, settings.feedback) = (9.0, feedback));
+        let mut world = World::new(policy, &[Some(10_000)]);
         for tokens in 5_000..5_100 {
             let step = world.arrive("a", tokens);
             // All of it should have been there.
@@ -464,6 +465,6 @@ fn a_capacity_that_is_too_high_is_corrected_unless_feedback_is_off() {
         }
         let full = Tokens(9_800);
         let effective = world.load(0).effective_capacity.unwrap();
-        assert_eq!(effective < full, feedback, "{effective}");
+        assert_eq!(effective < full, feedback == Feedback::Auto, "{effective}");
     }
 }

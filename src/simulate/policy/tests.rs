@@ -19,7 +19,7 @@ impl Bench {
     /// Backends of 1000 tokens each.
     fn new(name: &str, backends: u32) -> Self {
         let ours = crate::config::Config::default();
-        let ours = ours.policy(crate::config::Routing::Program);
+        let ours = ours.policy(&crate::config::Pool::default());
         let choice: Choice = name.parse().unwrap();
         let mut bench = Self { policy: choice.build(&ours), now: Duration::ZERO, next: 0 };
         for backend in (0..backends).map(BackendId) {

@@ -259,7 +259,7 @@ impl Oracle {
                 let step = self.steps.remove(step).expect("only an open step can be refused");
                 assert!(step.run.is_none(), "refused while it runs: {step:?}");
                 let waited = self.now.saturating_sub(step.arrived);
-                assert!(*reason != RefuseReason::HeldTooLong || waited >= self.policy.hold_max, "{waited:?}");
+                assert!(*reason != RefuseReason::HeldTooLong || waited >= self.policy.settings.hold.max, "{waited:?}");
             }
             Decision::Held { step, .. } => {
                 let step = self.steps.get_mut(step).filter(|step| step.run.is_none()).expect("it waits");
@@ -327,8 +327,8 @@ impl Oracle {
         match kind {
             DispatchKind::Leased => return assert_eq!(life.lease, Some(on), "{life:?}"),
             DispatchKind::Forced => {
-                assert!(started && self.policy.on_timeout == OnTimeout::Admit);
-                assert!(again || waited >= self.policy.hold_max, "forced in after {waited:?}");
+                assert!(started && self.policy.settings.hold.on_timeout == OnTimeout::Admit);
+                assert!(again || waited >= self.policy.settings.hold.max, "forced in after {waited:?}");
             }
             DispatchKind::Resumed => assert!(started),
             DispatchKind::New => {

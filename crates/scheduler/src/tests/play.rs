@@ -82,10 +82,9 @@ pub fn start() -> impl Strategy<Value = Start> {
     let capacities = vec(option::weighted(0.9, 500..30_000_u64), 1..=usize::from(SLOTS));
     let all = (routing, timeout, queue, most, acting, capacities);
     all.prop_map(|(routing, on_timeout, queue, max_programs, (acting_weight, acting_decay), capacities)| {
-        let hold_max = HOLD_MAX;
-        let policy =
-            Policy { routing, on_timeout, queue, max_programs, acting_weight, acting_decay, hold_max, ..policy() };
-        Start { policy, capacities }
+        let hold = settings::Hold { max: HOLD_MAX, on_timeout, queue };
+        let settings = Settings { hold, acting_weight, acting_decay, ..Settings::default() };
+        Start { policy: Policy { routing, settings, max_programs, ..policy() }, capacities }
     })
 }
 

@@ -12,8 +12,7 @@ fn on_first(world: &mut World, count: usize) -> usize {
 
 #[test]
 fn a_backend_that_returns_gets_its_share_of_unlabelled_steps_little_by_little() {
-    let mut world = World::new(policy(), &[None, None]);
-    world.scheduler = world.scheduler.slow_start(SLOW_START);
+    let mut world = World::new(Policy { slow_start: SLOW_START, ..policy() }, &[None, None]);
     world.down(0);
     assert_eq!(on_first(&mut world, 40), 0);
     world.up(0);
@@ -32,8 +31,7 @@ fn a_backend_that_returns_gets_its_share_of_unlabelled_steps_little_by_little() 
 
 #[test]
 fn a_backend_that_comes_up_for_the_first_time_has_its_full_share_at_once() {
-    let mut world = World::new(policy(), &[None, None]);
-    world.scheduler = world.scheduler.slow_start(SLOW_START);
+    let mut world = World::new(Policy { slow_start: SLOW_START, ..policy() }, &[None, None]);
     let backend = BackendId(2);
     world.handle(Event::BackendAdded { backend, weight: 1, capacity: None });
     world.up(2);

@@ -4,30 +4,25 @@ use super::*;
 use crate::units::Tokens;
 
 pub fn policy() -> Policy {
+    with(|_| {})
+}
+
+/// The defaults, with some settings changed.
+pub fn with(change: impl FnOnce(&mut Settings)) -> Policy {
+    let mut settings = Settings::default();
+    change(&mut settings);
     Policy {
         routing: Routing::Program,
-        hold_max: Duration::from_secs(1_800),
-        on_timeout: OnTimeout::Admit,
-        queue: 10_000,
-        headroom: 0.02,
-        forecast_slack: 1.1,
-        forecast_horizon: Duration::from_secs(60),
-        evict_cost_factor: 1.0,
-        evict_idle_factor: 2.0,
-        fair_after: Duration::from_secs(30),
-        fair_bound: Duration::from_secs(600),
-        feedback: true,
-        no_backend_wait: Duration::from_secs(30),
-        acting_weight: 1.0,
-        acting_decay: false,
+        settings,
         idle_ttl: Duration::from_secs(1_800),
         max_programs: 1_000,
+        slow_start: Duration::ZERO,
     }
 }
 
 /// As if nothing grew.
 pub fn unforeseen() -> Policy {
-    Policy { forecast_slack: 9.0, ..policy() }
+    with(|settings| settings.forecast.slack = 9.0)
 }
 
 pub fn usage(prompt: u64, completion: u64) -> Usage {

@@ -54,7 +54,7 @@ impl Oracle {
         let admitted = || self.admitted.iter().filter(|(_, on, _)| *on == load.backend);
         let giant = |at: usize| self.charge(at) > capacity.scale(0.95);
         let excused = admitted().any(|&(at, _, kind)| kind == DispatchKind::Forced || giant(at));
-        let weighed = self.policy.acting_decay || self.policy.acting_weight < 1.0;
+        let weighed = self.policy.settings.acting_decay || self.policy.settings.acting_weight < 1.0;
         let claims = load.charged_running + load.charged_idle;
         assert!(
             claims <= capacity || admitted().count() == 0 || excused || weighed,
