@@ -4,4 +4,3 @@ pub mod budget;
 pub mod envelope;
 pub mod marks;
 pub mod quoted;
-pub mod read;

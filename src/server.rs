@@ -14,6 +14,7 @@ pub use upgrade::UpgradeError;
 use crate::app::{App, AppError};
 use crate::config::{Config, Flags, Listener};
 use crate::control::Listener as Side;
+use crate::exchange::Exchange;
 use crate::proxy::Proxy;
 use crate::state::{SnapshotWriter, StoreError};
 use door::{Door, Seats};
@@ -50,7 +51,7 @@ pub struct Server {
     listeners: Listeners,
     certificates: Vec<Arc<Certificates>>,
     /// What serves, and its connections: of the main listeners, and of the admin listener.
-    sides: Vec<(Arc<Proxy>, Arc<Seats>)>,
+    sides: Vec<(Arc<Exchange<Proxy>>, Arc<Seats>)>,
     /// Connections are to end.
     leave: watch::Sender<bool>,
     /// No more connections are accepted.
@@ -143,7 +144,11 @@ async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
 fn raise_descriptors(connections: u64) {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit / 2 < connections => {
-            log::warn!("limits.connections is {connections}, but `ulimit -n` allows only {limit} open files");
+            let needed = connections.saturating_mul(2);
+            log::warn!(
+                "limits.connections is {connections}, which may take {needed} open files (a client's and a backend's \
+                 for each); `ulimit -n` allows {limit}"
+            );
         }
         Ok(_) => {}
         Err(e) => log::warn!("the limit on open files stays as it is: {e}"),

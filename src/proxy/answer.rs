@@ -1,73 +1,85 @@
 //! The answer on its way back: observed, never held, and the step settled as soon as its last byte is seen.
 
 use super::Proxy;
-use super::ctx::Ctx;
+use super::ctx::{Answer, Ctx, Kind};
 use super::observe::Observer;
 use super::reply::REQUEST_ID;
 use crate::fleet::BackendFault;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, header};
-use pingora_http::ResponseHeader;
-use std::time::{Duration, Instant};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+use std::time::Instant;
 
 const BACKEND: HeaderName = HeaderName::from_static("x-thundergate-backend");
 const HELD: HeaderName = HeaderName::from_static("x-thundergate-held-ms");
 
-/// How long a stream that has said its last word may take to close: its client waits for that end.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
 impl Proxy {
-    pub(super) fn response_head(&self, head: &mut ResponseHeader, ctx: &mut Ctx) -> pingora_core::Result<()> {
+    pub(super) fn response_head(&self, session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !session.is_upgrade_req() {
+                // The client would take what follows for another protocol.
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without having been asked").into_up());
+            }
+            ctx.answer.status = head.status.as_u16();
+            return Ok(());
+        }
+        if head.status.is_informational() {
+            return Ok(());
+        }
         ctx.answer.status = head.status.as_u16();
+        // A conversation of a megabyte is not kept for as long as its answer takes.
+        ctx.payload.release();
         ctx.heard();
-        if let (Some(backend), Some(fault)) = (&ctx.backend, BackendFault::of_status(ctx.answer.status)) {
+        if let (Some(backend), Some(fault)) = (&ctx.target.backend, BackendFault::of_status(ctx.answer.status)) {
             self.app.fleet.failed(backend.id, fault);
         }
         head.insert_header(REQUEST_ID, ctx.id.clone())?;
-        head.insert_header(HELD, ctx.held.as_millis().to_string())?;
-        if let Some(backend) = &ctx.backend {
+        head.insert_header(HELD, ctx.work.held.as_millis().to_string())?;
+        if let Some(backend) = &ctx.target.backend {
             head.insert_header(BACKEND, &backend.url)?;
         }
-        if let Some(key) = &ctx.key {
+        if let Some(key) = &ctx.caller.key {
             self.limits.tell(&self.app.settings().limits.per_key, key, head)?;
         }
-        if ctx.inference && head.status.is_success() && !is_encoded(head) {
-            observe(head, ctx);
+        if ctx.kind == Kind::Inference && head.status.is_success() && !is_encoded(head) {
+            observe(head, ctx)?;
         }
         Ok(())
     }
 
     /// One piece of the answer, `end` with the last: what the client is to get of it.
-    pub(super) fn response_piece(&self, piece: Bytes, end: bool, now: Instant, ctx: &mut Ctx) -> Bytes {
+    pub(super) fn response_piece(&self, piece: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
         ctx.heard();
-        if let Some(trail) = &mut ctx.trail {
-            trail.heard(&piece);
+        if let (Some(trail), Some(piece)) = (&mut ctx.work.trail, &piece) {
+            trail.heard(piece);
         }
-        let mut seen = piece;
         if let Some(mut observer) = ctx.answer.observer.take() {
-            seen = observer.feed(seen);
+            let mut seen = piece.take().map(|piece| observer.feed(piece));
             if end {
-                seen = joined(seen, observer.finish());
+                seen = Some(joined(seen.unwrap_or_default(), observer.finish()));
             }
+            *piece = seen;
             ctx.answer.usage = observer.usage();
-            self.time(&observer, now, ctx);
+            self.time(&observer, ctx);
             if end || observer.ended() {
-                ctx.settle_by_status();
+                ctx.report_answer();
             }
             ctx.answer.observer = Some(observer);
         } else if end {
-            ctx.settle_by_status();
+            ctx.report_answer();
         }
-        ctx.answer.note_tail(&seen);
-        seen
+        ctx.answer.note_tail(piece.as_deref().unwrap_or_default());
     }
 
     /// First token, gaps between tokens, progress.
-    fn time(&self, observer: &Observer, now: Instant, ctx: &mut Ctx) {
+    fn time(&self, observer: &Observer, ctx: &mut Ctx) {
         if !observer.started() {
             return;
         }
-        let metrics = self.app.telemetry.metrics.model(ctx.pool);
+        let now = Instant::now();
+        let metrics = self.app.telemetry.metrics.model(ctx.work.pool);
         match ctx.answer.last.replace(now) {
             None => {
                 ctx.answer.first = Some(now);
@@ -76,7 +88,7 @@ impl Proxy {
             Some(last) if ctx.answer.events => metrics.inter_token(now - last),
             Some(_) => {}
         }
-        if let Some(step) = &mut ctx.step {
+        if let Some(step) = &mut ctx.work.step {
             if ctx.answer.first == Some(now) {
                 step.first_token();
             }
@@ -85,18 +97,19 @@ impl Proxy {
     }
 }
 
-fn observe(head: &mut ResponseHeader, ctx: &mut Ctx) {
+fn observe(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let kind = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     if kind.eq_ignore_ascii_case(b"text/event-stream") {
         ctx.answer.events = true;
-        ctx.answer.observer = Some(Observer::sse(ctx.strip_usage));
-        if ctx.strip_usage {
-            head.remove_header(&header::CONTENT_LENGTH);
+        ctx.answer.observer = Some(Observer::sse(ctx.payload.strip_usage));
+        if ctx.payload.strip_usage && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
     } else {
         ctx.answer.observer = Some(Observer::json());
     }
+    Ok(())
 }
 
 /// The observer cannot read it.
@@ -119,15 +132,7 @@ fn joined(first: Bytes, second: Bytes) -> Bytes {
 
 // === impl Answer ===
 
-impl super::ctx::Answer {
-    /// How long the next piece may take.
-    pub(super) fn patience(&self, idle: Duration) -> Duration {
-        match &self.observer {
-            Some(observer) if self.events && observer.ended() => LAST_WORD.min(idle),
-            _ => idle,
-        }
-    }
-
+impl Answer {
     pub(super) fn note_tail(&mut self, piece: &[u8]) {
         match piece {
             [.., a, b] => self.tail = [*a, *b],

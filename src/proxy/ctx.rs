@@ -1,8 +1,8 @@
 //! What is kept of one request. All that has to be given back is a guard in here.
 
 use super::auth::Key;
+use super::failure::Stop;
 use super::observe::Observer;
-use super::pulse::{Busy, Pulse};
 use crate::app::OpenGuard;
 use crate::body::budget::Charge;
 use crate::error::Refusal;
@@ -13,6 +13,7 @@ use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
 use bytes::Bytes;
 use http::HeaderValue;
+use pingora::{Error, ErrorType};
 use pingora_limits::inflight::Guard;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -21,53 +22,91 @@ use std::time::{Duration, Instant};
 /// Bytes of a request id.
 const MAX_ID: usize = 128;
 
+/// How long a stream that has said its last word may take to close: its client waits for that end.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 pub struct Ctx {
     pub arrived: Instant,
     /// `x-request-id`: the client's, or made here.
     pub id: HeaderValue,
     /// Path and query as they go upstream, before the backend's prefix.
-    pub target: String,
+    pub path: String,
+    pub kind: Kind,
+    pub caller: Caller,
+    pub work: Work,
+    pub target: Target,
+    pub payload: Payload,
+    pub answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The control API's: no traffic, so neither counted nor logged.
+    Control,
+    /// Traffic that is passed through as it is.
+    Passed,
+    /// A step: its answer is observed.
+    Inference,
+}
+
+/// Who asks.
+#[derive(Default)]
+pub struct Caller {
     pub key: Option<Arc<Key>>,
+    /// The key's place among its requests in flight; free before the client can see the end of its answer.
+    pub key_permit: Option<Guard>,
+    pub guards: Option<Guards>,
+}
+
+/// Held while a request is on its way to a backend, waiting included.
+pub struct Guards {
+    pub _open: OpenGuard,
+    pub _in_flight: InFlight,
+}
+
+/// What the gate knows of the request.
+#[derive(Default)]
+pub struct Work {
     pub pool: Option<PoolId>,
     pub program: Option<ProgramKey>,
-    /// Of a program without an id.
+    /// Fingerprint state; only set when the client named no program.
     pub trail: Option<Trail>,
     pub step: Option<Step>,
-    /// A place was given and not used yet.
+    /// The gate's word that has not been acted on yet.
     pub admission: Option<Admission>,
     pub held: Duration,
+}
+
+/// Where the request goes.
+#[derive(Default)]
+pub struct Target {
     pub backend: Option<Arc<Backend>>,
     /// The step is at the backend.
-    pub awaited: Option<PendingAnswer>,
+    pub pending: Option<PendingAnswer>,
     /// Backends that could not be reached, and when the first of them could not.
     pub unreached: usize,
     pub unreached_since: Option<Instant>,
-    /// What goes upstream in place of the body that was read; `None`: there was none.
-    pub body: Option<Bytes>,
-    /// Room for it.
-    pub charge: Charge,
-    /// An inference endpoint: the answer is observed.
-    pub inference: bool,
-    /// The usage event was asked for by us alone.
-    pub strip_usage: bool,
-    pub answer: Answer,
-    /// The error of our own that the client got, or is to get.
-    pub refusal: Option<Refusal>,
-    /// The client left before its answer was whole.
-    pub departed: bool,
-    /// It was answered as it was meant to be.
-    pub whole: bool,
-    pub guards: Option<Guards>,
-    /// The key's place among its requests in flight; free before the client can see the end of its answer.
-    pub place: Option<Guard>,
-    /// The client's connection is at work.
-    pub _busy: Option<Busy>,
+    /// `timeouts.first_byte` and `timeouts.stream_idle`, as they were when the backend was chosen.
+    pub first_byte: Duration,
+    pub stream_idle: Duration,
 }
 
-/// What has been seen of the backend's answer.
+/// What is sent.
+#[derive(Default)]
+pub struct Payload {
+    /// The body that goes upstream in place of the one that was read; `None`: there was none.
+    pub body: Option<Bytes>,
+    /// Room for the body.
+    pub charge: Charge,
+    /// The usage event was asked for by the proxy alone.
+    pub strip_usage: bool,
+}
+
+/// What came back: the backend's answer, or why there is none.
 #[derive(Default)]
 pub struct Answer {
     pub observer: Option<Observer>,
+    /// Zero until the backend has answered.
     pub status: u16,
     pub events: bool,
     /// When the request went to the backend, with how many bytes of body.
@@ -78,81 +117,87 @@ pub struct Answer {
     pub usage: Option<Usage>,
     /// The last bytes that went to the client, to know whether an event is open.
     pub tail: [u8; 2],
-}
-
-/// Held while a request is on its way to a backend, waiting included.
-pub struct Guards {
-    pub _open: OpenGuard,
-    pub _in_flight: InFlight,
+    /// The answer came whole by its own word, but its connection did not end as it should.
+    pub unended: bool,
+    /// The error of the proxy's own that the client got, or is to get.
+    pub refusal: Option<Refusal>,
+    /// The client left before its answer was whole.
+    pub departed: bool,
 }
 
 // === impl Ctx ===
 
 impl Ctx {
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(kind: Kind) -> Self {
         Self {
             arrived: Instant::now(),
             id: HeaderValue::from_static(""),
-            target: String::new(),
-            key: None,
-            pool: None,
-            program: None,
-            trail: None,
-            step: None,
-            admission: None,
-            held: Duration::ZERO,
-            backend: None,
-            awaited: None,
-            unreached: 0,
-            unreached_since: None,
-            body: None,
-            charge: Charge::default(),
-            inference: false,
-            strip_usage: false,
+            path: String::new(),
+            kind,
+            caller: Caller::default(),
+            work: Work::default(),
+            target: Target::default(),
+            payload: Payload::default(),
             answer: Answer::default(),
-            refusal: None,
-            departed: false,
-            whole: false,
-            guards: None,
-            place: None,
-            _busy: Pulse::begin(),
         }
     }
 
     /// For a line in the log: no query, which may hold a key.
     #[must_use]
     pub fn summary(&self) -> String {
-        let path = self.target.split('?').next().unwrap_or_default();
-        let backend = self.backend.as_ref().map_or("no backend", |backend| &backend.url);
+        let path = self.path.split('?').next().unwrap_or_default();
+        let backend = self.target.backend.as_ref().map_or("no backend", |backend| &backend.url);
         format!("{path}, request {}, {backend}", String::from_utf8_lossy(self.id.as_bytes()))
+    }
+
+    /// Makes a stop into the error that is carried to `fail_to_proxy`.
+    pub fn stopped(&mut self, stop: Stop) -> Box<Error> {
+        match stop {
+            Stop::Gone(e) => e,
+            Stop::Refused(refusal) => {
+                let e = Error::new_in(ErrorType::HTTPStatus(refusal.status().as_u16()));
+                self.answer.refusal = Some(refusal);
+                e
+            }
+        }
+    }
+
+    /// How long the backend may be silent from now on.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match (self.answer.status, &self.answer.observer) {
+            (0, _) => self.target.first_byte,
+            (_, Some(observer)) if self.answer.events && observer.ended() => LAST_WORD.min(self.target.stream_idle),
+            _ => self.target.stream_idle,
+        }
     }
 
     /// Some of the answer came.
     pub fn heard(&self) {
-        if let Some(awaited) = &self.awaited {
-            awaited.note_progress();
+        if let Some(pending) = &self.target.pending {
+            pending.note_progress();
         }
-        if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
+        if let (200..400, Some(backend)) = (self.answer.status, &self.target.backend) {
             backend.outlier.clear_errors();
         }
     }
 
-    /// The step is over; a later call changes nothing.
-    pub fn settle(&mut self, outcome: Outcome) {
-        self.place = None;
-        if let (Some(trail), Outcome::Completed(_)) = (self.trail.take(), outcome) {
+    /// Tells the gate how the step ended; a later call changes nothing.
+    pub fn report_outcome(&mut self, outcome: Outcome) {
+        self.caller.key_permit = None;
+        if let (Some(trail), Outcome::Completed(_)) = (self.work.trail.take(), outcome) {
             trail.answered();
         }
-        if let Some(mut step) = self.step.take() {
+        if let Some(mut step) = self.work.step.take() {
             step.finish(outcome);
         }
     }
 
     /// The backend's answer came whole.
-    pub fn settle_by_status(&mut self) {
-        self.awaited = None;
-        if let (200..400, Some(backend)) = (self.answer.status, &self.backend) {
+    pub fn report_answer(&mut self) {
+        self.target.pending = None;
+        if let (200..400, Some(backend)) = (self.answer.status, &self.target.backend) {
             backend.outlier.clear();
         }
         let outcome = match self.answer.status {
@@ -160,7 +205,24 @@ impl Ctx {
             500.. => Outcome::Failed,
             _ => Outcome::Rejected,
         };
-        self.settle(outcome);
+        self.report_outcome(outcome);
+    }
+}
+
+// === impl Payload ===
+
+impl Payload {
+    /// Puts the body that goes upstream in the place of a piece that was read. `None` would end the body before its
+    /// end, and an empty piece is passed over.
+    pub fn replace(&self, piece: &mut Option<Bytes>, end: bool) {
+        if let Some(body) = &self.body {
+            *piece = Some(if end { body.clone() } else { Bytes::new() });
+        }
+    }
+
+    /// Gives the body back: it will not be sent again.
+    pub fn release(&mut self) {
+        (self.body, self.charge) = (None, Charge::default());
     }
 }
 

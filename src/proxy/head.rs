@@ -1,21 +1,19 @@
 //! Heads of HTTP/1 that the next server may read in another way than this one. Pingora refuses most of them; the rest
 //! is refused here, for what is two requests to one of two servers is how requests are smuggled.
 
-use super::exchange::nominated;
+use crate::exchange::nominated;
 use http::{Version, header};
 use memchr::memchr_iter;
-use pingora_core::protocols::http::ServerSession;
+use pingora_proxy::Session;
 
 /// Why the framing of this request, or who it is for, is in doubt.
 #[must_use]
-pub fn fault(session: &ServerSession) -> Option<&'static str> {
+pub fn fault(session: &Session) -> Option<&'static str> {
     let request = session.req_header();
     if let Err(fault) = nominated(&request.headers) {
         return Some(fault);
     }
-    let ServerSession::H1(h1) = session else {
-        return None;
-    };
+    let h1 = session.as_http1()?;
     let raw = h1.get_headers_raw_bytes();
     if memchr_iter(b'\n', &raw).any(|at| at == 0 || raw[at - 1] != b'\r') {
         return Some("a line of its head does not end in CRLF");

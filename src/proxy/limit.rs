@@ -5,7 +5,7 @@ use crate::config::PerKey;
 use crate::error::Refusal;
 use crate::scheduler::Usage;
 use http::HeaderName;
-use pingora_http::ResponseHeader;
+use pingora::http::ResponseHeader;
 use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::{Rate, RateComponents};
 use std::time::Duration;

@@ -1,53 +1,53 @@
 //! The end of a request: what is counted and written down.
 
 use super::Proxy;
-use super::ctx::Ctx;
+use super::ctx::{Ctx, Kind};
 use super::failure::CLIENT_GONE;
 use super::observe::Observer;
 use crate::scheduler::{Outcome, Usage};
 use crate::telemetry::{AccessRecord, StepTimes, UpstreamError};
 use crate::units::{BYTES_PER_TOKEN, Tokens, wall_clock};
-use pingora_core::protocols::http::ServerSession;
+use pingora::Error;
+use pingora_proxy::Session;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Proxy {
-    pub(super) fn record(&self, session: &ServerSession, ctx: &mut Ctx) {
-        if ctx.whole && ctx.answer.status != 0 {
-            // An answer of our own has no last piece.
-            ctx.settle_by_status();
+    pub(super) fn record(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
+        if e.is_none() && ctx.answer.status != 0 {
+            // An answer of the proxy's own has no last piece.
+            ctx.report_answer();
         } else {
-            ctx.settle(Outcome::Abandoned);
+            ctx.report_outcome(Outcome::Abandoned);
         }
         let ended = Instant::now();
         let written = session.response_written().map(|head| head.status.as_u16());
         let status = written.unwrap_or(CLIENT_GONE);
         let telemetry = &self.app.telemetry;
-        let metrics = telemetry.metrics.model(ctx.pool);
-        if ctx.departed {
+        let metrics = telemetry.metrics.model(ctx.work.pool);
+        if ctx.answer.departed {
             telemetry.metrics.client_disconnected();
         }
-        if ctx.target.is_empty() {
-            // The control API is no traffic.
+        if ctx.kind == Kind::Control {
             return;
         }
         metrics.request_finished(status, ended - ctx.arrived);
         if let Some(usage) = ctx.answer.usage {
             metrics.usage(usage);
         }
-        if let (Some(key), Some(usage)) = (&ctx.key, ctx.answer.usage.or_else(|| guessed(ctx))) {
+        if let (Some(key), Some(usage)) = (&ctx.caller.key, ctx.answer.usage.or_else(|| guessed(ctx))) {
             self.limits.used(key, usage);
         }
-        if let (500.., None, Some(backend)) = (status, &ctx.refusal, &ctx.backend) {
+        if let (500.., None, Some(backend)) = (status, &ctx.answer.refusal, &ctx.target.backend) {
             telemetry.metrics.upstream_error(&backend.url, UpstreamError::Status5xx);
         }
         self.profile(ended, ctx);
-        let model = ctx.pool.map(|_| Arc::clone(metrics.name()));
+        let model = ctx.work.pool.map(|_| Arc::clone(metrics.name()));
         telemetry.access(|| access(session, status, ended, ctx, model));
     }
 
     fn profile(&self, ended: Instant, ctx: &Ctx) {
-        let (Some(profiles), Some(program)) = (self.app.telemetry.profiles(), &ctx.program) else {
+        let (Some(profiles), Some(program)) = (self.app.telemetry.profiles(), &ctx.work.program) else {
             return;
         };
         let (Some((sent, _)), Some(first)) = (ctx.answer.sent, ctx.answer.first) else {
@@ -56,7 +56,7 @@ impl Proxy {
         let last = ctx.answer.last.unwrap_or(ended);
         let times = StepTimes {
             arrived: ctx.arrived,
-            pause: ctx.held,
+            pause: ctx.work.held,
             prefill: first - sent,
             decode: last - first,
             ended,
@@ -69,13 +69,13 @@ impl Proxy {
 /// What a step used of which no usage was seen: a client that leaves before the last event is not served for nothing.
 fn guessed(ctx: &Ctx) -> Option<Usage> {
     let refused = !matches!(ctx.answer.status, 0 | 200..=299);
-    let (_, bytes) = ctx.answer.sent.filter(|_| ctx.inference && !refused)?;
+    let (_, bytes) = ctx.answer.sent.filter(|_| ctx.kind == Kind::Inference && !refused)?;
     let prompt = Tokens(bytes as u64 / BYTES_PER_TOKEN);
     let completion = Tokens(ctx.answer.observer.as_ref().map_or(0, Observer::output));
     Some(Usage { prompt, completion, cached: None })
 }
 
-fn access(session: &ServerSession, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {
+fn access(session: &Session, status: u16, ended: Instant, ctx: &Ctx, model: Option<Arc<str>>) -> AccessRecord {
     let request = session.req_header();
     let duration = ended - ctx.arrived;
     let client = session.client_addr().and_then(|address| address.as_inet()).copied();
@@ -84,17 +84,17 @@ fn access(session: &ServerSession, status: u16, ended: Instant, ctx: &Ctx, model
         request_id: String::from_utf8_lossy(ctx.id.as_bytes()).into_owned(),
         client,
         method: request.method.clone(),
-        path: ctx.target.split('?').next().unwrap_or_default().to_owned(),
+        path: ctx.path.split('?').next().unwrap_or_default().to_owned(),
         status,
         model,
-        program: ctx.program.as_ref().map(|program| program.id.clone()),
-        backend: ctx.backend.as_ref().map(|backend| backend.url.clone()),
-        held: ctx.held,
+        program: ctx.work.program.as_ref().map(|program| program.id.clone()),
+        backend: ctx.target.backend.as_ref().map(|backend| backend.url.clone()),
+        held: ctx.work.held,
         ttft: ctx.answer.first.map(|first| first - ctx.arrived),
         duration,
         usage: ctx.answer.usage,
         bytes_in: session.body_bytes_read() as u64,
         bytes_out: session.body_bytes_sent() as u64,
-        error: ctx.refusal.as_ref().map(crate::error::Refusal::code),
+        error: ctx.answer.refusal.as_ref().map(crate::error::Refusal::code),
     }
 }

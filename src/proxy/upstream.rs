@@ -1,24 +1,29 @@
 //! The request on its way to a backend.
 
 use super::Proxy;
-use super::arrive::admitted;
-use super::ctx::Ctx;
-use super::exchange::{Link, departure, is_ours, nominated, put};
-use crate::body::read::Stop;
+use super::admit::admitted;
+use super::ctx::{Ctx, Kind};
+use super::failure::Stop;
+use super::reply::REQUEST_ID;
 use crate::error::Refusal;
-use crate::fleet::{Backend, BackendFault};
+use crate::exchange::{is_hop_by_hop, nominated};
+use crate::fleet::{Backend, BackendFault, PendingAnswer};
 use crate::gate::Step;
 use crate::scheduler::Outcome;
 use crate::telemetry::UpstreamError;
-use bytes::{BufMut, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, Method, Version, header};
-use pingora_core::protocols::TcpKeepalive;
-use pingora_core::protocols::http::ServerSession;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
+use pingora::protocols::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+use smallvec::SmallVec;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+
+/// How long an idle connection to a backend is kept: uvicorn closes its side after 5 seconds.
+const KEPT_IDLE: Duration = Duration::from_secs(4);
 
 /// Finds a backend whose machine has vanished while it computes, in about two minutes.
 pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
@@ -32,40 +37,40 @@ pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 /// What a client is told to wait when no backend could be reached.
 const NO_BACKEND_RETRY: Duration = Duration::from_secs(5);
 
+const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
+
 impl Proxy {
-    /// A connection to the backend that the gate chose; asks again for each one that turns out to be out of reach.
-    pub(super) async fn link(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Link, Stop> {
+    /// The backend that the gate chose. Asks again as long as the one that it chose is not there any more.
+    pub(super) async fn peer(&self, session: &mut Session, ctx: &mut Ctx) -> std::result::Result<Box<HttpPeer>, Stop> {
         loop {
-            let admission = match ctx.admission.take() {
+            let admission = match ctx.work.admission.take() {
                 Some(admission) => admission,
                 None => admitted(session, ctx).await?,
             };
             let backend = self.app.fleet.get(admission.backend);
             let address = self.app.fleet.address(admission.backend);
-            ctx.backend.clone_from(&backend);
-            let (Some(backend), Some(address)) = (backend, address) else {
-                self.unreached(ctx, BackendFault::Connect)?;
-                continue;
-            };
-            if let Some(link) = self.links.take(admission.backend, address) {
-                return Ok(link);
+            ctx.target.backend.clone_from(&backend);
+            if let (Some(backend), Some(address)) = (backend, address) {
+                return Ok(Box::new(self.peer_at(&backend, address, ctx)));
             }
-            let (peer, limit) = (peer(&backend, address), self.app.settings().timeouts.connect);
-            // In a box: Pingora's part is large, and every request has room for it otherwise.
-            let connect = Box::pin(self.links.connect(&peer, admission.backend, address));
-            let connected = tokio::select! {
-                biased;
-                connected = timeout(limit, connect) => connected,
-                gone = departure(session) => return Err(Stop::Gone(gone)),
-            };
-            let kind = match connected {
-                Ok(Ok(link)) => return Ok(link),
-                Ok(Err(_)) => UpstreamError::Connect,
-                Err(_) => UpstreamError::ConnectTimeout,
-            };
-            self.app.telemetry.metrics.upstream_error(&backend.url, kind);
-            self.unreached(ctx, BackendFault::Connect)?;
+            self.retry_elsewhere(ctx, BackendFault::Connect)?;
         }
+    }
+
+    fn peer_at(&self, backend: &Backend, address: SocketAddr, ctx: &mut Ctx) -> HttpPeer {
+        let settings = self.app.settings();
+        let (first_byte, stream_idle) = (settings.timeouts.first_byte, settings.timeouts.stream_idle);
+        (ctx.target.first_byte, ctx.target.stream_idle) = (first_byte, stream_idle);
+        let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
+        // Each backend has connections of its own, even where two names lead to one address.
+        peer.group_key = backend.id.0.into();
+        let options = &mut peer.options;
+        options.total_connection_timeout = Some(settings.timeouts.connect);
+        options.write_timeout = Some(first_byte.min(stream_idle));
+        options.read_timeout = Some(first_byte.max(stream_idle));
+        options.idle_timeout = Some(KEPT_IDLE);
+        options.tcp_keepalive = Some(KEEPALIVE);
+        peer
     }
 
     /// Nothing was sent: the step wants another backend, if it may still have one. With nobody left to try it waits as
@@ -73,78 +78,95 @@ impl Proxy {
     ///
     /// # Errors
     /// `NoBackend` when all tries are used up, `RetryBudget` when those of the whole pool are.
-    pub(super) fn unreached(&self, ctx: &mut Ctx, fault: BackendFault) -> Result<(), Refusal> {
-        ctx.unreached += 1;
-        let since = *ctx.unreached_since.get_or_insert_with(Instant::now);
-        let goes_on = ctx.step.as_mut().is_none_or(Step::undelivered);
+    pub(super) fn retry_elsewhere(&self, ctx: &mut Ctx, fault: BackendFault) -> std::result::Result<(), Refusal> {
+        let target = &mut ctx.target;
+        target.unreached += 1;
+        let since = *target.unreached_since.get_or_insert_with(Instant::now);
+        let goes_on = ctx.work.step.as_mut().is_none_or(Step::undelivered);
         // After the step has turned away from it: the check that this asks for may let it come back.
-        if let Some(backend) = &ctx.backend {
+        if let Some(backend) = &target.backend {
             self.app.fleet.failed(backend.id, fault);
         }
         let settings = self.app.settings();
         let (retry, wait) = (&settings.retry, settings.scheduler.no_backend_wait);
-        if ctx.unreached > retry.connect_attempts && (goes_on || since.elapsed() >= wait) {
-            ctx.settle(Outcome::Abandoned);
+        if target.unreached > retry.connect_attempts && (goes_on || since.elapsed() >= wait) {
+            ctx.report_outcome(Outcome::Abandoned);
             return Err(Refusal::NoBackend { waited: since.elapsed(), retry_after: NO_BACKEND_RETRY });
         }
-        let granted = ctx.pool.is_some_and(|pool| self.app.retries.take(pool, retry.budget));
-        self.app.telemetry.metrics.model(ctx.pool).retry(granted);
+        let granted = ctx.work.pool.is_some_and(|pool| self.app.retries.take(pool, retry.budget));
+        self.app.telemetry.metrics.model(ctx.work.pool).retry(granted);
         if !granted {
-            ctx.settle(Outcome::Abandoned);
+            ctx.report_outcome(Outcome::Abandoned);
             return Err(Refusal::RetryBudget { retry_after: NO_BACKEND_RETRY });
         }
         Ok(())
     }
 
-    /// The head that goes to the backend, made of the client's.
-    pub(super) fn request_head(&self, request: &RequestHeader, ctx: &Ctx) -> BytesMut {
-        let Some(backend) = &ctx.backend else {
-            return BytesMut::new();
+    /// The backend could not be reached, so another one may be tried.
+    pub(super) fn connect_failed(&self, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        let kind = match e.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => UpstreamError::ConnectTimeout,
+            _ => UpstreamError::Connect,
         };
-        let settings = backend.settings();
-        // The client's key is for us.
-        let keyless = settings.api_key.is_some() || self.app.settings().keys.required();
-        // What it may name was looked at when it arrived.
-        let nominated = nominated(&request.headers).unwrap_or_default();
-        let passes = |name: &HeaderName| {
-            let key = keyless && (*name == header::AUTHORIZATION || name.as_str() == "x-api-key");
-            let rank = backend.rank.is_some() && name.as_str() == "x-data-parallel-rank";
-            let named = nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()));
-            !(key || rank || named || is_ours(name))
+        if let Some(backend) = &ctx.target.backend {
+            self.app.telemetry.metrics.upstream_error(&backend.url, kind);
+        }
+        let again = self.retry_elsewhere(ctx, BackendFault::Connect);
+        e.set_retry(again.is_ok());
+        ctx.answer.refusal = again.err();
+        e
+    }
+
+    /// Makes the client's head into the one that goes to the backend.
+    pub(super) fn request_head(&self, request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+        let Some(backend) = &ctx.target.backend else {
+            return Err(Error::explain(ErrorType::InternalError, "a request is sent, and no backend was chosen"));
         };
-        let mut head = BytesMut::with_capacity(1024);
-        for part in [request.method.as_str(), " ", &backend.prefix, &ctx.target, " HTTP/1.1\r\n"] {
-            head.extend_from_slice(part.as_bytes());
+        let length = ctx.payload.body.as_ref().map(Bytes::len);
+        if ctx.kind == Kind::Inference {
+            ctx.target.pending = Some(PendingAnswer::begin(backend, length.unwrap_or(0)));
         }
-        put(&mut head, "host", backend.authority.as_bytes());
-        for (name, value) in request.headers.iter().filter(|(name, _)| passes(name)) {
-            put(&mut head, name.as_str(), value.as_bytes());
+        ctx.answer.sent = Some((Instant::now(), length.unwrap_or(0)));
+        let upgrade = is_websocket(request);
+        // The client's key is for the proxy.
+        let keyless = backend.settings().api_key.is_some() || self.app.settings().keys.required();
+        strip(request, keyless, backend.rank.is_some());
+        if !backend.prefix.is_empty() || request.raw_path() != ctx.path.as_bytes() {
+            request.set_raw_path(format!("{}{}", backend.prefix, ctx.path).as_bytes())?;
         }
-        put(&mut head, "x-request-id", ctx.id.as_bytes());
+        request.insert_header(header::HOST, &backend.authority)?;
+        request.insert_header(REQUEST_ID, ctx.id.clone())?;
         if let Some(rank) = backend.rank {
-            put(&mut head, "x-data-parallel-rank", rank.to_string().as_bytes());
+            request.insert_header(RANK, rank.to_string())?;
         }
-        if let Some(key) = &settings.api_key {
-            put(&mut head, "authorization", format!("Bearer {}", key.0).as_bytes());
+        if let Some(key) = &backend.settings().api_key {
+            request.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.0))?;
         }
-        if is_websocket(request) {
-            put(&mut head, "connection", b"Upgrade");
-            put(&mut head, "upgrade", b"websocket");
+        if upgrade {
+            request.insert_header(header::CONNECTION, "Upgrade")?;
+            request.insert_header(header::UPGRADE, "websocket")?;
         }
-        let bodied = ctx.body.is_some() || [Method::POST, Method::PUT, Method::PATCH].contains(&request.method);
-        if bodied {
-            let length = ctx.body.as_ref().map_or(0, bytes::Bytes::len);
-            put(&mut head, "content-length", length.to_string().as_bytes());
+        if length.is_some() || [Method::POST, Method::PUT, Method::PATCH].contains(&request.method) {
+            request.insert_header(header::CONTENT_LENGTH, length.unwrap_or(0))?;
         }
-        head.put_slice(b"\r\n");
-        head
+        Ok(())
     }
 }
 
-fn peer(backend: &Backend, address: SocketAddr) -> HttpPeer {
-    let mut peer = HttpPeer::new(address, backend.tls, backend.host.clone());
-    peer.options.tcp_keepalive = Some(KEEPALIVE);
-    peer
+/// Takes away what concerns the client's connection alone, what it nominates, its key if `keyless`, and its rank if the
+/// backend is one.
+fn strip(request: &mut RequestHeader, keyless: bool, ranked: bool) {
+    // What it may name was looked at when it arrived.
+    let named = nominated(&request.headers).unwrap_or_default();
+    let goes = |name: &HeaderName| {
+        let key = keyless && (*name == header::AUTHORIZATION || name.as_str() == "x-api-key");
+        let named = named.iter().any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        key || named || (ranked && *name == RANK) || is_hop_by_hop(name)
+    };
+    let gone: SmallVec<[HeaderName; 8]> = request.headers.keys().filter(|name| goes(name)).cloned().collect();
+    for name in &gone {
+        request.remove_header(name);
+    }
 }
 
 fn is_websocket(request: &RequestHeader) -> bool {

@@ -4,8 +4,8 @@ use super::line::Line;
 use super::tls::Certificates;
 use crate::app::{App, Open, OpenGuard};
 use crate::control::Listener as Side;
+use crate::exchange::{CONNECTION, Exchange, HeadDeadline};
 use crate::proxy::Proxy;
-use crate::proxy::pulse::{CONNECTION, Pulse};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -34,7 +34,7 @@ const ADMIN_CONNECTIONS: usize = 256;
 pub struct Door {
     app: Arc<App>,
     side: Side,
-    proxy: Arc<Proxy>,
+    proxy: Arc<Exchange<Proxy>>,
     seats: Arc<Seats>,
     tls: Option<Arc<Certificates>>,
     /// Connections end after the request that they have.
@@ -49,12 +49,12 @@ pub struct Seats {
 }
 
 /// Makes what serves requests, behind any number of doors.
-pub fn http(app: &Arc<App>, side: Side) -> Arc<Proxy> {
+pub fn http(app: &Arc<App>, side: Side) -> Arc<Exchange<Proxy>> {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     options.keepalive_request_limit = Some(REQUESTS_PER_CONNECTION);
     options.h2_idle_timeout = Some(app.settings().timeouts.client_idle);
-    Arc::new(Proxy::new(Arc::clone(app), side, options, h2_options()))
+    Arc::new(Exchange::new(Proxy::new(Arc::clone(app), side), options, h2_options()))
 }
 
 // === impl Seats ===
@@ -85,7 +85,7 @@ impl Door {
     pub fn new(
         app: Arc<App>,
         side: Side,
-        proxy: Arc<Proxy>,
+        proxy: Arc<Exchange<Proxy>>,
         seats: Arc<Seats>,
         tls: Option<Arc<Certificates>>,
         leave: ShutdownWatch,
@@ -116,9 +116,9 @@ impl ServerApp for Door {
             Some(tls) => tls.handshake(connection, head).await?,
             None => connection,
         };
-        let pulse = Arc::new(Pulse::new(idle));
-        let line = Line::new(connection, Arc::clone(&pulse), head);
-        CONNECTION.scope(pulse, self.proxy.process_new(Box::new(line), &self.leave)).await
+        let deadline = Arc::new(HeadDeadline::new(idle, head));
+        let line = Line::new(connection, Arc::clone(&deadline));
+        CONNECTION.scope(deadline, self.proxy.process_new(Box::new(line), &self.leave)).await
     }
 }
 

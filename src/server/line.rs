@@ -1,8 +1,7 @@
-//! A client's connection, whose reads end when its pulse stops: a head that does not arrive in time is
-//! answered with 408, a silent backend looks as if the client had left, and the proxy finds out why.
+//! A client's connection, whose reads fail when a request's head is late or too large, and end when nobody asks for
+//! anything any more.
 
-use crate::error::Refusal;
-use crate::proxy::pulse::{Phase, Pulse};
+use crate::exchange::{HeadDeadline, HeadFault, Phase};
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
@@ -31,27 +30,22 @@ const FIRST_READ: usize = 4096;
 #[derive(Debug)]
 pub struct Line {
     io: Stream,
-    /// Read while looking for the HTTP/2 preface, not given out yet.
+    /// Bytes that were read while looking for the HTTP/2 preface, and not given out yet.
     ahead: BytesMut,
-    pulse: Arc<Pulse>,
-    /// For a request's head, from its first byte; for the first head, from the start.
-    limit: Duration,
+    deadline: Arc<HeadDeadline>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Bytes of the HTTP/2 preface that a client has yet to send who has announced it in its TLS handshake.
     preface: usize,
     /// Bytes of the head that is being read.
     head: usize,
-    /// The client was told here why it is not served: nothing more is written or read.
-    refused: bool,
 }
 
 // === impl Line ===
 
 impl Line {
-    pub fn new(io: Stream, pulse: Arc<Pulse>, limit: Duration) -> Self {
+    pub fn new(io: Stream, deadline: Arc<HeadDeadline>) -> Self {
         let preface = if io.selected_alpn_proto() == Some(ALPN::H2) { PREFACE.len() } else { 0 };
-        pulse.expect_within(limit);
-        Self { io, ahead: BytesMut::new(), pulse, limit, timer: None, preface, head: 0, refused: false }
+        Self { io, ahead: BytesMut::new(), deadline, timer: None, preface, head: 0 }
     }
 
     /// Whether the connection begins as HTTP/2 does. Waits for no more bytes than it takes to know: a short request of
@@ -80,25 +74,24 @@ impl Line {
         }
     }
 
-    /// So many bytes have come.
+    /// Counts bytes that have come.
     fn note(&mut self, bytes: usize) {
         if self.preface > 0 {
             self.preface = self.preface.saturating_sub(bytes);
             if self.preface == 0 {
-                self.pulse.enter(Phase::Off);
+                self.deadline.enter(Phase::Off);
             }
-        } else if self.pulse.phase() == Phase::Idle && bytes > 0 {
-            self.pulse.enter(Phase::Head);
-            self.pulse.expect_within(self.limit);
+        } else if self.deadline.phase() == Phase::Idle && bytes > 0 {
+            self.deadline.enter(Phase::Head);
             self.head = bytes;
         } else {
             self.head = self.head.saturating_add(bytes);
         }
     }
 
-    fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let Some(deadline) = self.pulse.deadline() else {
+            let Some(deadline) = self.deadline.deadline() else {
                 return Poll::Pending;
             };
             // A timer that is early is set anew when it rings: each sign of life would cost it otherwise.
@@ -107,42 +100,17 @@ impl Line {
                 timer.as_mut().reset(deadline);
             }
             ready!(timer.as_mut().poll(cx));
-            if self.pulse.is_overdue() {
+            if self.deadline.is_overdue() {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(deadline);
         }
     }
+}
 
-    /// As far as the socket takes it at once: a client that does not read either is not waited for.
-    fn refuse(&mut self, cx: &mut Context<'_>, refusal: &Refusal) {
-        self.refused = true;
-        let (status, code, body) = (refusal.status(), refusal.code(), refusal.body());
-        let mut answer = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nx-thundergate-error: {code}\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        )
-        .into_bytes();
-        answer.extend_from_slice(&body);
-        if let Poll::Ready(Ok(_)) = Pin::new(&mut self.io).poll_write(cx, &answer) {
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
-        }
-    }
-
-    /// Whether `answer` is not for the client, or not any more. Before a request is served Pingora only writes that it
-    /// cannot read its head; that is put in our words.
-    fn is_answered(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> bool {
-        let unserved = || matches!(self.pulse.phase(), Phase::Idle | Phase::Head);
-        if !self.refused && answer.starts_with(b"HTTP/1.1 4") && unserved() {
-            let refusal = match answer.get(9..12) {
-                Some(b"405") => Refusal::MethodNotAllowed,
-                _ => Refusal::InvalidRequest("its head cannot be read"),
-            };
-            self.refuse(cx, &refusal);
-        }
-        self.refused
-    }
+/// What is wrong with the head is told by the deadline; for Pingora the read has failed.
+fn refused(_: HeadFault) -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
 impl AsyncRead for Line {
@@ -158,38 +126,31 @@ impl AsyncRead for Line {
             }
             return Poll::Ready(Ok(()));
         }
-        if this.pulse.phase() == Phase::Head && this.head > MAX_HEAD {
-            this.refuse(cx, &Refusal::HeadTooLarge { limit: MAX_HEAD });
+        if this.deadline.phase() == Phase::Head && this.head > MAX_HEAD {
+            this.deadline.note_too_large(MAX_HEAD);
         }
-        if this.refused {
-            return Poll::Ready(Ok(()));
-        }
-        let waiting = matches!(this.pulse.phase(), Phase::Idle | Phase::Head);
         // A head that is late is not read on, however steadily it trickles.
-        if !waiting || !this.pulse.is_overdue() {
-            let before = buf.filled().len();
-            let read = Pin::new(&mut this.io).poll_read(cx, buf);
-            this.note(buf.filled().len() - before);
-            if read.is_ready() {
-                return read;
-            }
-            ready!(this.poll_pulse(cx));
+        if let Some(fault) = this.deadline.head_fault() {
+            return Poll::Ready(Err(refused(fault)));
         }
-        if this.pulse.phase() == Phase::Head {
-            this.refuse(cx, &Refusal::RequestTimeout { what: "head", limit: this.limit });
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.note(buf.filled().len() - before);
+        if read.is_ready() {
+            return read;
         }
-        // As if the client had nothing more to say.
-        Poll::Ready(Ok(()))
+        ready!(this.poll_deadline(cx));
+        match this.deadline.head_fault() {
+            Some(fault) => Poll::Ready(Err(refused(fault))),
+            // As if the client had nothing more to say.
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
 impl AsyncWrite for Line {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        match this.is_answered(cx, buf) {
-            true => Poll::Ready(Ok(buf.len())),
-            false => Pin::new(&mut this.io).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -205,11 +166,7 @@ impl AsyncWrite for Line {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        match this.is_answered(cx, bufs.first().map_or(&[], |buf| &**buf)) {
-            true => Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum())),
-            false => Pin::new(&mut this.io).poll_write_vectored(cx, bufs),
-        }
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -228,8 +185,12 @@ impl Shutdown for Line {
 impl Peek for Line {
     /// Only ever asked for the HTTP/2 preface.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        if self.begins_as_h2().await? {
-            self.pulse.enter(Phase::Off);
+        match self.begins_as_h2().await {
+            Ok(true) => self.deadline.enter(Phase::Off),
+            Ok(false) => {}
+            // What is wrong with the head is told where heads are read.
+            Err(_) if self.deadline.head_fault().is_some() => {}
+            Err(e) => return Err(e),
         }
         let known = self.ahead.len().min(buf.len());
         buf[..known].copy_from_slice(&self.ahead[..known]);

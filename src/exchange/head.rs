@@ -3,7 +3,8 @@
 use super::framing::{Chunked, Framing, Misframed};
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
+use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 
 /// Bytes and lines of an answer's head.
@@ -87,9 +88,15 @@ fn framing(head: &ResponseHeader, method: &Method) -> Result<(Framing, bool), Mi
     }
 }
 
-/// Takes away what is between the backend and us alone.
+/// Takes away what is between the backend and this executor alone.
 fn strip(head: &mut ResponseHeader, framed: bool) {
+    // A backend that names too much, or what may not be named, has named nothing.
+    let named = nominated(&head.headers).unwrap_or_default();
+    let named: SmallVec<[HeaderName; 4]> = named.iter().filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     let upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    for name in named.iter().filter(|name| !upgrade || **name != header::UPGRADE) {
+        head.remove_header(name);
+    }
     if !upgrade {
         head.remove_header(&header::CONNECTION);
         head.remove_header(&header::UPGRADE);
@@ -109,11 +116,12 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     parts.filter(|token| !token.is_empty())
 }
 
-/// What the client's `Connection` names besides its own options: not to be passed on.
+/// The headers that a message's `Connection` names besides its own options: they concern this connection alone (RFC
+/// 9110, 7.6.1).
 ///
 /// # Errors
-/// It names too much, or what no client may take away.
-pub fn nominated(headers: &HeaderMap) -> Result<Vec<&[u8]>, &'static str> {
+/// It names too much, or what nobody may take away.
+pub fn nominated(headers: &HeaderMap) -> std::result::Result<Vec<&[u8]>, &'static str> {
     let protected = |token: &[u8]| {
         let names: [&[u8]; 4] = [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
         names.iter().any(|name| token.eq_ignore_ascii_case(name))
@@ -131,15 +139,14 @@ pub fn nominated(headers: &HeaderMap) -> Result<Vec<&[u8]>, &'static str> {
     Ok(named)
 }
 
-/// Whether `name` concerns a single connection, or is written anew for the backend.
+/// Whether `name` concerns a single connection, or frames the message on it.
 #[must_use]
-pub fn is_ours(name: &HeaderName) -> bool {
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection"
             | "content-length"
             | "expect"
-            | "host"
             | "http2-settings"
             | "keep-alive"
             | "proxy-authenticate"
@@ -149,12 +156,28 @@ pub fn is_ours(name: &HeaderName) -> bool {
             | "trailer"
             | "transfer-encoding"
             | "upgrade"
-            | "x-request-id"
     )
 }
 
-/// One line of a head.
-pub fn put(out: &mut BytesMut, name: &str, value: &[u8]) {
+/// The head of a request as it goes to a backend, with a body of `length` bytes. The body is framed here, whatever the
+/// head says of it.
+pub fn request(head: &RequestHeader, length: Option<usize>) -> BytesMut {
+    let mut out = BytesMut::with_capacity(1024);
+    for part in [head.method.as_str().as_bytes(), b" ", head.raw_path(), b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    for (name, value) in head.headers.iter().filter(|(name, _)| !framing.contains(name)) {
+        put(&mut out, name.as_str(), value.as_bytes());
+    }
+    if length.is_some() || [Method::POST, Method::PUT, Method::PATCH].contains(&head.method) {
+        put(&mut out, "content-length", length.unwrap_or(0).to_string().as_bytes());
+    }
+    out.put_slice(b"\r\n");
+    out
+}
+
+fn put(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.put_slice(name.as_bytes());
     out.put_slice(b": ");

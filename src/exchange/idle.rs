@@ -3,21 +3,30 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 /// The timer is set anew only when it rings too early: each sign of life would cost it otherwise.
-pub struct Patience<'a> {
+pub struct IdleTimer<'a> {
     timer: Pin<&'a mut Sleep>,
-    pub deadline: Instant,
+    deadline: Instant,
 }
 
-// === impl Patience ===
+// === impl IdleTimer ===
 
-impl<'a> Patience<'a> {
-    /// `timer` may be set to any time.
-    pub fn new(timer: Pin<&'a mut Sleep>, deadline: Instant) -> Self {
-        Self { timer, deadline }
+impl<'a> IdleTimer<'a> {
+    /// Ends `limit` after `from`. `timer` may be set to any time.
+    pub fn new(timer: Pin<&'a mut Sleep>, from: Instant, limit: Duration) -> Self {
+        let mut idle = Self { timer, deadline: from };
+        idle.expect_within(from, limit);
+        idle
+    }
+
+    /// Moves the deadline to `limit` after `from`.
+    pub fn expect_within(&mut self, from: Instant, limit: Duration) {
+        // A century, for a limit that no clock reaches.
+        const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        self.deadline = from + limit.min(FAR);
     }
 
     /// Returns when the deadline has passed. Cancel-safe.

@@ -2,90 +2,58 @@
 
 use super::Proxy;
 use super::auth::Key;
-use super::ctx::{Ctx, Guards, is_usable_id, new_id};
-use super::exchange::departure;
+use super::body::{self, Bounds};
+use super::ctx::{Ctx, Guards, Kind, is_usable_id, new_id};
+use super::failure::Stop;
 use super::route::{Inference, Route, is_ambiguous, normal};
 use super::{head, reply};
 use crate::body::envelope::{Edits, Envelope, Forwarded};
-use crate::body::read::{self, Bounds, Stop};
 use crate::config::Anonymous;
-use crate::control::{self, ControlRequest, ControlRoute};
+use crate::control::{self, ControlRequest, ControlRoute, Listener};
 use crate::error::{Refusal, echo};
+use crate::exchange::departure;
 use crate::gate::{Admission, PoolId, Step, StepInfo};
 use crate::identity::final_step;
 use crate::identity::fingerprint::{self, Conversation};
+use crate::scheduler::ProgramKey;
 use crate::telemetry::{FINGERPRINT, NO_IDENTITY};
 use bytes::Bytes;
-use http::Method;
-use pingora_core::protocols::http::ServerSession;
+use http::{HeaderMap, Method};
 use pingora_limits::inflight::Guard;
+use pingora_proxy::Session;
 use std::sync::Arc;
 
-/// What is left to do after a request has been looked at.
-pub enum Next {
-    Upstream,
-    Answered,
-}
-
 impl Proxy {
-    pub(super) async fn arrive(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Next, Stop> {
+    /// Lets a request in: `true` when it has been answered, `false` when it may go to a backend.
+    ///
+    /// # Errors
+    /// Why the request goes no further.
+    pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
         self.prepare_connection(session);
-        let request = session.req_header();
-        let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
-        ctx.id = id.cloned().unwrap_or_else(new_id);
-        let on_main = self.listener == control::Listener::Main;
-        if on_main {
-            // Refused, it is a request all the same: it is counted, and logged under this path.
-            ctx.target = echo(request.uri.path());
+        self.name(session, ctx);
+        let (route, path) = self.route(session)?;
+        if let Route::Control(route) = route {
+            ctx.kind = Kind::Control;
+            self.control(session, ctx, route, path).await?;
+            return Ok(true);
         }
-        if let Some(fault) = head::fault(session) {
-            // Where the next request begins is in doubt.
-            session.set_keepalive(None);
-            return Err(Refusal::InvalidRequest(fault).into());
-        }
-        let request = session.req_header();
-        let unknown = || Refusal::NotFound(echo(request.uri.path()));
-        let path = normal(request.uri.path()).ok_or(Refusal::InvalidPath)?;
-        let route = match Route::of(&request.method, &path) {
-            Route::Control(route) => {
-                let path = path.into_owned();
-                // It is no traffic.
-                ctx.target.clear();
-                return self.control(session, ctx, route, path).await;
-            }
-            Route::Unknown => return Err(unknown().into()),
-            _ if !on_main => return Err(unknown().into()),
-            _ if is_ambiguous(&path) => return Err(Refusal::InvalidPath.into()),
-            route => route,
-        };
-        ctx.target = match request.uri.query() {
+        ctx.path = match session.req_header().uri.query() {
             Some(query) => format!("{path}?{query}"),
-            None => path.into_owned(),
+            None => path,
         };
-        if let Route::Inference(_) = route
-            && request.method != Method::POST
-        {
-            return Err(Refusal::MethodNotAllowed.into());
-        }
-        ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
-        ctx.place = self.place_of(ctx.key.as_deref())?;
-        ctx.guards = Some(Guards { _open: self.app.open.enter(), _in_flight: self.app.telemetry.metrics.in_flight() });
+        self.check_caller(session, ctx, &route)?;
         let (pool, info) = match route {
             Route::Inference(inference) => self.inference(session, ctx, inference).await?,
             _ => (self.passed(session, ctx).await?, StepInfo::default()),
         };
-        ctx.pool = Some(pool);
-        ctx.step = Some(self.app.gate.enter(pool, info));
-        ctx.admission = Some(admitted(session, ctx).await?);
-        Ok(Next::Upstream)
+        ctx.work.pool = Some(pool);
+        ctx.work.step = Some(self.app.gate.enter(pool, info));
+        ctx.work.admission = Some(admitted(session, ctx).await?);
+        self.app.retries.request(pool);
+        Ok(false)
     }
 
-    /// The key's place among its requests in flight.
-    fn place_of(&self, key: Option<&Key>) -> Result<Option<Guard>, Refusal> {
-        key.map(|key| self.limits.enter(&self.app.settings().limits.per_key, key)).transpose()
-    }
-
-    fn prepare_connection(&self, session: &mut ServerSession) {
+    fn prepare_connection(&self, session: &mut Session) {
         session.set_pipelining_enabled(true);
         // Bodies are timed where they are read.
         session.set_read_timeout(None);
@@ -96,17 +64,67 @@ impl Proxy {
         }
     }
 
+    /// Gives the request its id. Refused, it is a request all the same, and logged under this path.
+    fn name(&self, session: &Session, ctx: &mut Ctx) {
+        let request = session.req_header();
+        let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
+        ctx.id = id.cloned().unwrap_or_else(new_id);
+        if self.listener == Listener::Main {
+            ctx.path = echo(request.uri.path());
+        }
+    }
+
+    /// What is asked for, and its path in normal form.
+    fn route(&self, session: &mut Session) -> Result<(Route, String), Refusal> {
+        if let Some(fault) = head::fault(session) {
+            // Where the next request begins is in doubt.
+            session.set_keepalive(None);
+            return Err(Refusal::InvalidRequest(fault));
+        }
+        let request = session.req_header();
+        let unknown = || Refusal::NotFound(echo(request.uri.path()));
+        let path = normal(request.uri.path()).ok_or(Refusal::InvalidPath)?;
+        match Route::of(&request.method, &path) {
+            route @ Route::Control(_) => Ok((route, path.into_owned())),
+            Route::Unknown => Err(unknown()),
+            _ if self.listener != Listener::Main => Err(unknown()),
+            _ if is_ambiguous(&path) => Err(Refusal::InvalidPath),
+            route => Ok((route, path.into_owned())),
+        }
+    }
+
+    /// Method, key, and the key's limits.
+    fn check_caller(&self, session: &Session, ctx: &mut Ctx, route: &Route) -> Result<(), Refusal> {
+        let request = session.req_header();
+        if let Route::Inference(_) = route
+            && request.method != Method::POST
+        {
+            return Err(Refusal::MethodNotAllowed);
+        }
+        let caller = &mut ctx.caller;
+        caller.key = self.app.settings().keys.check(&request.headers)?.cloned();
+        caller.key_permit = self.permit_of(caller.key.as_deref())?;
+        let (open, in_flight) = (self.app.open.enter(), self.app.telemetry.metrics.in_flight());
+        caller.guards = Some(Guards { _open: open, _in_flight: in_flight });
+        Ok(())
+    }
+
+    /// The key's place among its requests in flight.
+    fn permit_of(&self, key: Option<&Key>) -> Result<Option<Guard>, Refusal> {
+        key.map(|key| self.limits.enter(&self.app.settings().limits.per_key, key)).transpose()
+    }
+
     async fn control(
         &self,
-        session: &mut ServerSession,
+        session: &mut Session,
         ctx: &mut Ctx,
         route: ControlRoute,
         path: String,
-    ) -> Result<Next, Stop> {
+    ) -> Result<(), Stop> {
         let request = session.req_header();
-        let on_main = self.listener == control::Listener::Main;
+        let on_main = self.listener == Listener::Main;
         if on_main && route.needs_key() {
-            ctx.key = self.app.settings().keys.check(&request.headers)?.cloned();
+            ctx.caller.key = self.app.settings().keys.check(&request.headers)?.cloned();
         }
         let mut request = ControlRequest {
             method: request.method.clone(),
@@ -116,45 +134,44 @@ impl Proxy {
             body: Bytes::new(),
             listener: self.listener,
             local: is_local(session),
-            tenant: ctx.key.as_ref().map(|key| Arc::clone(&key.tenant)),
+            tenant: ctx.caller.key.as_ref().map(|key| Arc::clone(&key.tenant)),
         };
         if route.reads_body() {
             if on_main {
-                ctx.charge = self.app.bodies.charge();
+                ctx.payload.charge = self.app.bodies.charge();
             }
             let bounds = Bounds { size: control::BODY_LIMIT, ..self.bounds() };
-            request.body = read::read(session, bounds, &mut ctx.charge).await?;
+            request.body = body::read(session, bounds, &mut ctx.payload.charge).await?;
         }
         // Not here: a list of a hundred thousand programs would hold up all that this worker serves.
         let app = Arc::clone(&self.app);
         let response = self.background.spawn(async move { control::handle(&app, request).await }).await;
         let response = response.map_err(|_| Refusal::Internal)?;
         ctx.answer.status = response.status.as_u16();
-        reply::control(session, &ctx.id, response).await.map_err(|e| Stop::Gone(e.into_down()))?;
-        Ok(Next::Answered)
+        reply::control(session, &ctx.id, response).await.map_err(|e| Stop::Gone(e.into_down()))
     }
 
     /// Reads a step, and finds out all that the gate wants to know of it.
     async fn inference(
         &self,
-        session: &mut ServerSession,
+        session: &mut Session,
         ctx: &mut Ctx,
         inference: Inference,
     ) -> Result<(PoolId, StepInfo), Stop> {
-        ctx.inference = true;
+        ctx.kind = Kind::Inference;
         let body = self.body(session, ctx).await?;
         let envelope = Envelope::scan(body, self.app.settings().limits.json_depth)?;
         let model = envelope.model();
         let pool = self.pool_of(model.as_deref())?;
         let headers = &session.req_header().headers;
-        ctx.program = self.program_of(ctx, headers, &envelope, (pool.0, inference))?;
+        ctx.work.program = self.program_of(ctx, headers, &envelope, (pool.0, inference))?;
         let class = envelope.class();
-        let preferred = match ctx.program {
+        let preferred = match ctx.work.program {
             Some(_) => None,
             None => self.app.fleet.preferred(pool, &class.to_be_bytes()),
         };
         let info = StepInfo {
-            program: ctx.program.clone(),
+            program: ctx.work.program.clone(),
             class,
             prompt_bytes: envelope.prompt_bytes(),
             max_output: envelope.max_output(),
@@ -166,14 +183,14 @@ impl Proxy {
             usage: inference.ask_usage(self.app.settings().models[pool.0].engine),
         };
         let Forwarded { body, usage_added } = envelope.forward(&edits);
-        ctx.body = Some(body);
-        ctx.strip_usage = usage_added;
+        ctx.payload.body = Some(body);
+        ctx.payload.strip_usage = usage_added;
         Ok((pool, info))
     }
 
     /// The pool of a request that is passed through. Its body is read all the same: so the model is known, no client
     /// holds a place on a backend while its body trickles in, and all bodies are bounded.
-    async fn passed(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<PoolId, Stop> {
+    async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
         let mut pool = self.app.fleet.pool_for(None).unwrap_or(PoolId(0));
         if session.is_body_empty() {
             return Ok(pool);
@@ -186,13 +203,13 @@ impl Proxy {
         {
             pool = self.pool_of(envelope.model().as_deref())?;
         }
-        ctx.body = Some(body);
+        ctx.payload.body = Some(body);
         Ok(pool)
     }
 
-    async fn body(&self, session: &mut ServerSession, ctx: &mut Ctx) -> Result<Bytes, Stop> {
-        ctx.charge = self.app.bodies.charge();
-        read::read(session, self.bounds(), &mut ctx.charge).await
+    async fn body(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Bytes, Stop> {
+        ctx.payload.charge = self.app.bodies.charge();
+        body::read(session, self.bounds(), &mut ctx.payload.charge).await
     }
 
     fn pool_of(&self, model: Option<&str>) -> Result<PoolId, Refusal> {
@@ -203,11 +220,11 @@ impl Proxy {
     fn program_of(
         &self,
         ctx: &mut Ctx,
-        headers: &http::HeaderMap,
+        headers: &HeaderMap,
         envelope: &Envelope,
         place: (usize, Inference),
-    ) -> Result<Option<crate::scheduler::ProgramKey>, Refusal> {
-        let tenant = ctx.key.as_ref().map_or(&self.nobody, |key| &key.tenant);
+    ) -> Result<Option<ProgramKey>, Refusal> {
+        let tenant = ctx.caller.key.as_ref().map_or(&self.nobody, |key| &key.tenant);
         let settings = self.app.settings();
         let found = settings.sources.find(headers, envelope, tenant)?;
         let metrics = &self.app.telemetry.metrics;
@@ -223,7 +240,7 @@ impl Proxy {
             let bounds = fingerprint::Bounds { max: settings.programs.max, idle_ttl: settings.programs.idle_ttl };
             let trail = self.app.fingerprints.step(bounds, &conversation);
             let program = settings.sources.key(tenant, &trail.id());
-            ctx.trail = Some(trail);
+            ctx.work.trail = Some(trail);
             return Ok(Some(program));
         }
         metrics.identity_source(NO_IDENTITY);
@@ -237,22 +254,22 @@ impl Proxy {
 }
 
 /// The client is on this machine.
-fn is_local(session: &ServerSession) -> bool {
+fn is_local(session: &Session) -> bool {
     let address = session.client_addr().and_then(|address| address.as_inet());
     address.is_some_and(|address| address.ip().to_canonical().is_loopback())
 }
 
 /// Waits for the gate, or for the client to leave.
-pub async fn admitted(session: &mut ServerSession, ctx: &mut Ctx) -> Result<Admission, Stop> {
-    let Some(step) = &mut ctx.step else {
+pub async fn admitted(session: &mut Session, ctx: &mut Ctx) -> Result<Admission, Stop> {
+    let Some(step) = &mut ctx.work.step else {
         return Err(Refusal::Internal.into());
     };
     let admission = wait(session, step).await?;
-    ctx.held = admission.held;
+    ctx.work.held = admission.held;
     Ok(admission)
 }
 
-async fn wait(session: &mut ServerSession, step: &mut Step) -> Result<Admission, Stop> {
+async fn wait(session: &mut Session, step: &mut Step) -> Result<Admission, Stop> {
     tokio::select! {
         biased;
         admission = step.admitted() => Ok(admission?),
