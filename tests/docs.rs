@@ -133,7 +133,8 @@ fn every_test_that_a_page_names_is_there() {
         let named =
             codes(&text).filter(|code| !metric(code) && code.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
         for test in named.filter(|name| name.matches('_').count() >= 4) {
-            assert!(sources.contains(&format!("fn {test}(")), "{}: {test}", shown(&page));
+            // A filter: the start of a name will do.
+            assert!(sources.contains(&format!("fn {test}")), "{}: {test}", shown(&page));
             checked += 1;
         }
     }
