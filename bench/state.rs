@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use thundergate::app::App;
 use thundergate::config::{self, Config};
 use thundergate::gate::PORTION;
-use thundergate::scheduler::{BackendId, Memory, ProgramKey, ProgramMemory, Scheduler};
+use thundergate::scheduler::{BackendId, ProgramKey, ProgramSnapshot, Scheduler, SchedulerSnapshot};
 use thundergate::state::{self, PoolSnapshot, Snapshot};
 use thundergate::units::Tokens;
 
@@ -17,10 +17,10 @@ const ROUNDS: usize = 5;
 
 fn main() {
     let config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
-    let memory = Memory { programs: (0..PROGRAMS).map(program).collect(), ..Memory::default() };
+    let memory = SchedulerSnapshot { programs: (0..PROGRAMS).map(program).collect(), ..SchedulerSnapshot::default() };
     let policy = config.policy(&config.models[0]);
     let mut scheduler = Scheduler::new(policy);
-    scheduler.recall(Duration::from_secs(3600), Duration::ZERO, memory.clone());
+    scheduler.restore(Duration::from_secs(3600), Duration::ZERO, memory.clone());
 
     let app = App::new(Arc::new(config)).expect("an app");
     let bytes =
@@ -50,7 +50,7 @@ fn portions(scheduler: &Scheduler) -> String {
     let mut next = Some(0);
     while let Some(number) = next {
         let start = Instant::now();
-        next = scheduler.remember_programs(number, PORTION, &mut programs);
+        next = scheduler.snapshot_programs(number, PORTION, &mut programs);
         took.push(start.elapsed());
     }
     took.sort_unstable();
@@ -58,8 +58,8 @@ fn portions(scheduler: &Scheduler) -> String {
     format!("p50 {p50:.1?}, p99 {p99:.1?}, max {max:.1?}")
 }
 
-fn program(number: u64) -> ProgramMemory {
-    ProgramMemory {
+fn program(number: u64) -> ProgramSnapshot {
+    ProgramSnapshot {
         number,
         key: ProgramKey { tenant: "team-a".into(), id: format!("swe-bench-{number:024}").into() },
         class: 0x1234_5678_9abc_def0,

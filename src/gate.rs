@@ -1,14 +1,14 @@
 //! The async face of the scheduler: one lock a pool, one waker a held step, guards that give every
 //! charge back.
 
-mod memory;
 mod record;
+mod snapshot;
 mod step;
 #[cfg(test)]
 mod tests;
 
 pub use crate::scheduler::{LoadView, PoolId, ProgramView};
-pub use memory::PORTION;
+pub use snapshot::PORTION;
 pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::config;
 use crate::fleet::{self, Origin};
 use crate::gate::PoolId;
-use crate::scheduler::{BackendId, Memory};
+use crate::scheduler::{BackendId, SchedulerSnapshot};
 use crate::units::unix_time;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ pub struct PoolSnapshot {
     pub backends: Vec<(BackendId, String)>,
     /// Those of them that a name server knew.
     pub discovered: Vec<BackendId>,
-    pub memory: Memory,
+    pub memory: SchedulerSnapshot,
 }
 
 /// What a snapshot gave.
@@ -78,7 +78,7 @@ pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
                 app.fleet.split(id, server, ranks);
             }
         }
-        app.gate.recall(id, age, translated(pool, &backends(app, id)));
+        app.gate.restore(id, age, translated(pool, &backends(app, id)));
     }
     Ok(Restored { programs, age })
 }
@@ -86,7 +86,7 @@ pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
 fn snapshot(app: &App) -> Snapshot {
     let pool = |(id, name): (PoolId, &str)| PoolSnapshot {
         name: name.to_owned(),
-        memory: app.gate.remember(id),
+        memory: app.gate.snapshot(id),
         backends: backends(app, id),
         discovered: discovered(app, id),
     };
@@ -123,7 +123,7 @@ fn rediscover(app: &App, id: PoolId, pool: &PoolSnapshot) {
 }
 
 /// The memory of `pool`, with the ids that its backends have `here`.
-fn translated(pool: PoolSnapshot, here: &[(BackendId, String)]) -> Memory {
+fn translated(pool: PoolSnapshot, here: &[(BackendId, String)]) -> SchedulerSnapshot {
     let mut memory = pool.memory;
     let id_of = |url: &str| here.iter().find(|(_, other)| other == url).map(|&(id, _)| id);
     let ids: HashMap<BackendId, BackendId> =

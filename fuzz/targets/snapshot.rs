@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 use thundergate::config::{Config, Pool};
-use thundergate::scheduler::{Arrival, BackendId, BackendReport, Event, Memory, Outcome, Scheduler, StepId, Usage};
+use thundergate::scheduler::{
+    Arrival, BackendId, BackendReport, Event, Outcome, Scheduler, SchedulerSnapshot, StepId, Usage,
+};
 use thundergate::state::{Snapshot, decode, encode};
 use thundergate::units::Tokens;
 use xxhash_rust::xxh3::xxh3_64;
@@ -42,7 +44,7 @@ fn scheduler() -> Scheduler {
     Scheduler::new(Config::default().policy(&Pool::default()))
 }
 
-fn serve(memory: Memory, passed: Duration) {
+fn serve(memory: SchedulerSnapshot, passed: Duration) {
     let mut served = Served { scheduler: scheduler(), now: Duration::ZERO };
     let mut backends: Vec<_> = memory.backends.iter().map(|record| (record.backend, record.life)).collect();
     backends.truncate(STEPS);
@@ -52,7 +54,7 @@ fn serve(memory: Memory, passed: Duration) {
     }
     let programs: Vec<_> =
         memory.programs.iter().take(STEPS).map(|record| (record.key.clone(), record.class)).collect();
-    served.scheduler.recall(served.now, passed, memory);
+    served.scheduler.restore(served.now, passed, memory);
     served.sound();
     for (n, (key, class)) in programs.iter().enumerate() {
         served.tell(Event::Arrive(Arrival {
@@ -79,10 +81,10 @@ fn serve(memory: Memory, passed: Duration) {
         served.tell(Event::End { step: StepId(n as u64), outcome: Outcome::Completed(Some(usage)) });
     }
     // And once more.
-    let mut remembered = served.scheduler.remember();
-    let _ = served.scheduler.remember_programs(0, usize::MAX, &mut remembered.programs);
+    let mut remembered = served.scheduler.snapshot();
+    let _ = served.scheduler.snapshot_programs(0, usize::MAX, &mut remembered.programs);
     let mut heir = scheduler();
-    heir.recall(Duration::ZERO, Duration::ZERO, remembered);
+    heir.restore(Duration::ZERO, Duration::ZERO, remembered);
     assert_eq!(heir.check(), Ok(()));
     for (key, _) in programs {
         served.tell(Event::Release(key));

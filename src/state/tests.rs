@@ -1,7 +1,7 @@
 use super::format::sealed;
 use super::store::Store;
 use super::*;
-use crate::scheduler::{BackendMemory, BackendReport, Event, Experience, Life, ProgramKey, ProgramMemory};
+use crate::scheduler::{BackendReport, BackendSnapshot, Event, Experience, Life, ProgramKey, ProgramSnapshot};
 use crate::units::Tokens;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,8 +12,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Where nobody listens.
 const URL: &str = "http://127.0.0.1:1";
 
-fn program(number: u64) -> ProgramMemory {
-    ProgramMemory {
+fn program(number: u64) -> ProgramSnapshot {
+    ProgramSnapshot {
         number,
         key: ProgramKey { tenant: "team".into(), id: format!("p{number}").into() },
         class: 7,
@@ -29,9 +29,9 @@ fn program(number: u64) -> ProgramMemory {
     }
 }
 
-fn backend(prefixes: Vec<(u64, Tokens, u64)>) -> BackendMemory {
+fn backend(prefixes: Vec<(u64, Tokens, u64)>) -> BackendSnapshot {
     let life = Some(Life { started_ms: Some(1_700_000_000_000), prompt_tokens: 12_345 });
-    BackendMemory { backend: BackendId(0), life, rate: Some(9_000.0), feedback: (0.97, 0.01), prefixes }
+    BackendSnapshot { backend: BackendId(0), life, rate: Some(9_000.0), feedback: (0.97, 0.01), prefixes }
 }
 
 fn sample() -> Snapshot {
@@ -43,7 +43,7 @@ fn sample() -> Snapshot {
         grown: (1_000.0, 10.0),
         classes: vec![(7, Tokens(320), 2)],
     };
-    let memory = Memory {
+    let memory = SchedulerSnapshot {
         experience,
         backends: vec![backend(vec![(0, Tokens(4_000), 5)])],
         programs: vec![program(0), program(1)],
@@ -55,7 +55,7 @@ fn sample() -> Snapshot {
     }
 }
 
-fn any_program() -> impl Strategy<Value = ProgramMemory> {
+fn any_program() -> impl Strategy<Value = ProgramSnapshot> {
     let home = proptest::option::of((0..2_u32).prop_map(BackendId));
     let names = (".{0,20}", ".{0,40}");
     let numbers = any::<[u64; 8]>();
@@ -63,7 +63,7 @@ fn any_program() -> impl Strategy<Value = ProgramMemory> {
         let key = ProgramKey { tenant: tenant.into(), id: id.into() };
         let (context, last_prompt) = (Tokens(n[2]), Tokens(n[3]));
         let (number, class, last_bytes, age_ms, idle_ms, steps) = (n[0], n[1], n[4], n[5], n[6], n[7]);
-        ProgramMemory {
+        ProgramSnapshot {
             number,
             key,
             class,
@@ -94,7 +94,7 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
             };
             let mut backend = backend(prefixes);
             backend.life = backend.life.filter(|_| known);
-            let memory = Memory { experience, backends: vec![backend], programs };
+            let memory = SchedulerSnapshot { experience, backends: vec![backend], programs };
             PoolSnapshot { name, backends: vec![(BackendId(0), URL.to_owned())], discovered: Vec::new(), memory }
         },
     );

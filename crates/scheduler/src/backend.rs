@@ -1,11 +1,11 @@
 //! One backend's ledger: capacity, claims, promises, and how fast it prefills.
 
 use super::event::Life;
-use super::feedback::Feedback;
-use super::outlook::Outlook;
+use super::feedback::CapacityFeedback;
+use super::forecast::peak::PeakForecast;
 use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
 use super::program::Pid;
-use super::recall::Former;
+use super::restore::RestoredBackend;
 use super::shadow::Shadow;
 use crate::units::Tokens;
 use std::cell::OnceCell;
@@ -22,7 +22,7 @@ const LONGEST: f64 = 1e9;
 const FADE: f64 = 0.995;
 
 #[derive(Debug)]
-pub struct Backend {
+pub struct BackendLedger {
     pub weight: u32,
     pub up: bool,
     /// It was down after it had been up, and returned then.
@@ -34,7 +34,7 @@ pub struct Backend {
     /// Which life its last report came from.
     pub life: Option<Life>,
     /// What was known of it before this process began; until it comes up.
-    pub former: Option<Former>,
+    pub restored: Option<RestoredBackend>,
     /// Given by hand: no report changes it.
     fixed: bool,
     capacity: Option<Tokens>,
@@ -56,14 +56,14 @@ pub struct Backend {
     pub promised: Duration,
     pub shadow: Shadow,
     /// Empty when it has to be made anew.
-    pub outlook: OnceCell<Outlook>,
-    pub feedback: Feedback,
+    pub forecast: OnceCell<PeakForecast>,
+    pub feedback: CapacityFeedback,
     /// What runs there and is not ours, in the last reports, tokens.
     foreign: VecDeque<Tokens>,
     rate: Option<f64>,
 }
 
-impl Backend {
+impl BackendLedger {
     pub fn new(weight: u32, capacity: Option<Tokens>) -> Self {
         Self {
             weight: weight.max(1),
@@ -73,7 +73,7 @@ impl Backend {
             ramp: 1.0,
             draining: false,
             life: None,
-            former: None,
+            restored: None,
             fixed: capacity.is_some(),
             capacity,
             claims: Tokens::ZERO,
@@ -86,8 +86,8 @@ impl Backend {
             forced: 0,
             promised: Duration::ZERO,
             shadow: Shadow::default(),
-            outlook: OnceCell::new(),
-            feedback: Feedback::default(),
+            forecast: OnceCell::new(),
+            feedback: CapacityFeedback::default(),
             foreign: VecDeque::new(),
             rate: None,
         }
@@ -133,8 +133,8 @@ impl Backend {
 
     /// The forecast follows a lease that came, with what its program needs in the end, or one that went.
     pub fn lease_changed(&mut self, came: Option<Tokens>) {
-        if self.outlook.get_mut().is_some_and(|outlook| !outlook.bears(came)) {
-            self.outlook.take();
+        if self.forecast.get_mut().is_some_and(|forecast| !forecast.absorbs_change(came)) {
+            self.forecast.take();
         }
     }
 
@@ -156,7 +156,7 @@ impl Backend {
     }
 
     /// Cuts the shadow to what running steps leave of the cache.
-    pub fn press(&mut self, shared: impl Fn(u64) -> Tokens) {
+    pub fn shrink_shadow(&mut self, shared: impl Fn(u64) -> Tokens) {
         let Some(capacity) = self.capacity else {
             return;
         };
@@ -218,7 +218,7 @@ impl Backend {
 
     pub fn tick(&mut self, now: Duration, slow_start: Duration) {
         self.climb(now, slow_start);
-        self.outlook.take();
+        self.forecast.take();
         self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
     }
 
@@ -257,7 +257,7 @@ impl Backend {
         self.shadow.clear();
         self.promised = Duration::ZERO;
         self.rate = None;
-        self.feedback = Feedback::default();
+        self.feedback = CapacityFeedback::default();
         self.foreign.clear();
     }
 }

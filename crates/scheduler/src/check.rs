@@ -16,11 +16,11 @@ impl Scheduler {
         for (pid, program) in &self.programs {
             self.check_program(*pid, program)?;
         }
-        ensure(self.roll.len() == self.programs.len(), || format!("{} on the roll", self.roll.len()))?;
+        ensure(self.by_start.len() == self.programs.len(), || format!("{} on the roll", self.by_start.len()))?;
         self.check_queue()
     }
 
-    fn check_backend(&self, id: BackendId, backend: &Backend) -> Result<(), String> {
+    fn check_backend(&self, id: BackendId, backend: &BackendLedger) -> Result<(), String> {
         let charge = |pid: &Pid| self.programs.get(pid).map_or(Tokens::ZERO, |program| program.charge);
         let claims: Tokens = backend.leased.iter().map(charge).sum();
         ensure(backend.claims == claims, || format!("{id:?}: claims {} are not Σ charges {claims}", backend.claims))?;
@@ -59,7 +59,7 @@ impl Scheduler {
         ensure(program.ended != self.keys.contains_key(&program.key) || self.reused(pid, program), || {
             format!("{pid:?}: key")
         })?;
-        ensure(self.roll.contains(&pid), || format!("{pid:?} is not on the roll"))?;
+        ensure(self.by_start.contains(&pid), || format!("{pid:?} is not on the roll"))?;
         let inactive = self.inactive.contains(&(program.last_active, pid));
         ensure(inactive == program.inactive(), || format!("{pid:?}: inactive {inactive}"))?;
         let over = inactive && program.last_active < self.presumed_over;
@@ -84,7 +84,7 @@ impl Scheduler {
         })?;
         for (on, pid) in &self.reservations {
             let waits = self.programs.get(pid).is_some_and(|program| program.waiting_since.is_some());
-            let usable = self.backends.get(on).is_some_and(Backend::usable);
+            let usable = self.backends.get(on).is_some_and(BackendLedger::usable);
             ensure(waits && usable, || format!("{on:?} is reserved for {pid:?}: it waits {waits}, usable {usable}"))?;
         }
         for &(_, pid) in self.queue.started.iter().chain(&self.queue.fresh) {

@@ -1,6 +1,6 @@
 //! Classes: programs of one model and system message share the start of their prompts.
 
-use super::memory::Experience;
+use super::snapshot::Experience;
 use crate::units::Tokens;
 use std::collections::HashMap;
 
@@ -26,11 +26,11 @@ impl Classes {
         self.classes.get(&class).filter(|class| class.told >= 2).map_or(Tokens::ZERO, |class| class.smallest)
     }
 
-    pub fn remember(&self, into: &mut Experience) {
+    pub fn snapshot(&self, into: &mut Experience) {
         into.classes = self.classes.iter().map(|(&id, class)| (id, class.smallest, class.told)).collect();
     }
 
-    pub fn recall(&mut self, from: &Experience) {
+    pub fn restore(&mut self, from: &Experience) {
         let classes = from.classes.iter().take(MOST);
         self.classes.extend(classes.map(|&(id, smallest, told)| (id, Class { smallest, told })));
     }

@@ -1,8 +1,8 @@
 //! What is learned from the traffic: output lengths, bytes a token, tool gaps; and estimates made of it.
 
-use super::memory::Experience;
 use super::policy::LARGEST;
 use super::program::Program;
+use super::snapshot::Experience;
 use crate::units::{BYTES_PER_TOKEN, Tokens};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -35,13 +35,13 @@ impl Learned {
         Self { output: None, bytes_per_token: None, gaps: VecDeque::new(), gap_p99: None, gaps_since: 0, over: 0 }
     }
 
-    pub fn remember(&self, into: &mut Experience) {
+    pub fn snapshot(&self, into: &mut Experience) {
         into.output = self.output;
         into.bytes_per_token = self.bytes_per_token;
         into.gaps_ms = self.gaps.iter().map(|gap| gap.as_millis() as u64).collect();
     }
 
-    pub fn recall(&mut self, from: &Experience) {
+    pub fn restore(&mut self, from: &Experience) {
         let sound = |mean: &f64| mean.is_finite() && *mean > 0.0;
         self.output = from.output.filter(sound);
         self.bytes_per_token = from.bytes_per_token.filter(sound);

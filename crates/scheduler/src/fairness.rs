@@ -32,7 +32,7 @@ impl Scheduler {
     /// The unreserved backend where most is free or evictable, what it still holds of the program counted half.
     fn reserve(&mut self, pid: Pid) -> Option<BackendId> {
         let program = self.programs.get(&pid)?;
-        let room = |backend: &Backend| {
+        let room = |backend: &BackendLedger| {
             let effective = self.effective(backend, Some(program.class)).map_or(i64::MAX / 2, |tokens| tokens.0 as i64);
             let evictable = self.evictable(backend, Tokens(u64::MAX), Some(pid)).tokens.0 as i64;
             effective - backend.claims.0 as i64 + evictable + backend.shadow.resident(pid).0 as i64 / 2
@@ -47,7 +47,7 @@ impl Scheduler {
     /// It waits no longer, or not there.
     pub(super) fn cancel_reservation(&mut self, pid: Pid) {
         for (&on, _) in self.reservations.iter().filter(|(_, of)| **of == pid) {
-            self.news.backends.insert(on);
+            self.dirty.backends.insert(on);
         }
         self.reservations.retain(|_, of| *of != pid);
     }
@@ -76,11 +76,11 @@ impl Scheduler {
         for victim in found.programs {
             self.unlease(victim, Some(PauseReason::MadeWay));
         }
-        fits || self.backends.get(&on).is_some_and(Backend::empty)
+        fits || self.backends.get(&on).is_some_and(BackendLedger::empty)
     }
 
     /// Tokens by which the program's held steps exceed what is free there; `None`: they fit, or it would be alone.
-    fn missing(&self, program: &Program, on: BackendId, backend: &Backend) -> Option<Tokens> {
+    fn missing(&self, program: &Program, on: BackendId, backend: &BackendLedger) -> Option<Tokens> {
         let effective = self.effective(backend, Some(program.class)).filter(|_| !backend.empty())?;
         let need = self.need_on(program, on, self.need(program).1);
         let wanted = (need - self.shared(program.class)).min(effective.scale(policy::GIANT));
@@ -90,7 +90,7 @@ impl Scheduler {
     /// Idle programs on leases that have paid off, youngest first, until `wanted` is reached.
     fn add_settled(
         &self,
-        backend: &Backend,
+        backend: &BackendLedger,
         wanted: Tokens,
         found: &mut Evictable,
         may_go: impl Fn((Duration, Pid)) -> bool,

@@ -22,28 +22,28 @@ const WELL: f64 = 0.02;
 const RISE: f64 = 0.0001;
 
 #[derive(Debug)]
-pub struct Feedback {
+pub struct CapacityFeedback {
     factor: f64,
     short: f64,
     samples: u32,
 }
 
-impl Default for Feedback {
+impl Default for CapacityFeedback {
     fn default() -> Self {
         Self { factor: 1.0, short: 0.0, samples: 0 }
     }
 }
 
-impl Feedback {
-    /// What was told by [`Feedback::remember`]; what cannot be is put right.
-    pub fn recall((factor, short): (f64, f64)) -> Self {
+impl CapacityFeedback {
+    /// What was told by [`CapacityFeedback::snapshot`]; what cannot be is put right.
+    pub fn restore((factor, short): (f64, f64)) -> Self {
         let new = Self::default();
         let factor = if factor.is_finite() { factor.clamp(FLOOR, 1.0) } else { new.factor };
         Self { factor, short: if short.is_finite() { short } else { new.short }, ..new }
     }
 
     /// The factor, and the share that is missing of late.
-    pub fn remember(&self) -> (f64, f64) {
+    pub fn snapshot(&self) -> (f64, f64) {
         (self.factor, self.short)
     }
 
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn prompts_that_come_back_short_again_and_again_lower_the_capacity() {
-        let mut feedback = Feedback::default();
+        let mut feedback = CapacityFeedback::default();
         for _ in 0..200 {
             feedback.saw(Tokens(10_000), Tokens(7_000));
         }
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_full_cache_hit_and_a_single_miss_change_nothing() {
-        let mut feedback = Feedback::default();
+        let mut feedback = CapacityFeedback::default();
         for _ in 0..100 {
             feedback.saw(Tokens(10_000), Tokens(9_984));
         }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn it_recovers_slowly() {
-        let mut feedback = Feedback::default();
+        let mut feedback = CapacityFeedback::default();
         for _ in 0..100 {
             feedback.saw(Tokens(10_000), Tokens(0));
         }

@@ -1,13 +1,13 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
 use super::forecast::Member;
-use super::outlook::Outlook;
+use super::forecast::peak::PeakForecast;
 use super::*;
 use crate::settings::Routing;
 use crate::units::Tokens;
 
 /// What placing a program on a backend would take.
-struct Place {
+struct Placement {
     backend: BackendId,
     cost: f64,
     victims: Vec<Pid>,
@@ -16,14 +16,14 @@ struct Place {
 impl Scheduler {
     /// Dispatches whatever fits now.
     pub(super) fn fill(&mut self) {
-        let mut news = std::mem::take(&mut self.news);
+        let mut dirty = std::mem::take(&mut self.dirty);
         if self.frozen || self.draining || self.queue.len() == 0 {
             return;
         }
         self.fill_unlabelled();
         // No backend stands empty while a step waits, whatever kept it from there.
-        news.all |= self.backends.values().any(|backend| backend.usable() && backend.empty());
-        if news.is_empty() {
+        dirty.all |= self.backends.values().any(|backend| backend.usable() && backend.empty());
+        if dirty.is_empty() {
             return;
         }
         self.serve_overdue();
@@ -31,9 +31,9 @@ impl Scheduler {
         // ends; but not for ever: then everything behind it waits until there is room for it.
         let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
-            if self.admit(pid, news.places(pid)) {
+            if self.admit(pid, dirty.candidates(pid)) {
                 // Those behind it may not have been looked at before.
-                news.all = true;
+                dirty.all = true;
             } else if self.waited(pid) >= self.policy.settings.fair.after {
                 return;
             }
@@ -42,15 +42,15 @@ impl Scheduler {
         while self.queue.started.is_empty()
             && let Some(&(_, head)) = self.queue.fresh.first()
         {
-            if !self.admit(head, news.places(head)) {
+            if !self.admit(head, dirty.candidates(head)) {
                 break;
             }
-            news.all = true;
+            dirty.all = true;
         }
     }
 
     fn fill_unlabelled(&mut self) {
-        if !self.backends.values().any(Backend::usable) {
+        if !self.backends.values().any(BackendLedger::usable) {
             return;
         }
         let waiting: Vec<StepId> = self.queue.unlabelled.iter().copied().collect();
@@ -72,7 +72,7 @@ impl Scheduler {
             let next = usable().map(|(&id, _)| id).find(|&id| self.last_choice.is_none_or(|last| id > last));
             return next.or_else(|| usable().map(|(&id, _)| id).next());
         }
-        let rank = |id: BackendId, backend: &Backend| (backend.load(), step.preferred != Some(id));
+        let rank = |id: BackendId, backend: &BackendLedger| (backend.load(), step.preferred != Some(id));
         let least = usable().min_by(|a, b| {
             let (a, b) = (rank(*a.0, a.1), rank(*b.0, b.1));
             a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
@@ -81,13 +81,13 @@ impl Scheduler {
     }
 
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
-    fn admit(&mut self, pid: Pid, places: Places<'_>) -> bool {
-        let looked_at = |program: &&Program| !places.is_empty() && !self.awaits_former(pid, program);
+    fn admit(&mut self, pid: Pid, candidates: Candidates<'_>) -> bool {
+        let looked_at = |program: &&Program| !candidates.is_empty() && !self.awaits_home(pid, program);
         let Some(program) = self.programs.get(&pid).filter(looked_at) else {
             return false;
         };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
-        match self.choose(pid, places) {
+        match self.choose(pid, candidates) {
             Ok(place) => {
                 for victim in place.victims {
                     self.unlease(victim, Some(PauseReason::Evicted));
@@ -97,7 +97,7 @@ impl Scheduler {
                 true
             }
             // It waits as it did before.
-            Err(HoldReason::NoBackend) if matches!(places, Places::Only(_)) => false,
+            Err(HoldReason::NoBackend) if matches!(candidates, Candidates::Only(_)) => false,
             Err(reason) => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.hold_reason = reason;
@@ -115,14 +115,14 @@ impl Scheduler {
     }
 
     /// The cheapest feasible one of these backends, or why there is none.
-    fn choose(&self, pid: Pid, places: Places<'_>) -> Result<Place, HoldReason> {
+    fn choose(&self, pid: Pid, candidates: Candidates<'_>) -> Result<Placement, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
         let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
         let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
-        let leased: usize = usable.iter().map(|(_, backend)| self.outlook(backend).members()).sum();
+        let leased: usize = usable.iter().map(|(_, backend)| self.forecast(backend).members()).sum();
         let mean = leased as f64 / weight;
-        let mut best: Result<Place, HoldReason> = Err(HoldReason::NoBackend);
-        for (&id, backend) in usable.into_iter().filter(|(id, _)| places.contains(**id)) {
+        let mut best: Result<Placement, HoldReason> = Err(HoldReason::NoBackend);
+        for (&id, backend) in usable.into_iter().filter(|(id, _)| candidates.contains(**id)) {
             match (self.consider(pid, program, id, backend, mean), &best) {
                 (Ok(place), Ok(than)) if place.cost >= than.cost => {}
                 (Ok(place), _) => best = Ok(place),
@@ -149,9 +149,9 @@ impl Scheduler {
         pid: Pid,
         program: &Program,
         id: BackendId,
-        backend: &Backend,
+        backend: &BackendLedger,
         mean: f64,
-    ) -> Result<Place, HoldReason> {
+    ) -> Result<Placement, HoldReason> {
         if self.reservations.get(&id).is_some_and(|&of| of != pid) {
             return Err(HoldReason::Reserved);
         }
@@ -163,7 +163,7 @@ impl Scheduler {
             (need - shared).min(effective.scale(policy::GIANT)).0 as i64 - free
         };
         // It needs its context at the least: for most of a long queue that settles it.
-        if limits.is_some_and(|limits| missing(program.context, limits) > self.outlook(backend).evictable.0 as i64) {
+        if limits.is_some_and(|limits| missing(program.context, limits) > self.forecast(backend).evictable.0 as i64) {
             return Err(HoldReason::NoRoom);
         }
         let (prompt, held) = self.need(program);
@@ -186,29 +186,30 @@ impl Scheduler {
                 return Err(HoldReason::NoRoomAhead);
             }
         }
-        let crowding = self.outlook(backend).members() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
+        let crowding =
+            self.forecast(backend).members() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
         let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
         let room = effective.zip(free).map_or(0.0, |(effective, free)| free as f64 / effective.as_f64().max(1.0));
         let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * room + balance;
-        Ok(Place { backend: id, cost, victims: victims.programs })
+        Ok(Placement { backend: id, cost, victims: victims.programs })
     }
 
     /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
     /// life is looked at, a started one's next minute.
-    fn fits_ahead(&self, program: &Program, backend: &Backend, need: Tokens, effective: Tokens) -> bool {
-        let outlook = self.outlook(backend);
+    fn fits_ahead(&self, program: &Program, backend: &BackendLedger, need: Tokens, effective: Tokens) -> bool {
+        let forecast = self.forecast(backend);
         // Alone it goes in, however large it is or may become: no backend will ever suit it better.
-        if outlook.is_empty() {
+        if forecast.is_empty() {
             return true;
         }
         let limit = if program.started() { effective } else { effective.scale(self.policy.settings.forecast.slack) };
         let left = self.growth.left(need, effective);
-        outlook.peak_with(need - self.shared(program.class), left, program.started()) <= limit
+        forecast.peak_with(need - self.shared(program.class), left, program.started()) <= limit
     }
 
     /// The backend's forecast, made anew if need be.
-    fn outlook<'a>(&self, backend: &'a Backend) -> &'a Outlook {
-        backend.outlook.get_or_init(|| {
+    fn forecast<'a>(&self, backend: &'a BackendLedger) -> &'a PeakForecast {
+        backend.forecast.get_or_init(|| {
             let mut evictable = Tokens::ZERO;
             let leaves = |program: &Program| {
                 program.inactive() && self.worth_evicting(backend, program.last_active, program.charge)
@@ -226,7 +227,7 @@ impl Scheduler {
             }
             let capacity = self.effective(backend, None).unwrap_or_default();
             let evictable = (evictable, backend.leased.len());
-            Outlook::new(&self.growth, &members, evictable, capacity, self.policy.settings.forecast.horizon)
+            PeakForecast::new(&self.growth, &members, evictable, capacity, self.policy.settings.forecast.horizon)
         })
     }
 
@@ -235,7 +236,7 @@ impl Scheduler {
     }
 
     /// Heavy prefill waits while enough is promised: the next first token would come after all of it.
-    fn passes_prefill_gate(&self, program: &Program, backend: &Backend, recompute: Duration) -> bool {
+    fn passes_prefill_gate(&self, program: &Program, backend: &BackendLedger, recompute: Duration) -> bool {
         let waited = program.waited(self.now);
         backend.promised < policy::PREFILL_GATE
             || recompute <= policy::PREFILL_LIGHT
@@ -277,7 +278,7 @@ impl Scheduler {
     pub(super) fn reason(&self, program: Option<&Program>) -> HoldReason {
         if self.frozen {
             HoldReason::Frozen
-        } else if !self.backends.values().any(Backend::usable) {
+        } else if !self.backends.values().any(BackendLedger::usable) {
             HoldReason::NoBackend
         } else {
             program.map_or(HoldReason::Queued, |program| program.hold_reason)

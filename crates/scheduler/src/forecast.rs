@@ -11,8 +11,10 @@
 //! A program that nobody releases counts as ended while it is idle for longer than tools take, and no longer
 //! once it comes back. A crowd of small programs tells of small programs only.
 
-use super::memory::Experience;
 use super::policy::LARGEST;
+use super::snapshot::Experience;
+pub mod peak;
+
 use crate::units::Tokens;
 use std::cell::OnceCell;
 use std::time::Duration;
@@ -80,13 +82,13 @@ pub struct Member {
 }
 
 impl Growth {
-    pub fn remember(&self, into: &mut Experience) {
+    pub fn snapshot(&self, into: &mut Experience) {
         let seen = self.bands.iter().enumerate().filter(|(_, band)| band.beyond + band.ended > 0.0);
         into.lives = seen.map(|(at, band)| (at as u16, band.beyond, band.ended, band.sum)).collect();
         into.grown = (self.tokens, self.seconds);
     }
 
-    pub fn recall(&mut self, from: &Experience) {
+    pub fn restore(&mut self, from: &Experience) {
         let sound = |number: f64| number.is_finite() && (0.0..=LARGEST.as_f64()).contains(&number);
         for &(at, beyond, ended, sum) in &from.lives {
             if let Some(band) =
@@ -112,7 +114,7 @@ impl Growth {
     }
 
     /// A program that was taken to have ended has come back.
-    pub fn goes_on(&mut self, context: Tokens) {
+    pub fn saw_return(&mut self, context: Tokens) {
         let band = &mut self.bands[band(context)];
         let left = (band.ended - 1.0).max(0.0);
         band.sum *= if band.ended > 0.0 { left / band.ended } else { 0.0 };
@@ -292,7 +294,7 @@ mod tests {
         let before = growth.left(Tokens(3_000), CAPACITY);
         (0..50).for_each(|_| growth.saw_final(Tokens(3_000)));
         assert!(growth.left(Tokens(3_000), CAPACITY).0 * 2 < before.0);
-        (0..50).for_each(|_| growth.goes_on(Tokens(3_000)));
+        (0..50).for_each(|_| growth.saw_return(Tokens(3_000)));
         assert_eq!(growth.left(Tokens(3_000), CAPACITY), before);
     }
 

@@ -9,14 +9,14 @@ impl Scheduler {
     }
 
     /// Tokens that programs may claim on the backend, with `class` among them; `None`: no limit known.
-    pub(super) fn effective(&self, backend: &Backend, with: Option<u64>) -> Option<Tokens> {
+    pub(super) fn effective(&self, backend: &BackendLedger, with: Option<u64>) -> Option<Tokens> {
         backend.effective(self.policy.settings.headroom, |class| self.classes.shared(class), with)
     }
 
     /// Gives the program a lease; its steps must be started next.
     pub(super) fn lease(&mut self, pid: Pid, on: BackendId) {
         let came =
-            self.programs.get(&pid).zip(self.backends.get(&on)).filter(|(_, backend)| backend.outlook.get().is_some());
+            self.programs.get(&pid).zip(self.backends.get(&on)).filter(|(_, backend)| backend.forecast.get().is_some());
         let came = came.map(|(program, backend)| {
             let need = self.need_on(program, on, self.need(program).1);
             let capacity = self.effective(backend, None).unwrap_or_default();
@@ -51,7 +51,7 @@ impl Scheduler {
                 backend.idle_claims -= charge;
             }
             backend.leave_class(program.class);
-            self.news.backends.insert(on);
+            self.dirty.backends.insert(on);
         }
         if let Some(reason) = reason {
             program.last_pause = Some(reason);
@@ -72,17 +72,17 @@ impl Scheduler {
         let before = std::mem::replace(&mut program.charge, charge);
         backend.claims = backend.claims + charge - before;
         if charge < before {
-            self.news.backends.extend(program.lease);
+            self.dirty.backends.extend(program.lease);
         }
         if backend.idle.contains(&(program.last_active, pid)) {
             backend.idle_claims = backend.idle_claims + charge - before;
         } else {
-            backend.press(|class| self.classes.shared(class));
+            backend.shrink_shadow(|class| self.classes.shared(class));
         }
     }
 
     /// The program's first step on its lease starts: it is idle no longer, its blocks are pinned.
-    pub(super) fn wake(&mut self, pid: Pid) {
+    pub(super) fn mark_busy(&mut self, pid: Pid) {
         let Some(program) = self.programs.get_mut(&pid) else {
             return;
         };
@@ -96,7 +96,7 @@ impl Scheduler {
     }
 
     /// The program's last step on its lease is over: it is idle from now on.
-    pub(super) fn rest(&mut self, pid: Pid) {
+    pub(super) fn mark_idle(&mut self, pid: Pid) {
         let Some(program) = self.programs.get_mut(&pid) else {
             return;
         };
@@ -107,12 +107,12 @@ impl Scheduler {
         backend.idle.insert((program.last_active, pid));
         backend.idle_claims += program.charge;
         backend.shadow.leave(pid, program.charge, self.now);
-        backend.press(|class| self.classes.shared(class));
+        backend.shrink_shadow(|class| self.classes.shared(class));
     }
 
     /// A class has learned its shared prefix: every charge that it is part of follows.
     pub(super) fn recharge_class(&mut self, class: u64) {
-        self.news.all = true;
+        self.dirty.all = true;
         let leased: Vec<Pid> = self.backends.values().flat_map(|backend| backend.leased.iter().copied()).collect();
         for pid in leased {
             if self.programs.get(&pid).is_some_and(|program| program.class == class) {

@@ -8,27 +8,26 @@
 mod backend;
 mod check;
 mod class;
+mod dirty;
 pub mod duration;
 mod estimate;
 pub mod event;
+mod expiry;
 mod fairness;
 mod feedback;
 mod fill;
 mod forecast;
 mod ledger;
-mod lifetime;
-mod members;
-mod memory;
-mod news;
-mod outlook;
+mod membership;
 mod policy;
 mod program;
 mod queue;
-mod recall;
 mod reclaim;
+mod restore;
 pub mod settings;
 mod shadow;
-mod steps;
+mod snapshot;
+mod step;
 pub mod units;
 mod view;
 
@@ -36,17 +35,17 @@ mod view;
 mod tests;
 
 pub use event::*;
-pub use memory::{BackendMemory, Experience, Memory, ProgramMemory};
 pub use policy::Policy;
 pub use settings::{Feedback, OnTimeout, Routing, Settings};
+pub use snapshot::{BackendSnapshot, Experience, ProgramSnapshot, SchedulerSnapshot};
 pub use view::{LoadView, ProgramView};
 
-use backend::Backend;
+use backend::BackendLedger;
 use class::Classes;
+use dirty::{Candidates, Dirty};
 use estimate::Learned;
 use forecast::Growth;
-use news::{News, Places};
-use program::{ById, Pid, Program, Step};
+use program::{ById, Pid, Program, StepState};
 use queue::Queue;
 use reclaim::Evictable;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -57,19 +56,19 @@ use std::time::Duration;
 pub struct Scheduler {
     policy: Policy,
     now: Duration,
-    backends: BTreeMap<BackendId, Backend>,
+    backends: BTreeMap<BackendId, BackendLedger>,
     /// Known keys; a released program whose step still runs is no longer among them.
     keys: HashMap<ProgramKey, Pid>,
     programs: ById<Pid, Program>,
     /// The same, in the order in which they began: to be walked in portions.
-    roll: BTreeSet<Pid>,
+    by_start: BTreeSet<Pid>,
     /// Programs without a step in flight or held, longest idle first.
     inactive: BTreeSet<(Duration, Pid)>,
     /// Those among them that are idle since before this time count as ended.
     presumed_over: Duration,
-    steps: ById<StepId, Step>,
+    steps: ById<StepId, StepState>,
     queue: Queue,
-    news: News,
+    dirty: Dirty,
     /// Backends kept free for a program that has waited too long.
     reservations: BTreeMap<BackendId, Pid>,
     learned: Learned,
@@ -83,10 +82,10 @@ pub struct Scheduler {
     last_choice: Option<BackendId>,
     next_pid: u64,
     next_order: u64,
-    /// Counts changes of what [`Scheduler::remember`] gives.
+    /// Counts changes of what [`Scheduler::snapshot`] gives.
     revision: u64,
-    /// When a memory was recalled.
-    recalled: Option<Duration>,
+    /// When a snapshot was restored.
+    restored_at: Option<Duration>,
     out: Vec<Decision>,
 }
 
@@ -99,12 +98,12 @@ impl Scheduler {
             backends: BTreeMap::new(),
             keys: HashMap::new(),
             programs: ById::default(),
-            roll: BTreeSet::new(),
+            by_start: BTreeSet::new(),
             inactive: BTreeSet::new(),
             presumed_over: Duration::ZERO,
             steps: ById::default(),
             queue: Queue::default(),
-            news: News::default(),
+            dirty: Dirty::default(),
             reservations: BTreeMap::new(),
             learned: Learned::new(),
             growth: Growth::default(),
@@ -116,7 +115,7 @@ impl Scheduler {
             next_pid: 0,
             next_order: 0,
             revision: 0,
-            recalled: None,
+            restored_at: None,
             out: Vec::new(),
         }
     }
@@ -145,7 +144,7 @@ impl Scheduler {
         }
         self.fill();
         self.note_held();
-        self.revision += u64::from(touched || self.out.iter().any(memory::tells_of_change));
+        self.revision += u64::from(touched || self.out.iter().any(snapshot::tells_of_change));
         decisions.append(&mut self.out);
         debug_assert_eq!(self.check(), Ok(()));
     }
@@ -153,9 +152,9 @@ impl Scheduler {
     /// Other settings, from the next event on. Not another `routing`: the ledgers follow from it.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = Policy { routing: self.policy.routing, ..policy };
-        self.news.all = true;
+        self.dirty.all = true;
         for backend in self.backends.values_mut() {
-            backend.outlook.take();
+            backend.forecast.take();
         }
     }
 

@@ -68,7 +68,7 @@ pub struct Program {
 }
 
 #[derive(Debug)]
-pub struct Step {
+pub struct StepState {
     pub program: Option<Pid>,
     pub arrived: Duration,
     pub prompt_bytes: u64,
@@ -147,7 +147,7 @@ impl Program {
 
     /// Tokens that it needs resident: the conversation as it was, or what its steps in flight make of it.
     /// Steps that overlap are charged each, for subagents that share an id share little else.
-    pub fn footprint(&self, steps: &ById<StepId, Step>, shared: Tokens) -> Tokens {
+    pub fn footprint(&self, steps: &ById<StepId, StepState>, shared: Tokens) -> Tokens {
         let runs = self.running.iter().filter_map(|id| steps.get(id)?.run.as_ref());
         let runs = runs.filter(|run| Some(run.backend) == self.lease);
         let running: Tokens = runs.map(|run| run.estimate).sum();

@@ -15,7 +15,7 @@ pub(super) struct Evictable {
 impl Scheduler {
     /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached;
     /// never `but`, for whom the room is made.
-    pub(super) fn evictable(&self, backend: &Backend, wanted: Tokens, but: Option<Pid>) -> Evictable {
+    pub(super) fn evictable(&self, backend: &BackendLedger, wanted: Tokens, but: Option<Pid>) -> Evictable {
         let mut found = Evictable::default();
         for &(since, pid) in backend.idle.iter().filter(|(_, pid)| Some(*pid) != but) {
             if found.tokens >= wanted {
@@ -35,7 +35,7 @@ impl Scheduler {
 
     /// Ski rental: a lease is kept as long as holding it has cost less than losing it would. Losing it stalls
     /// every step in flight for as long as the context takes to compute again.
-    pub(super) fn worth_evicting(&self, backend: &Backend, since: Duration, tokens: Tokens) -> bool {
+    pub(super) fn worth_evicting(&self, backend: &BackendLedger, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
         let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.settings.evict.cost_factor;
         let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.settings.evict.idle_factor));
@@ -77,7 +77,7 @@ impl Scheduler {
     }
 
     /// Idle programs younger than `pid`, youngest first, until `wanted` is reached.
-    fn add_younger(&self, backend: &Backend, pid: Pid, wanted: Tokens, found: &mut Evictable) {
+    fn add_younger(&self, backend: &BackendLedger, pid: Pid, wanted: Tokens, found: &mut Evictable) {
         let age = |pid: Pid| self.programs.get(&pid).map(|program| (program.first_seen, pid));
         let mut younger: Vec<_> = backend.idle.iter().filter_map(|&(_, other)| age(other)).collect();
         younger.retain(|&other| Some(other) > age(pid) && !found.programs.contains(&other.1));
@@ -98,7 +98,7 @@ impl Scheduler {
 
     /// Claims with idle programs at their weight: whole, unless `scheduler.acting_weight` or
     /// `scheduler.acting_decay` says that an idle program counts for less.
-    pub(super) fn weighed_claims(&self, backend: &Backend) -> Tokens {
+    pub(super) fn weighed_claims(&self, backend: &BackendLedger) -> Tokens {
         let (weight, decay) = (self.policy.settings.acting_weight, self.policy.settings.acting_decay);
         if !decay {
             return backend.claims - backend.idle_claims.scale(1.0 - weight);

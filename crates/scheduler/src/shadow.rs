@@ -13,7 +13,7 @@ use std::time::Duration;
 pub struct Shadow {
     /// By time of last use; the number keeps entries of one instant apart.
     order: BTreeMap<(Duration, u64), (Pid, Tokens)>,
-    places: ById<Pid, (Duration, u64)>,
+    slots: ById<Pid, (Duration, u64)>,
     next: u64,
     total: Tokens,
 }
@@ -28,7 +28,7 @@ impl Shadow {
         let place = (now, self.next);
         self.next += 1;
         self.order.insert(place, (program, tokens));
-        self.places.insert(program, place);
+        self.slots.insert(program, place);
         self.total += tokens;
     }
 
@@ -39,7 +39,7 @@ impl Shadow {
 
     /// The program runs again (its blocks are pinned) or is forgotten: gives what was still there.
     pub fn take(&mut self, program: Pid) -> Tokens {
-        let Some(place) = self.places.remove(&program) else {
+        let Some(place) = self.slots.remove(&program) else {
             return Tokens::ZERO;
         };
         let tokens = self.order.remove(&place).map_or(Tokens::ZERO, |(_, tokens)| tokens);
@@ -49,7 +49,7 @@ impl Shadow {
 
     /// Tokens of the program that are probably still cached.
     pub fn resident(&self, program: Pid) -> Tokens {
-        let place = self.places.get(&program);
+        let place = self.slots.get(&program);
         place.and_then(|place| self.order.get(place)).map_or(Tokens::ZERO, |&(_, tokens)| tokens)
     }
 
@@ -66,7 +66,7 @@ impl Shadow {
                 self.total -= excess;
             } else {
                 entry.remove();
-                self.places.remove(&program);
+                self.slots.remove(&program);
                 self.total -= tokens;
             }
         }
@@ -75,7 +75,7 @@ impl Shadow {
     /// The backend started anew: nothing is left.
     pub fn clear(&mut self) {
         self.order.clear();
-        self.places.clear();
+        self.slots.clear();
         self.total = Tokens::ZERO;
     }
 

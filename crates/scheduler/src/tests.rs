@@ -3,12 +3,12 @@
 
 mod agents;
 mod fairness;
-mod memory;
 mod oracle;
 mod play;
 mod random;
 mod regressions;
 mod returning;
+mod snapshot;
 mod unreleased;
 mod world;
 

@@ -78,7 +78,7 @@ impl Scheduler {
     /// All backends, in the order they were added.
     #[must_use]
     pub fn loads(&self) -> Vec<LoadView> {
-        let load = |(&id, backend): (&BackendId, &Backend)| LoadView {
+        let load = |(&id, backend): (&BackendId, &BackendLedger)| LoadView {
             backend: id,
             up: backend.up,
             draining: backend.draining,

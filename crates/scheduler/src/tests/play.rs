@@ -10,7 +10,7 @@ use proptest::option;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-/// Places for backends; an empty one may be taken by a new backend.
+/// Candidates for backends; an empty one may be taken by a new backend.
 const SLOTS: u8 = 3;
 const PROGRAMS: u8 = 10;
 /// Short, so that a run reaches it again and again.
@@ -166,14 +166,14 @@ impl Play {
     }
 
     /// Another process takes up what that of `before` remembered; its backends come up with 10,000 tokens.
-    pub fn after(start: &Start, before: &Self, memory: Memory) -> Self {
+    pub fn after(start: &Start, before: &Self, snapshot: SchedulerSnapshot) -> Self {
         let mut play = Self::new(&Start { capacities: Vec::new(), ..start.clone() });
         (play.oracle, play.now) = (None, before.now);
         (play.slots, play.next_backend) = (before.slots, before.next_backend);
         for slot in (0..SLOTS).filter(|slot| before.slots[usize::from(*slot)].is_some()) {
             play.act(Act::Add { slot, weight: 1, capacity: Some(10_000) });
         }
-        play.scheduler.recall(play.now, Duration::ZERO, memory);
+        play.scheduler.restore(play.now, Duration::ZERO, snapshot);
         for slot in 0..SLOTS {
             play.act(Act::Up(slot));
         }

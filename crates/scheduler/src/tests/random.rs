@@ -37,12 +37,12 @@ proptest! {
         restarted in any::<bool>(),
     ) {
         let play = played(&start, acts);
-        let mut memory = world::memory(&play.scheduler);
-        for backend in memory.backends.iter_mut().filter(|_| restarted) {
+        let mut snapshot = world::snapshot(&play.scheduler);
+        for backend in snapshot.backends.iter_mut().filter(|_| restarted) {
             backend.life = Some(Life { started_ms: Some(1), prompt_tokens: 0 });
         }
-        let known = memory.programs.iter().filter(|program| program.context > Tokens::ZERO).count();
-        let mut next = Play::after(&start, &play, memory);
+        let known = snapshot.programs.iter().filter(|program| program.context > Tokens::ZERO).count();
+        let mut next = Play::after(&start, &play, snapshot);
         prop_assert_eq!(next.scheduler.programs().len(), known.min(start.policy.max_programs));
         for load in next.scheduler.loads() {
             let charged = load.charged_running + load.charged_idle;

@@ -101,8 +101,8 @@ fn what_was_seen_of_programs_that_never_end_outlives_a_restart() {
     }
     world.ticks(20);
     let known = left(&world);
-    let memory = world.memory();
-    world.reborn(memory, &[Some(100_000)]);
+    let snapshot = world.snapshot();
+    world.reborn(snapshot, &[Some(100_000)]);
     assert_eq!(left(&world), known);
     world.ticks(20);
     assert_eq!(left(&world), known, "they are not counted again");

@@ -63,18 +63,18 @@ impl World {
         world
     }
 
-    pub fn memory(&self) -> Memory {
-        memory(&self.scheduler)
+    pub fn snapshot(&self) -> SchedulerSnapshot {
+        snapshot(&self.scheduler)
     }
 
-    /// The process is killed, and another takes up `memory`: its backends have these capacities, and none is up.
-    pub fn reborn(&mut self, memory: Memory, capacities: &[Option<u64>]) {
+    /// The process is killed, and another takes up `snapshot`: its backends have these capacities, and none is up.
+    pub fn reborn(&mut self, snapshot: SchedulerSnapshot, capacities: &[Option<u64>]) {
         self.scheduler = Scheduler::new(policy());
         for (id, capacity) in (0..).zip(capacities) {
             let backend = BackendId(id);
             self.handle(Event::BackendAdded { backend, weight: 1, capacity: capacity.map(Tokens) });
         }
-        self.scheduler.recall(self.now, Duration::ZERO, memory);
+        self.scheduler.restore(self.now, Duration::ZERO, snapshot);
         assert_eq!(self.scheduler.check(), Ok(()));
     }
 
@@ -210,13 +210,13 @@ impl World {
 }
 
 /// Everything that is remembered, taken in portions.
-pub fn memory(scheduler: &Scheduler) -> Memory {
+pub fn snapshot(scheduler: &Scheduler) -> SchedulerSnapshot {
     let mut programs = Vec::new();
     let mut next = Some(0);
     while let Some(number) = next {
-        next = scheduler.remember_programs(number, 2, &mut programs);
+        next = scheduler.snapshot_programs(number, 2, &mut programs);
     }
-    Memory { programs, ..scheduler.remember() }
+    SchedulerSnapshot { programs, ..scheduler.snapshot() }
 }
 
 /// No program, no step, no claim, nothing in flight, nothing queued.

@@ -2,16 +2,16 @@
 //! one more can be asked about in O(log n). It is made anew when a lease comes or goes and once a tick; what the
 //! others grow in between is too little to matter. Where thousands are leased, some come and go first.
 
-use super::forecast::{Growth, Member};
+use super::{Growth, Member};
 use crate::units::Tokens;
 use std::time::Duration;
 
 /// It bears one lease that comes or goes for so many that there were: until then those that came count at full size, those
 /// that went as if they had stayed.
-const BEARS: usize = 64;
+const LEASES_PER_CHANGE: usize = 64;
 
 #[derive(Debug)]
-pub struct Outlook {
+pub struct PeakForecast {
     /// Tokens of idle programs that may be evicted.
     pub evictable: Tokens,
     /// Footprints of the programs that stay, and what they will grow by.
@@ -42,9 +42,9 @@ struct Curve {
     earlier: Vec<f64>,
 }
 
-// === impl Outlook ===
+// === impl PeakForecast ===
 
-impl Outlook {
+impl PeakForecast {
     /// Of a backend with so many leases.
     pub fn new(
         growth: &Growth,
@@ -79,11 +79,11 @@ impl Outlook {
     }
 
     /// A lease came, of a program that needs so much in the end, or one went. False: it has to be made anew.
-    pub fn bears(&mut self, came: Option<Tokens>) -> bool {
+    pub fn absorbs_change(&mut self, came: Option<Tokens>) -> bool {
         self.changes += 1;
         self.members += usize::from(came.is_some());
         self.came += came.unwrap_or_default().as_f64();
-        self.changes * BEARS <= self.leases
+        self.changes * LEASES_PER_CHANGE <= self.leases
     }
 
     /// The most that all and one more, which will grow by `left`, will need together: at any time, or, if
@@ -154,9 +154,9 @@ mod tests {
         let (last, others) = contexts.split_last().unwrap();
         let others: Vec<Member> = others.iter().copied().map(member).collect();
         let horizon_or_any = Duration::from_secs(horizon.unwrap_or(1));
-        let outlook = Outlook::new(growth, &others, (Tokens::ZERO, 0), CAPACITY, horizon_or_any);
+        let forecast = PeakForecast::new(growth, &others, (Tokens::ZERO, 0), CAPACITY, horizon_or_any);
         let left = growth.left(Tokens(*last), CAPACITY);
-        outlook.peak_with(Tokens(*last), left, horizon.is_some()).0
+        forecast.peak_with(Tokens(*last), left, horizon.is_some()).0
     }
 
     /// So many times as to leave no doubt.
@@ -186,12 +186,18 @@ mod tests {
     #[test]
     fn among_many_leases_those_that_come_and_go_are_borne_for_a_while() {
         let growth = growth(&[1_000], 10);
-        let mut outlook = Outlook::new(&growth, &[member(400); 2], (Tokens::ZERO, 4 * BEARS), CAPACITY, Duration::ZERO);
-        let peak = |outlook: &Outlook| outlook.peak_with(Tokens(400), Tokens(600), false).0;
-        let before = peak(&outlook);
-        assert!(outlook.bears(Some(Tokens(1_000))) && outlook.bears(None));
-        assert_eq!((outlook.members(), peak(&outlook)), (3, before + 1_000));
-        assert_eq!([(); 3].map(|()| outlook.bears(None)), [true, true, false]);
+        let mut forecast = PeakForecast::new(
+            &growth,
+            &[member(400); 2],
+            (Tokens::ZERO, 4 * LEASES_PER_CHANGE),
+            CAPACITY,
+            Duration::ZERO,
+        );
+        let peak = |forecast: &PeakForecast| forecast.peak_with(Tokens(400), Tokens(600), false).0;
+        let before = peak(&forecast);
+        assert!(forecast.absorbs_change(Some(Tokens(1_000))) && forecast.absorbs_change(None));
+        assert_eq!((forecast.members(), peak(&forecast)), (3, before + 1_000));
+        assert_eq!([(); 3].map(|()| forecast.absorbs_change(None)), [true, true, false]);
     }
 
     #[test]

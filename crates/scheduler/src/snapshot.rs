@@ -12,11 +12,11 @@ const PREFIXES: usize = 4096;
 
 /// What one scheduler remembers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct SchedulerSnapshot {
     pub experience: Experience,
-    pub backends: Vec<BackendMemory>,
+    pub backends: Vec<BackendSnapshot>,
     /// In the order in which they began.
-    pub programs: Vec<ProgramMemory>,
+    pub programs: Vec<ProgramSnapshot>,
 }
 
 /// What was learned from the traffic.
@@ -36,7 +36,7 @@ pub struct Experience {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BackendMemory {
+pub struct BackendSnapshot {
     pub backend: BackendId,
     /// Which life of it the rest is about.
     pub life: Option<Life>,
@@ -44,12 +44,12 @@ pub struct BackendMemory {
     pub rate: Option<f64>,
     /// The factor on its capacity, and the share of late prompts that was missing.
     pub feedback: (f64, f64),
-    /// [`ProgramMemory::number`] (or that of a program which is gone), tokens that are probably cached, and their age.
+    /// [`ProgramSnapshot::number`] (or that of a program which is gone), tokens that are probably cached, and their age.
     pub prefixes: Vec<(u64, Tokens, u64)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ProgramMemory {
+pub struct ProgramSnapshot {
     pub number: u64,
     pub key: ProgramKey,
     pub class: u64,
@@ -74,32 +74,32 @@ impl Scheduler {
         self.revision
     }
 
-    /// Everything but the programs: see [`Scheduler::remember_programs`].
+    /// Everything but the programs: see [`Scheduler::snapshot_programs`].
     #[must_use]
-    pub fn remember(&self) -> Memory {
+    pub fn snapshot(&self) -> SchedulerSnapshot {
         let mut experience = Experience::default();
-        self.learned.remember(&mut experience);
-        self.growth.remember(&mut experience);
-        self.classes.remember(&mut experience);
-        let backends = self.backends.iter().map(|(&id, backend)| self.remember_backend(id, backend)).collect();
-        Memory { experience, backends, programs: Vec::new() }
+        self.learned.snapshot(&mut experience);
+        self.growth.snapshot(&mut experience);
+        self.classes.snapshot(&mut experience);
+        let backends = self.backends.iter().map(|(&id, backend)| self.snapshot_backend(id, backend)).collect();
+        SchedulerSnapshot { experience, backends, programs: Vec::new() }
     }
 
     /// Appends up to `most` programs from `number` on, and gives the number to go on with; `None` at the end. Each is
     /// whole in itself: events may come between two portions.
     #[must_use]
-    pub fn remember_programs(&self, number: u64, most: usize, into: &mut Vec<ProgramMemory>) -> Option<u64> {
+    pub fn snapshot_programs(&self, number: u64, most: usize, into: &mut Vec<ProgramSnapshot>) -> Option<u64> {
         let mut next = number;
         let mut seen = 0;
-        for &pid in self.roll.range((Bound::Included(Pid(number)), Bound::Unbounded)).take(most) {
-            into.extend(self.remember_program(pid));
+        for &pid in self.by_start.range((Bound::Included(Pid(number)), Bound::Unbounded)).take(most) {
+            into.extend(self.snapshot_program(pid));
             next = pid.0 + 1;
             seen += 1;
         }
         (seen == most).then_some(next)
     }
 
-    fn remember_program(&self, pid: Pid) -> Option<ProgramMemory> {
+    fn snapshot_program(&self, pid: Pid) -> Option<ProgramSnapshot> {
         let program = self.programs.get(&pid).filter(|program| !program.ended)?;
         let step = program.running.iter().find_map(|id| self.steps.get(id));
         let mut known = (program.context, program.last_prompt, program.last_bytes);
@@ -110,7 +110,7 @@ impl Scheduler {
             known = (run.estimate, run.prompt, step.prompt_bytes);
         }
         let ms = |since: Duration| self.now.saturating_sub(since).as_millis() as u64;
-        Some(ProgramMemory {
+        Some(ProgramSnapshot {
             number: pid.0,
             key: program.key.clone(),
             class: program.class,
@@ -118,7 +118,7 @@ impl Scheduler {
             last_prompt: known.1,
             last_bytes: known.2,
             home: program.lease.or(program.home),
-            leased: program.lease.is_some() || self.former_lease(pid, program),
+            leased: program.lease.is_some() || self.regains_lease(pid, program),
             running: step.is_some(),
             age_ms: ms(program.first_seen),
             idle_ms: if step.is_some() { 0 } else { ms(program.last_active) },
@@ -126,14 +126,14 @@ impl Scheduler {
         })
     }
 
-    fn remember_backend(&self, id: BackendId, backend: &Backend) -> BackendMemory {
-        let (shadow, life, rate, feedback) = match &backend.former {
-            Some(former) => (&former.shadow, former.life, former.rate, &former.feedback),
+    fn snapshot_backend(&self, id: BackendId, backend: &BackendLedger) -> BackendSnapshot {
+        let (shadow, life, rate, feedback) = match &backend.restored {
+            Some(restored) => (&restored.shadow, restored.life, restored.rate, &restored.feedback),
             None => (&backend.shadow, backend.life, backend.rate(), &backend.feedback),
         };
         let age = |used: Duration| self.now.saturating_sub(used).as_millis() as u64;
         let prefixes = shadow.entries().take(PREFIXES).map(|(pid, tokens, used)| (pid.0, tokens, age(used)));
-        BackendMemory { backend: id, life, rate, feedback: feedback.remember(), prefixes: prefixes.collect() }
+        BackendSnapshot { backend: id, life, rate, feedback: feedback.snapshot(), prefixes: prefixes.collect() }
     }
 
     /// What is remembered may change by the event itself; of what it leads to, decisions tell.

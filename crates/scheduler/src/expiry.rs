@@ -12,7 +12,7 @@ impl Scheduler {
             {
                 self.learned.saw_gap(self.now.saturating_sub(program.last_active));
                 if std::mem::take(&mut program.presumed_over) {
-                    self.growth.goes_on(program.context);
+                    self.growth.saw_return(program.context);
                     self.learned.saw_return();
                 }
             }
@@ -21,11 +21,11 @@ impl Scheduler {
         if self.keys.len() >= self.policy.max_programs
             && let Some(&(_, longest)) = self.inactive.first()
         {
-            self.conclude(longest, EndKind::Displaced);
+            self.end_program(longest, EndKind::Displaced);
         }
         let pid = self.new_pid();
         self.programs.insert(pid, Program::new(key.clone(), class, self.now));
-        self.roll.insert(pid);
+        self.by_start.insert(pid);
         self.keys.insert(key, pid);
         pid
     }
@@ -38,13 +38,13 @@ impl Scheduler {
 
     pub(super) fn release(&mut self, key: &ProgramKey) {
         if let Some(&pid) = self.keys.get(key) {
-            self.conclude(pid, EndKind::Released);
+            self.end_program(pid, EndKind::Released);
         }
     }
 
     /// Ends the program: held steps are refused, its lease goes as soon as nothing of it runs, and its key
     /// is free at once.
-    pub(super) fn conclude(&mut self, pid: Pid, how: EndKind) {
+    pub(super) fn end_program(&mut self, pid: Pid, how: EndKind) {
         let Some(program) = self.programs.get_mut(&pid).filter(|program| !program.ended) else {
             return;
         };
@@ -74,7 +74,7 @@ impl Scheduler {
         for backend in self.backends.values_mut().filter(|backend| backend.capacity().is_none()) {
             backend.shadow.take(pid);
         }
-        self.roll.remove(&pid);
+        self.by_start.remove(&pid);
         self.inactive.remove(&(program.last_active, pid));
         if !program.ended {
             self.keys.remove(&program.key);
@@ -82,7 +82,7 @@ impl Scheduler {
     }
 
     pub(super) fn tick(&mut self) {
-        self.news.all = true;
+        self.dirty.all = true;
         for backend in self.backends.values_mut() {
             backend.tick(self.now, self.policy.slow_start);
         }
@@ -98,12 +98,12 @@ impl Scheduler {
             if now.saturating_sub(since) <= self.policy.idle_ttl {
                 break;
             }
-            self.conclude(pid, EndKind::Expired);
+            self.end_program(pid, EndKind::Expired);
         }
         // Most clients never release: who is idle for far longer than tools take is gone.
         let (floor, ceiling) = policy::GONE_LIMITS;
         let limit = self.learned.gap_p99().map_or(ceiling, |gap| (gap * policy::GONE_FACTOR).clamp(floor, ceiling));
-        let idle = |backend: &Backend| {
+        let idle = |backend: &BackendLedger| {
             let late = backend.idle.iter().take_while(|(since, _)| now.saturating_sub(*since) > limit);
             late.map(|&(_, pid)| pid).collect::<Vec<_>>()
         };
@@ -175,13 +175,13 @@ impl Scheduler {
         let Some(program) = self.programs.get(&pid).filter(|program| program.lease.is_none() && !self.frozen) else {
             return;
         };
-        let room = |backend: &Backend| {
+        let room = |backend: &BackendLedger| {
             let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
             effective - backend.claims.0 as i64
         };
         // Where it could not be delivered it goes only when there is nowhere else.
         let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced == 0);
-        let best = |&(&id, backend): &(&BackendId, &Backend)| {
+        let best = |&(&id, backend): &(&BackendId, &BackendLedger)| {
             (!self.avoids(program, id), room(backend), std::cmp::Reverse(id))
         };
         let Some((&on, _)) = open.max_by_key(best) else {
@@ -194,7 +194,7 @@ impl Scheduler {
     /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
     pub(super) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
-        self.news.all = true;
+        self.dirty.all = true;
         if frozen {
             return;
         }

@@ -5,11 +5,11 @@ use crate::units::Tokens;
 
 impl Scheduler {
     pub(super) fn backend_added(&mut self, id: BackendId, weight: u32, capacity: Option<Tokens>) {
-        let backend = self.backends.entry(id).or_insert_with(|| Backend::new(weight, capacity));
+        let backend = self.backends.entry(id).or_insert_with(|| BackendLedger::new(weight, capacity));
         backend.configure(weight, capacity);
-        backend.outlook.take();
-        self.news.backends.insert(id);
-        backend.press(|class| self.classes.shared(class));
+        backend.forecast.take();
+        self.dirty.backends.insert(id);
+        backend.shrink_shadow(|class| self.classes.shared(class));
     }
 
     pub(super) fn backend_up(&mut self, id: BackendId) {
@@ -20,8 +20,8 @@ impl Scheduler {
         backend.draining = false;
         // Also of those that run elsewhere by now: should that fail as well, they may return here.
         self.steps.values_mut().for_each(|step| step.avoid.retain(|&avoided| avoided != id));
-        self.revive(id);
-        self.watch_usable();
+        self.restore_cache(id);
+        self.note_no_backend();
     }
 
     /// Its leases are dropped at once: held steps may go elsewhere, and so may every next turn.
@@ -35,7 +35,7 @@ impl Scheduler {
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
         self.reservations.remove(&id);
-        self.watch_usable();
+        self.note_no_backend();
     }
 
     pub(super) fn backend_draining(&mut self, id: BackendId) {
@@ -48,21 +48,21 @@ impl Scheduler {
             self.unlease(pid, Some(PauseReason::Draining));
         }
         self.reservations.remove(&id);
-        self.watch_usable();
+        self.note_no_backend();
     }
 
     pub(super) fn backend_removed(&mut self, id: BackendId) {
         self.backend_down(id);
         self.backends.remove(&id);
-        self.watch_usable();
+        self.note_no_backend();
     }
 
     pub(super) fn report(&mut self, id: BackendId, report: BackendReport) {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        self.news.backends.insert(id);
-        backend.outlook.take();
+        self.dirty.backends.insert(id);
+        backend.forecast.take();
         if report.restarted {
             backend.restarted();
             let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());
@@ -80,13 +80,13 @@ impl Scheduler {
         if let Some(rate) = report.prefill_rate {
             backend.saw_rate(rate);
         }
-        backend.press(|class| self.classes.shared(class));
+        backend.shrink_shadow(|class| self.classes.shared(class));
     }
 
     /// The wait for a backend counts from when the last one went.
-    fn watch_usable(&mut self) {
-        self.news.all = true;
-        if self.backends.values().any(Backend::usable) {
+    fn note_no_backend(&mut self) {
+        self.dirty.all = true;
+        if self.backends.values().any(BackendLedger::usable) {
             self.no_backend_since = None;
         } else if self.no_backend_since.is_none() {
             self.no_backend_since = Some(self.now);

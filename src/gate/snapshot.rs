@@ -1,7 +1,7 @@
 //! What outlives the process, taken out and put back a pool at a time.
 
 use super::{Gate, PoolId};
-use crate::scheduler::Memory;
+use crate::scheduler::SchedulerSnapshot;
 use parking_lot::MutexGuard;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const PORTION: usize = 256;
 
 impl Gate {
-    /// Grows whenever what [`Gate::remember`] gives changes, save by time alone.
+    /// Grows whenever what [`Gate::snapshot`] gives changes, save by time alone.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.0.pools.iter().map(|pool| pool.lock().scheduler.revision()).sum()
@@ -17,9 +17,9 @@ impl Gate {
 
     /// What the pool's scheduler remembers. Takes a while: not for a thread that serves.
     #[must_use]
-    pub fn remember(&self, pool: PoolId) -> Memory {
+    pub fn snapshot(&self, pool: PoolId) -> SchedulerSnapshot {
         let Some(pool) = self.0.pools.get(pool.0) else {
-            return Memory::default();
+            return SchedulerSnapshot::default();
         };
         let mut programs = Vec::new();
         let mut next = Some(0);
@@ -27,19 +27,19 @@ impl Gate {
             // Not under the lock.
             programs.reserve(PORTION);
             let locked = pool.lock();
-            next = locked.scheduler.remember_programs(number, PORTION, &mut programs);
+            next = locked.scheduler.snapshot_programs(number, PORTION, &mut programs);
             // Those who wait come before the next portion.
             MutexGuard::unlock_fair(locked);
         }
         // Last: a prefix is then of a program that is there, or of one that is gone.
-        let memory = pool.lock().scheduler.remember();
-        Memory { programs, ..memory }
+        let memory = pool.lock().scheduler.snapshot();
+        SchedulerSnapshot { programs, ..memory }
     }
 
     /// Takes up what was remembered `passed` ago, before the pool's first backend is up.
-    pub fn recall(&self, pool: PoolId, passed: Duration, memory: Memory) {
+    pub fn restore(&self, pool: PoolId, passed: Duration, memory: SchedulerSnapshot) {
         if let Some(pool) = self.0.pools.get(pool.0) {
-            pool.lock().scheduler.recall(self.now(), passed, memory);
+            pool.lock().scheduler.restore(self.now(), passed, memory);
         }
     }
 }

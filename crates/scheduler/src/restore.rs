@@ -1,6 +1,6 @@
-//! A memory taken up again: programs at once, their leases when the backend turns out to be the one that it was.
+//! A snapshot taken up again: programs at once, their leases when the backend turns out to be the one that it was.
 
-use super::feedback::Feedback;
+use super::feedback::CapacityFeedback;
 use super::policy::LARGEST;
 use super::shadow::Shadow;
 use super::*;
@@ -13,30 +13,30 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What was known of a backend before this process began.
 #[derive(Debug)]
-pub struct Former {
+pub struct RestoredBackend {
     pub life: Option<Life>,
     pub rate: Option<f64>,
-    pub feedback: Feedback,
+    pub feedback: CapacityFeedback,
     pub shadow: Shadow,
     leases: BTreeSet<Pid>,
 }
 
 impl Scheduler {
     /// Takes up what a scheduler before this one remembered `passed` ago; its backends are known here under the ids in
-    /// `memory`, and are not up yet. No step survives: all programs are idle. To be called before any event but
+    /// `snapshot`, and are not up yet. No step survives: all programs are idle. To be called before any event but
     /// `BackendAdded`.
-    pub fn recall(&mut self, now: Duration, passed: Duration, memory: Memory) {
+    pub fn restore(&mut self, now: Duration, passed: Duration, snapshot: SchedulerSnapshot) {
         self.now = self.now.max(now);
-        self.recalled = Some(self.now);
-        self.learned.recall(&memory.experience);
-        self.growth.recall(&memory.experience);
-        self.classes.recall(&memory.experience);
+        self.restored_at = Some(self.now);
+        self.learned.restore(&snapshot.experience);
+        self.growth.restore(&snapshot.experience);
+        self.classes.restore(&snapshot.experience);
         self.presumed_over = self.over_since();
-        let mut pids: HashMap<u64, Pid> = HashMap::with_capacity(memory.programs.len());
+        let mut pids: HashMap<u64, Pid> = HashMap::with_capacity(snapshot.programs.len());
         let mut leases: HashMap<BackendId, Vec<(Pid, Tokens)>> = HashMap::new();
-        for record in memory.programs {
+        for record in snapshot.programs {
             let (number, running, home) = (record.number, record.running, record.home.filter(|_| record.leased));
-            let Some(pid) = self.recall_program(record, passed) else {
+            let Some(pid) = self.restore_program(record, passed) else {
                 continue;
             };
             pids.insert(number, pid);
@@ -46,9 +46,9 @@ impl Scheduler {
                 leases.entry(home).or_default().push((pid, left));
             }
         }
-        for record in memory.backends {
+        for record in snapshot.backends {
             let leases = leases.remove(&record.backend).unwrap_or_default();
-            self.recall_backend(record, passed, &mut pids, leases);
+            self.note_restored(record, passed, &mut pids, leases);
         }
         while self.keys.len() > self.policy.max_programs
             && let Some(&(_, longest)) = self.inactive.first()
@@ -57,7 +57,7 @@ impl Scheduler {
         }
     }
 
-    fn recall_program(&mut self, record: ProgramMemory, passed: Duration) -> Option<Pid> {
+    fn restore_program(&mut self, record: ProgramSnapshot, passed: Duration) -> Option<Pid> {
         if record.context == Tokens::ZERO || self.keys.contains_key(&record.key) {
             return None;
         }
@@ -80,14 +80,14 @@ impl Scheduler {
         }
         self.inactive.insert((program.last_active, pid));
         self.programs.insert(pid, program);
-        self.roll.insert(pid);
+        self.by_start.insert(pid);
         self.keys.insert(record.key, pid);
         Some(pid)
     }
 
-    fn recall_backend(
+    fn note_restored(
         &mut self,
-        record: BackendMemory,
+        record: BackendSnapshot,
         passed: Duration,
         pids: &mut HashMap<u64, Pid>,
         leases: Vec<(Pid, Tokens)>,
@@ -103,10 +103,10 @@ impl Scheduler {
                 shadow.leave(pid, left, self.since(passed, 0));
             }
         }
-        let feedback = Feedback::recall(record.feedback);
+        let feedback = CapacityFeedback::restore(record.feedback);
         let leases = leases.into_iter().map(|(pid, _)| pid).collect();
         if let Some(backend) = self.backends.get_mut(&record.backend).filter(|backend| !backend.up) {
-            backend.former = Some(Former { life: record.life, rate: record.rate, feedback, shadow, leases });
+            backend.restored = Some(RestoredBackend { life: record.life, rate: record.rate, feedback, shadow, leases });
         }
     }
 
@@ -114,16 +114,16 @@ impl Scheduler {
         self.now.saturating_sub(passed.saturating_add(Duration::from_millis(ms)))
     }
 
-    /// The backend is up for the first time since [`Scheduler::recall`]. If it has not restarted meanwhile, what was in
+    /// The backend is up for the first time since [`Scheduler::restore`]. If it has not restarted meanwhile, what was in
     /// its cache still is.
-    pub(super) fn revive(&mut self, id: BackendId) {
+    pub(super) fn restore_cache(&mut self, id: BackendId) {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        let Some(former) = backend.former.take() else {
+        let Some(restored) = backend.restored.take() else {
             return;
         };
-        let same = match (backend.life, former.life) {
+        let same = match (backend.life, restored.life) {
             (Some(now), Some(before)) => now.continues(before),
             // A server that tells nothing of itself gets the benefit of the doubt.
             (None, None) => true,
@@ -132,18 +132,18 @@ impl Scheduler {
         if !same {
             return;
         }
-        if let Some(rate) = former.rate {
+        if let Some(rate) = restored.rate {
             backend.saw_rate(rate);
         }
-        backend.feedback = former.feedback;
-        backend.shadow = former.shadow;
-        backend.outlook.take();
-        backend.press(|class| self.classes.shared(class));
-        self.lease_again(id, &former.leases);
+        backend.feedback = restored.feedback;
+        backend.shadow = restored.shadow;
+        backend.forecast.take();
+        backend.shrink_shadow(|class| self.classes.shared(class));
+        self.restore_leases(id, &restored.leases);
     }
 
     /// Those that were active last come first; where the room ends, the longest idle go without.
-    fn lease_again(&mut self, id: BackendId, leases: &BTreeSet<Pid>) {
+    fn restore_leases(&mut self, id: BackendId, leases: &BTreeSet<Pid>) {
         let at_home = |program: &&Program| program.lease.is_none() && program.home == Some(id);
         let rank = |&pid: &Pid| {
             let program = self.programs.get(&pid).filter(at_home)?;
@@ -168,14 +168,14 @@ impl Scheduler {
     }
 
     /// It will have its lease back if its backend, not up yet, turns out to be the one that it was.
-    pub(super) fn former_lease(&self, pid: Pid, program: &Program) -> bool {
-        let former = program.home.and_then(|home| self.backends.get(&home)?.former.as_ref());
-        program.lease.is_none() && former.is_some_and(|former| former.leases.contains(&pid))
+    pub(super) fn regains_lease(&self, pid: Pid, program: &Program) -> bool {
+        let restored = program.home.and_then(|home| self.backends.get(&home)?.restored.as_ref());
+        program.lease.is_none() && restored.is_some_and(|restored| restored.leases.contains(&pid))
     }
 
     /// Going elsewhere would cost its prefix: a moment's wait may save it.
-    pub(super) fn awaits_former(&self, pid: Pid, program: &Program) -> bool {
-        let fresh = self.recalled.is_some_and(|recalled| self.now.saturating_sub(recalled) < PATIENCE);
-        fresh && self.former_lease(pid, program)
+    pub(super) fn awaits_home(&self, pid: Pid, program: &Program) -> bool {
+        let fresh = self.restored_at.is_some_and(|restored_at| self.now.saturating_sub(restored_at) < PATIENCE);
+        fresh && self.regains_lease(pid, program)
     }
 }

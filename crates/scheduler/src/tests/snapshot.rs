@@ -20,8 +20,8 @@ fn two_programs() -> World {
 }
 
 fn reborn(world: &mut World) {
-    let memory = world.memory();
-    world.reborn(memory, &[Some(10_000), Some(10_000)]);
+    let snapshot = world.snapshot();
+    world.reborn(snapshot, &[Some(10_000), Some(10_000)]);
 }
 
 /// It comes up, and tells of this life.
@@ -124,8 +124,8 @@ fn where_leases_no_longer_fit_the_longest_idle_go_without() {
         world.answer(step, usage(2_500, 100));
         world.ticks(1);
     }
-    let memory = world.memory();
-    world.reborn(memory, &[Some(6_000)]);
+    let snapshot = world.snapshot();
+    world.reborn(snapshot, &[Some(6_000)]);
     world.up(0);
     let leased = ["old", "middle", "young"].map(|id| world.program(id).unwrap().leased);
     assert_eq!(leased, [false, true, true]);
@@ -135,16 +135,17 @@ fn where_leases_no_longer_fit_the_longest_idle_go_without() {
 #[test]
 fn what_was_remembered_before_a_backend_came_back_is_as_good() {
     let mut world = two_programs();
-    let before = world.memory();
+    let before = world.snapshot();
     reborn(&mut world);
-    let mut again = world.memory();
+    let mut again = world.snapshot();
     for (program, was) in again.programs.iter_mut().zip(&before.programs) {
         assert!(program.idle_ms >= was.idle_ms && program.age_ms >= was.age_ms);
         (program.idle_ms, program.age_ms, program.number) = (was.idle_ms, was.age_ms, was.number);
     }
     assert_eq!(again.programs, before.programs);
     assert_eq!(again.experience, before.experience);
-    let lives = |memory: &Memory| memory.backends.iter().map(|b| (b.life, b.prefixes.len())).collect::<Vec<_>>();
+    let lives =
+        |snapshot: &SchedulerSnapshot| snapshot.backends.iter().map(|b| (b.life, b.prefixes.len())).collect::<Vec<_>>();
     assert_eq!(lives(&again), lives(&before));
     reborn(&mut world);
     for id in 0..2 {
@@ -161,14 +162,14 @@ fn each_program_is_remembered_once_whatever_happens_between_two_portions() {
         world.answer(step, usage(100, 10));
     }
     let mut programs = Vec::new();
-    let next = world.scheduler.remember_programs(0, 2, &mut programs).unwrap();
+    let next = world.scheduler.snapshot_programs(0, 2, &mut programs).unwrap();
     world.release("a");
     world.release("c");
     let step = world.arrive("b", 200);
     world.answer(step, usage(200, 10));
     let step = world.arrive("f", 200);
     world.answer(step, usage(200, 10));
-    assert_eq!(world.scheduler.remember_programs(next, 9, &mut programs), None);
+    assert_eq!(world.scheduler.snapshot_programs(next, 9, &mut programs), None);
     let ids: Vec<_> = programs.iter().map(|program| &*program.key.id).collect();
     assert_eq!(ids, ["a", "b", "d", "e", "f"]);
 }
@@ -185,7 +186,7 @@ fn what_was_learned_is_remembered() {
     for program in 0..6 {
         world.release(&format!("p{program}"));
     }
-    let before = world.memory();
+    let before = world.snapshot();
     assert!(before.experience.gaps_ms.len() > 100 && before.experience.lives.len() > 1);
     let learned = |world: &World| {
         let scheduler = &world.scheduler;
@@ -196,7 +197,7 @@ fn what_was_learned_is_remembered() {
     world.up(0);
     assert_eq!(learned(&world), knew);
     assert_eq!(knew.2, Tokens(320));
-    let after = world.memory();
+    let after = world.snapshot();
     assert_eq!(after.experience, before.experience);
     assert_eq!(after.backends[0].rate, Some(10_000.0));
     assert_eq!(after.backends[0].feedback, before.backends[0].feedback);
@@ -206,15 +207,15 @@ fn what_was_learned_is_remembered() {
 fn more_programs_than_may_be_are_not_taken_up() {
     let mut world = two_programs();
     world.ticks(200);
-    let mut memory = world.memory();
-    let pattern = memory.programs[0].clone();
-    memory.programs.extend((0..2_000).map(|n| ProgramMemory {
+    let mut snapshot = world.snapshot();
+    let pattern = snapshot.programs[0].clone();
+    snapshot.programs.extend((0..2_000).map(|n| ProgramSnapshot {
         number: 100 + n,
         key: world::key(&format!("p{n}")),
         idle_ms: 100_000 + n,
         ..pattern.clone()
     }));
-    world.reborn(memory, &[Some(10_000), Some(10_000)]);
+    world.reborn(snapshot, &[Some(10_000), Some(10_000)]);
     assert_eq!(world.scheduler.programs().len(), policy().max_programs);
     assert!(world.program("p999").is_some() && world.program("p1000").is_none() && world.program("a").is_none());
 }

@@ -16,7 +16,7 @@ impl Scheduler {
             return;
         }
         let program = arrival.program.map(|key| self.program_of(key, arrival.class));
-        let step = Step {
+        let step = StepState {
             program,
             arrived: self.now,
             prompt_bytes: arrival.prompt_bytes,
@@ -94,7 +94,7 @@ impl Scheduler {
         if program.waiting_since.is_none() {
             program.waiting_since = Some(step.arrived);
             program.hold_reason = HoldReason::Queued;
-            self.news.programs.push(pid);
+            self.dirty.programs.push(pid);
             if program.started() {
                 self.queue.started.insert((program.first_seen, pid));
                 self.queue.longest.insert((step.arrived, pid));
@@ -183,7 +183,7 @@ impl Scheduler {
         backend.promised += run.promise;
         step.run = Some(run);
         let Some(pid) = step.program else { return };
-        self.wake(pid);
+        self.mark_busy(pid);
         let Some(program) = self.programs.get_mut(&pid) else {
             return;
         };
@@ -191,7 +191,7 @@ impl Scheduler {
         let from = program.home.replace(on).filter(|&from| from != on && program.context > Tokens::ZERO);
         if let Some(from) = from {
             let program = program.key.clone();
-            let lost = !self.backends.get(&from).is_some_and(Backend::usable);
+            let lost = !self.backends.get(&from).is_some_and(BackendLedger::usable);
             self.decide(Decision::Moved { program, from, to: on, lost });
         }
         self.recharge(pid);
@@ -211,7 +211,7 @@ impl Scheduler {
         let closed = backend.promised >= policy::PREFILL_GATE;
         backend.promised = backend.promised.saturating_sub(promise);
         if closed && backend.promised < policy::PREFILL_GATE {
-            self.news.backends.insert(run.backend);
+            self.dirty.backends.insert(run.backend);
         }
         // Without a counter to read, the TTFT of a lone step tells the speed; only a long prompt tells it well.
         let taken = self.now.saturating_sub(run.dispatched).as_secs_f64();
@@ -243,11 +243,11 @@ impl Scheduler {
             (None, Some(run)) => self.leave(run),
             (Some(pid), Some(run)) => {
                 self.leave(run);
-                self.settle(pid, id, &step, run, outcome);
+                self.apply_outcome(pid, id, &step, run, outcome);
             }
             (Some(pid), None) => {
-                self.news.all = true;
-                self.settled(pid);
+                self.dirty.all = true;
+                self.step_gone(pid);
             }
             (None, None) => {}
         }
@@ -261,11 +261,11 @@ impl Scheduler {
         backend.in_flight -= 1;
         backend.forced -= usize::from(run.forced);
         backend.promised = backend.promised.saturating_sub(run.promise);
-        self.news.backends.insert(run.backend);
+        self.dirty.backends.insert(run.backend);
     }
 
     /// Turns the step's estimate into what its outcome made of the program.
-    fn settle(&mut self, pid: Pid, id: StepId, step: &Step, run: &Run, outcome: Outcome) {
+    fn apply_outcome(&mut self, pid: Pid, id: StepId, step: &StepState, run: &Run, outcome: Outcome) {
         let Some(program) = self.programs.get_mut(&pid) else {
             return;
         };
@@ -286,16 +286,16 @@ impl Scheduler {
         if let Some(class) = class {
             self.recharge_class(class);
         }
-        self.turn_over(pid);
+        self.turn_ended(pid);
         if step.last && matches!(outcome, Outcome::Completed(_)) {
-            self.conclude(pid, EndKind::Final);
+            self.end_program(pid, EndKind::Final);
         }
-        self.settled(pid);
+        self.step_gone(pid);
     }
 
     /// The program's conversation is now what the backend counted, or what was expected of it; and what the
     /// step tells of others is learned. True when the class's shared prefix has changed.
-    fn completed(&mut self, pid: Pid, step: &Step, run: &Run, usage: Option<Usage>) -> bool {
+    fn completed(&mut self, pid: Pid, step: &StepState, run: &Run, usage: Option<Usage>) -> bool {
         let Some(program) = self.programs.get_mut(&pid) else { return false };
         let first = !program.started();
         let usage = usage.map(Usage::bounded);
@@ -320,7 +320,7 @@ impl Scheduler {
             if self.queue.fresh.remove(&(program.first_seen, pid)) {
                 self.queue.started.insert((program.first_seen, pid));
                 self.queue.longest.extend(program.waiting_since.map(|since| (since, pid)));
-                self.news.programs.push(pid);
+                self.dirty.programs.push(pid);
             }
         } else {
             program.context = program.context.max(total);
@@ -345,19 +345,19 @@ impl Scheduler {
     }
 
     /// After a step in flight has left its program: idle, if that was the last.
-    fn turn_over(&mut self, pid: Pid) {
+    fn turn_ended(&mut self, pid: Pid) {
         let Some(program) = self.programs.get(&pid).filter(|program| program.running.is_empty()) else {
             return;
         };
         let draining = program.lease.and_then(|on| self.backends.get(&on)).is_some_and(|b| b.draining);
-        self.rest(pid);
+        self.mark_idle(pid);
         if draining {
             self.unlease(pid, Some(PauseReason::Draining));
         }
     }
 
     /// After a step has left its program: forgotten if nothing is left of it, else open to the idle limits.
-    pub(super) fn settled(&mut self, pid: Pid) {
+    pub(super) fn step_gone(&mut self, pid: Pid) {
         let Some(program) = self.programs.get(&pid).filter(|program| program.inactive()) else {
             return;
         };
@@ -400,9 +400,9 @@ impl Scheduler {
             return;
         };
         self.decide(Decision::Refuse { step: id, reason });
-        self.news.all = true;
+        self.dirty.all = true;
         if let Some(pid) = step.program {
-            self.settled(pid);
+            self.step_gone(pid);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::program::Pid;
 use std::collections::BTreeSet;
 
 #[derive(Debug, Default)]
-pub struct News {
+pub struct Dirty {
     /// Everybody is to be looked at, everywhere.
     pub all: bool,
     /// There may be more room on these than there was.
@@ -18,27 +18,31 @@ pub struct News {
 
 /// Where to look for a place.
 #[derive(Clone, Copy, Debug)]
-pub enum Places<'a> {
+pub enum Candidates<'a> {
     Everywhere,
     Only(&'a BTreeSet<BackendId>),
 }
 
-// === impl News ===
+// === impl Dirty ===
 
-impl News {
+impl Dirty {
     pub fn is_empty(&self) -> bool {
         !self.all && self.backends.is_empty() && self.programs.is_empty()
     }
 
     /// Where there can be a place for the program that there was not before.
-    pub fn places(&self, program: Pid) -> Places<'_> {
-        if self.all || self.programs.contains(&program) { Places::Everywhere } else { Places::Only(&self.backends) }
+    pub fn candidates(&self, program: Pid) -> Candidates<'_> {
+        if self.all || self.programs.contains(&program) {
+            Candidates::Everywhere
+        } else {
+            Candidates::Only(&self.backends)
+        }
     }
 }
 
-// === impl Places ===
+// === impl Candidates ===
 
-impl Places<'_> {
+impl Candidates<'_> {
     pub fn is_empty(self) -> bool {
         matches!(self, Self::Only(these) if these.is_empty())
     }
