@@ -26,14 +26,14 @@ fn main() {
     let bytes =
         state::encode(&Snapshot { taken_ms: 0, pools: vec![PoolSnapshot { memory, ..PoolSnapshot::default() }] });
     let start = Instant::now();
-    let restored = state::restore(&bytes, &app).expect("sound bytes");
+    let restored = state::decode(&bytes).expect("sound bytes").restore(&app.gate, &app.fleet);
     println!("{} programs taken up in {:.0?}", restored.programs, start.elapsed());
 
     let file = std::env::temp_dir().join("thundergate-state-bench");
     for _ in 0..ROUNDS {
         let portions = portions(&scheduler);
         let start = Instant::now();
-        let bytes = state::capture(&app);
+        let bytes = state::encode(&Snapshot::take(&app.gate, &app.fleet));
         let captured = start.elapsed();
         let mut out = File::create(&file).expect("a temporary file");
         out.write_all(&bytes).and_then(|()| out.sync_all()).expect("room for it");

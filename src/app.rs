@@ -4,6 +4,7 @@ mod open;
 mod reload;
 mod retries;
 mod settings;
+mod sink;
 
 pub use open::{Open, OpenGuard};
 pub use reload::ReloadError;

@@ -22,6 +22,7 @@ pub use humane::parse_url;
 pub use mistake::{Failure, Mark, Mistake, Mistakes};
 pub use schema::schema;
 pub use tree::*;
+pub(crate) use validate::directory;
 pub use validate::validate;
 
 use std::path::Path;

@@ -197,8 +197,10 @@ impl Server {
     fn launch(config: Config, flags: Flags, meeting: PathBuf, inherited: Vec<Socket>) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let app = Arc::new(App::with_flags(Arc::clone(&config), flags)?);
-        let writer =
-            config.state.snapshot.as_ref().map(|file| SnapshotWriter::open(file, &app).map(Arc::new)).transpose()?;
+        let writer = |file: &PathBuf| {
+            SnapshotWriter::open(file, app.gate.clone(), app.fleet.clone(), Arc::clone(&app.telemetry)).map(Arc::new)
+        };
+        let writer = config.state.snapshot.as_ref().map(writer).transpose()?;
         let mut server = Self {
             app,
             services: (0..workers::count()).map(|_| Vec::new()).collect(),

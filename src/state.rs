@@ -1,7 +1,7 @@
 //! What outlives the process: programs, their leases, and what was learned. Ids and tenants, never a prompt.
 //!
-//! [`capture`] and [`restore`] turn the running schedulers into bytes and back, for a file ([`SnapshotWriter`]) as for a
-//! process that takes over from another.
+//! A [`Snapshot`] is taken from the running schedulers and put back into others, by way of bytes: those of a file
+//! ([`SnapshotWriter`]), or those that one process sends to the process that takes over from it.
 
 mod format;
 mod store;
@@ -10,20 +10,18 @@ mod tests;
 mod writer;
 
 pub use format::{Damage, decode, encode};
-pub use store::{StoreError, directory};
+pub use store::StoreError;
 pub use writer::SnapshotWriter;
 
-use crate::app::App;
-use crate::config;
-use crate::fleet::{self, Origin};
-use crate::gate::PoolId;
-use crate::scheduler::{BackendId, SchedulerSnapshot};
+use crate::fleet::{self, BackendStatus, Fleet, Origin};
+use crate::gate::Gate;
+use crate::scheduler::{BackendId, SchedulerSnapshot, PoolId};
 use crate::units::unix_time;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Everything, at one time.
+/// What all schedulers know, at one time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Unix time, milliseconds.
@@ -34,9 +32,9 @@ pub struct Snapshot {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolSnapshot {
     pub name: String,
-    /// Where the backends of `memory` are: ids are of one process.
+    /// URLs of the backends in `memory`: ids are of one process.
     pub backends: Vec<(BackendId, String)>,
-    /// Those of them that a name server knew.
+    /// Those of the backends that a name server knew.
     pub discovered: Vec<BackendId>,
     pub memory: SchedulerSnapshot,
 }
@@ -45,97 +43,80 @@ pub struct PoolSnapshot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     pub programs: usize,
-    /// How old it was.
+    /// Age of the snapshot.
     pub age: Duration,
 }
 
-/// What the schedulers of `app` know now, encoded. Takes a while: not for a thread that serves.
-#[must_use]
-pub fn capture(app: &App) -> Vec<u8> {
-    encode(&snapshot(app))
-}
+// === impl Snapshot ===
 
-/// Takes up what [`capture`] gave, before the fleet of `app` runs. Pools are found by name and backends by URL; what
-/// the configuration no longer has is left out.
-///
-/// # Errors
-/// The bytes are not a whole snapshot of this version: nothing has changed.
-pub fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
-    let snapshot = decode(bytes)?;
-    let age = Duration::from_millis(now_ms().saturating_sub(snapshot.taken_ms));
-    let mut programs = 0;
-    for pool in snapshot.pools {
-        let mut ids = pools(app);
-        let Some((id, _)) = ids.find(|(_, name)| *name == pool.name) else {
-            continue;
-        };
-        programs += pool.memory.programs.len();
-        rediscover(app, id, &pool);
-        for server in pool.backends.iter().map(|(_, url)| fleet::server(url)) {
-            // Those of one server stand for one rank each, or it has none.
-            let ranks = pool.backends.iter().filter(|(_, url)| url != server && fleet::server(url) == server).count();
-            if ranks > 0 {
-                app.fleet.split(id, server, ranks);
+impl Snapshot {
+    /// What the schedulers know now. Takes a while: not for a thread that serves.
+    #[must_use]
+    pub fn take(gate: &Gate, fleet: &Fleet) -> Self {
+        let pool = |(id, name): (PoolId, &str)| {
+            let found = |status: &BackendStatus| !status.draining && status.backend.settings().origin == Origin::Dns;
+            PoolSnapshot {
+                name: name.to_owned(),
+                memory: gate.snapshot(id),
+                backends: backends(fleet, id).map(|status| (status.backend.id, status.backend.url.clone())).collect(),
+                discovered: backends(fleet, id).filter(found).map(|status| status.backend.id).collect(),
             }
+        };
+        Self { taken_ms: now_ms(), pools: pools(fleet).map(pool).collect() }
+    }
+
+    /// Puts what [`Snapshot::take`] gave into other schedulers, before their fleet runs. Pools are found by name and
+    /// backends by URL. What the configuration no longer has is left out.
+    pub fn restore(self, gate: &Gate, fleet: &Fleet) -> Restored {
+        let age = Duration::from_millis(now_ms().saturating_sub(self.taken_ms));
+        let mut programs = 0;
+        for pool in self.pools {
+            let Some((id, _)) = pools(fleet).find(|(_, name)| *name == pool.name) else {
+                continue;
+            };
+            programs += pool.memory.programs.len();
+            pool.restore_backends(id, fleet);
+            let here = backends(fleet, id).map(|status| (status.backend.url.clone(), status.backend.id)).collect();
+            gate.restore(id, age, pool.into_memory(&here));
         }
-        app.gate.restore(id, age, translated(pool, &backends(app, id)));
-    }
-    Ok(Restored { programs, age })
-}
-
-fn snapshot(app: &App) -> Snapshot {
-    let pool = |(id, name): (PoolId, &str)| PoolSnapshot {
-        name: name.to_owned(),
-        memory: app.gate.snapshot(id),
-        backends: backends(app, id),
-        discovered: discovered(app, id),
-    };
-    Snapshot { taken_ms: now_ms(), pools: pools(app).map(pool).collect() }
-}
-
-fn pools(app: &App) -> impl Iterator<Item = (PoolId, &str)> {
-    (0..).map(PoolId).map_while(|id| Some((id, app.fleet.pool_name(id)?)))
-}
-
-fn backends(app: &App, pool: PoolId) -> Vec<(BackendId, String)> {
-    let statuses = app.fleet.statuses().into_iter().map(|status| status.backend);
-    statuses.filter(|backend| backend.pool == pool).map(|backend| (backend.id, backend.url.clone())).collect()
-}
-
-fn discovered(app: &App, pool: PoolId) -> Vec<BackendId> {
-    let here = app.fleet.statuses().into_iter().filter(|status| !status.draining).map(|status| status.backend);
-    let found = here.filter(|backend| backend.pool == pool && backend.settings().origin == Origin::Dns);
-    found.map(|backend| backend.id).collect()
-}
-
-/// Programs may be at home where only a name server leads: that is taken for so until it was asked.
-fn rediscover(app: &App, id: PoolId, pool: &PoolSnapshot) {
-    let settings = app.settings();
-    let Some(discovery) = settings.models.get(id.0).and_then(|model| model.discovery.as_ref()) else {
-        return;
-    };
-    let found = pool.backends.iter().filter(|(id, _)| pool.discovered.contains(id));
-    for backend in found.filter_map(|(_, url)| config::Backend::at(fleet::server(url)).ok()) {
-        let backend = config::Backend { api_key: discovery.api_key.clone(), ..backend };
-        // Not if it is there already: the file may name it too.
-        let _ = app.fleet.insert(id, &backend, Origin::Dns);
+        Restored { programs, age }
     }
 }
 
-/// The memory of `pool`, with the ids that its backends have `here`.
-fn translated(pool: PoolSnapshot, here: &[(BackendId, String)]) -> SchedulerSnapshot {
-    let mut memory = pool.memory;
-    let id_of = |url: &str| here.iter().find(|(_, other)| other == url).map(|&(id, _)| id);
-    let ids: HashMap<BackendId, BackendId> =
-        pool.backends.iter().filter_map(|(was, url)| Some((*was, id_of(url)?))).collect();
-    for program in &mut memory.programs {
-        program.home = program.home.and_then(|home| ids.get(&home).copied());
+fn pools(fleet: &Fleet) -> impl Iterator<Item = (PoolId, &str)> {
+    (0..).map(PoolId).map_while(|id| Some((id, fleet.pool_name(id)?)))
+}
+
+fn backends(fleet: &Fleet, pool: PoolId) -> impl Iterator<Item = BackendStatus> {
+    fleet.statuses().into_iter().filter(move |status| status.backend.pool == pool)
+}
+
+// === impl PoolSnapshot ===
+
+impl PoolSnapshot {
+    /// Adds the backends that the configuration does not name, and at which programs may be at home.
+    fn restore_backends(&self, id: PoolId, fleet: &Fleet) {
+        for (_, url) in self.backends.iter().filter(|(id, _)| self.discovered.contains(id)) {
+            fleet.rediscover(id, fleet::server(url));
+        }
+        let mut ranks: HashMap<&str, usize> = HashMap::new();
+        for (_, url) in self.backends.iter().filter(|(_, url)| fleet::server(url) != url) {
+            *ranks.entry(fleet::server(url)).or_default() += 1;
+        }
+        ranks.into_iter().for_each(|(server, ranks)| fleet.split(id, server, ranks));
     }
-    memory.backends.retain_mut(|backend| {
-        let id = ids.get(&backend.backend);
-        id.inspect(|&&id| backend.backend = id).is_some()
-    });
-    memory
+
+    /// The memory with the ids that its backends have `here`.
+    fn into_memory(self, here: &HashMap<String, BackendId>) -> SchedulerSnapshot {
+        let mut memory = self.memory;
+        let ids: HashMap<BackendId, BackendId> =
+            self.backends.iter().filter_map(|(was, url)| Some((*was, *here.get(url)?))).collect();
+        for program in &mut memory.programs {
+            program.home = program.home.and_then(|home| ids.get(&home).copied());
+        }
+        memory.backends.retain_mut(|backend| ids.get(&backend.backend).map(|id| backend.backend = *id).is_some());
+        memory
+    }
 }
 
 fn now_ms() -> u64 {

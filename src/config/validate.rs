@@ -262,7 +262,7 @@ impl Check {
 
     fn state(&mut self, config: &Config) {
         let Some(file) = &config.state.snapshot else { return };
-        let dir = crate::state::directory(file);
+        let dir = directory(file);
         let path = "state.snapshot";
         if file.is_dir() || file.file_name().is_none() {
             self.that(false, path, format!("{}: expected the name of a file, not of a directory", file.display()));
@@ -271,6 +271,11 @@ impl Check {
             self.that(false, path, message);
         }
     }
+}
+
+/// Directory of the file of `state.snapshot`, and of what is written beside it.
+pub(crate) fn directory(file: &Path) -> &Path {
+    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Both cannot be listened on.

@@ -5,7 +5,7 @@ use super::overview::{Overview, model_name, prefix_hit_ratio};
 use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
-use crate::fleet::{BackendStatus, DownCause};
+use crate::fleet::{BackendStatus, DownCause, Origin};
 use crate::gate::{LoadView, PoolId};
 use crate::scheduler::BackendId;
 use http::StatusCode;
@@ -122,7 +122,7 @@ pub(super) fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, Strin
     if backend.capacity_tokens == Some(0) {
         return Err("capacity_tokens: more than 0".to_owned());
     }
-    app.fleet.add(pool, backend)
+    app.fleet.add(pool, &backend, Origin::Api)
 }
 
 /// The one that serves `model`; without one the only or the unnamed pool.

@@ -1,31 +1,30 @@
-//! A backend as configured, and the rules for its URL.
+//! A backend as configured: its URL, and settings that may change.
 
 use super::outlier::OutlierState;
 use crate::config::{self, Secret};
-use crate::gate::PoolId;
-use crate::scheduler::BackendId;
+use crate::scheduler::{BackendId, PoolId};
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 
-/// A backend as configured.
+/// One server, or one data-parallel rank of a server.
 #[derive(Debug)]
 pub struct Backend {
     pub id: BackendId,
     pub pool: PoolId,
-    /// As the user wrote it, without a trailing slash: the key in ThunderAgent's JSON. Of a rank with `#rank=N`.
+    /// URL as the user wrote it, without a trailing slash: the key in ThunderAgent's JSON. `#rank=N` follows for a rank.
     pub url: String,
-    /// Which of its server's data-parallel ranks it is.
+    /// Number of the data-parallel rank among those of its server; `None` for a whole server.
     pub rank: Option<u32>,
-    /// What goes upstream as `Host`: the host (an IPv6 address in brackets) and the port, unless it is the scheme's own.
+    /// `Host` of upstream requests: the host (an IPv6 address in brackets) and the port, unless it is the scheme's own.
     pub authority: String,
-    /// The bare host, for DNS and TLS (SNI); an IPv6 address has no brackets here.
+    /// Bare host, for DNS and TLS (SNI); an IPv6 address has no brackets here.
     pub host: String,
     pub port: u16,
     pub tls: bool,
     /// Path in front of every request (`http://gpu/prefix`), empty or without a trailing slash.
     pub prefix: String,
-    /// What requests tell of it.
-    pub outlier: OutlierState,
+    /// What its requests tell of its health.
+    pub outlier: Arc<OutlierState>,
     settings: ArcSwap<BackendSettings>,
 }
 
@@ -34,7 +33,7 @@ pub struct Backend {
 pub struct BackendSettings {
     pub api_key: Option<Secret>,
     pub weight: u32,
-    /// KV cache size given by the user, in tokens; overrides what the engine says.
+    /// KV cache size in tokens as the user gave it, which overrides what the engine says.
     pub capacity_tokens: Option<u64>,
     pub origin: Origin,
 }
@@ -62,19 +61,8 @@ impl Backend {
         rank: Option<u32>,
         origin: Origin,
     ) -> Result<Self, String> {
-        let url = &config.url;
-        let tls = match url.scheme() {
-            "http" => false,
-            "https" => true,
-            other => return Err(format!("{url}: the scheme is `{other}`, not http or https")),
-        };
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err("a backend's URL holds no user or password: use `api_key`".to_owned());
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("{url}: a backend's URL has no `?` or `#`"));
-        }
-        let bracketed = url.host_str().ok_or_else(|| format!("{url}: no host"))?;
+        let url = config::parse_url(config.url.as_str())?;
+        let bracketed = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().ok_or_else(|| format!("{url}: no port"))?;
         Ok(Self {
             id,
@@ -84,20 +72,20 @@ impl Backend {
             authority: url.port().map_or_else(|| bracketed.to_owned(), |port| format!("{bracketed}:{port}")),
             host: bracketed.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port,
-            tls,
+            tls: url.scheme() == "https",
             prefix: url.path().trim_end_matches('/').to_owned(),
-            outlier: OutlierState::new(),
+            outlier: Arc::new(OutlierState::new()),
             settings: ArcSwap::from_pointee(BackendSettings::new(config, origin)),
         })
     }
 
-    /// The URL of its server.
+    /// URL of the server.
     #[must_use]
     pub fn server(&self) -> &str {
         server(&self.url)
     }
 
-    /// As they are now.
+    /// Settings as they are now.
     #[must_use]
     pub fn settings(&self) -> Guard<Arc<BackendSettings>> {
         self.settings.load()
@@ -117,15 +105,15 @@ impl BackendSettings {
     }
 }
 
-/// Between a server's URL and the rank. No URL of a server has a fragment.
+/// Mark between a server's URL and the rank. No URL of a server has a fragment.
 const RANK: &str = "#rank=";
 
-/// The URL of the server in that of a backend, which may be one of its ranks.
+/// URL of the server, from the URL of a backend, which may be one rank of it.
 pub(crate) fn server(url: &str) -> &str {
     url.split_once(RANK).map_or(url, |(server, _)| server)
 }
 
-/// What a backend is known by: its URL without a trailing slash.
+/// What a server is known by: its URL without a trailing slash.
 pub(super) fn name(config: &config::Backend) -> &str {
     config.url.as_str().trim_end_matches('/')
 }
@@ -135,7 +123,8 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Backend, String> {
-        let config = config::Backend { url: url.parse().unwrap(), api_key: None, weight: 1, capacity_tokens: None };
+        let url = url.parse().unwrap();
+        let config = config::Backend { url, api_key: None, weight: 1, capacity_tokens: None };
         Backend::new(BackendId(1), PoolId(0), &config, None, Origin::File)
     }
 

@@ -1,61 +1,46 @@
 //! Backends that a name server knows: one for each address of a name, looked up again and again.
 
-use super::{Fleet, Origin};
-use crate::config::{self, HostPort};
-use crate::gate::PoolId;
-use futures_util::future::BoxFuture;
+use super::backend::Origin;
+use super::core::Core;
+use crate::config::{self, Discovery};
+use crate::scheduler::PoolId;
 use std::collections::BTreeSet;
-use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A lookup that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Who knows the addresses of a name.
-pub(super) trait Resolve: Send + Sync + 'static {
-    fn lookup(&self, name: &HostPort) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
-}
-
-/// The operating system.
-pub(super) struct SystemResolver;
-
-impl Resolve for SystemResolver {
-    fn lookup(&self, name: &HostPort) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
-        let name = (name.host.clone(), name.port);
-        Box::pin(async move { Ok(tokio::net::lookup_host(name).await?.collect()) })
-    }
-}
-
 /// Keeps the pool's discovered backends as the name server has them, for as long as the fleet is there.
-pub(super) async fn run(fleet: Fleet, pool: PoolId) {
-    let Some(mut settings) = fleet.inner.pools.get(pool).map(|pool| pool.discovery.subscribe()) else { return };
+pub(super) async fn run(core: Arc<Core>, id: PoolId) {
+    let Some(pool) = core.pools.get(id) else { return };
+    let mut settings = pool.discovery.subscribe();
     let mut failing = false;
     loop {
         let now = settings.borrow_and_update().clone();
         let Some(discovery) = now else {
-            fleet.align(pool, &[], Origin::Dns);
+            core.align(id, &[], Origin::Dns);
             if settings.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        let name = &discovery.dns.host;
-        match look_up(&fleet, &discovery).await {
+        let name = &discovery.dns;
+        // A name server that fails, or knows no address, takes no backend away.
+        match core.resolver.addresses(&name.host, name.port, LIMIT).await {
             Ok(addresses) => {
-                fleet.align(pool, &backends(&addresses, &discovery), Origin::Dns);
+                core.align(id, &backends(&addresses, &discovery), Origin::Dns);
                 if std::mem::take(&mut failing) {
-                    log::info!("{name} resolves again, to {} addresses", addresses.len());
+                    log::info!("{} resolves again, to {} addresses", name.host, addresses.len());
                 }
             }
             Err(reason) if !std::mem::replace(&mut failing, true) => {
-                log::warn!("{name} does not resolve ({reason}): its backends stay as they are");
+                log::warn!("{} does not resolve ({reason}): its backends stay as they are", name.host);
             }
             Err(_) => {}
         }
-        if let Some(pool) = fleet.inner.pools.get(pool) {
-            fleet.inner.progressed(&pool.looked_up);
-        }
+        core.progressed(&pool.looked_up);
         tokio::select! {
             () = tokio::time::sleep(discovery.interval) => {}
             _ = settings.changed() => {}
@@ -63,24 +48,17 @@ pub(super) async fn run(fleet: Fleet, pool: PoolId) {
     }
 }
 
-/// # Errors
-/// The lookup failed, or found nothing: a name server that is ill takes no backend away.
-async fn look_up(fleet: &Fleet, discovery: &config::Discovery) -> io::Result<BTreeSet<SocketAddr>> {
-    let found = tokio::time::timeout(LIMIT, fleet.inner.resolver.lookup(&discovery.dns)).await??;
-    match found.is_empty() {
-        true => Err(io::Error::other("no address")),
-        false => Ok(found.into_iter().collect()),
-    }
-}
-
-fn backends(addresses: &BTreeSet<SocketAddr>, discovery: &config::Discovery) -> Vec<config::Backend> {
-    let backend = |address| {
-        let at = config::Backend::at(&format!("http://{address}"));
-        Ok(config::Backend { api_key: discovery.api_key.clone(), ..at? })
-    };
-    let usable = |address| {
-        let made: Result<_, String> = backend(address);
+/// The backends at these addresses, in order.
+fn backends(addresses: &[SocketAddr], discovery: &Discovery) -> Vec<config::Backend> {
+    let usable = |address: SocketAddr| {
+        let made = backend(&format!("http://{address}"), discovery);
         made.inspect_err(|reason| log::debug!("{address} is no backend: {reason}")).ok()
     };
-    addresses.iter().filter_map(usable).collect()
+    BTreeSet::from_iter(addresses).into_iter().copied().filter_map(usable).collect()
+}
+
+/// # Errors
+/// The URL cannot be used.
+pub(super) fn backend(url: &str, discovery: &Discovery) -> Result<config::Backend, String> {
+    Ok(config::Backend { api_key: discovery.api_key.clone(), ..config::Backend::at(url)? })
 }

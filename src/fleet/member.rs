@@ -1,14 +1,19 @@
-//! One backend's live state. Each change is told to the sink under the state's lock, so that the scheduler
-//! hears of changes in the order in which they happened, and nothing after `BackendRemoved`.
+//! A backend and all that is known of it now. Each change is told to the sink under the lock of the state, so that the
+//! scheduler hears of changes in the order in which they happened, and of none after `BackendRemoved`.
 
+use super::backend::{Backend, BackendSettings, Origin};
+use super::breaker::Breaker;
 use super::client::{ProbeClient, ProbeError};
-use super::{Backend, BackendFault, BackendSettings, BackendStatus, DownCause, Gauges, Origin, Sink};
-use crate::config::{Eject, Reach};
+use super::outlier::{BackendFault, DownCause};
+use super::reading::Gauges;
+use super::sink::Sink;
+use super::status::BackendStatus;
+use crate::config::{Eject, Health, Reach};
 use crate::scheduler::{BackendReport, Event};
 use crate::units::Tokens;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,58 +21,58 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Different reasons for one outage that are logged; a server that fails in ever new words is cut short.
+/// Different reasons for one outage that are logged. A server that fails in ever new words is cut short.
 const LOGGED_REASONS: usize = 4;
 
 pub(super) struct Member {
     pub(super) backend: Arc<Backend>,
+    /// Client of the address in use; `None` before one has answered.
     pub(super) client: ArcSwapOption<ProbeClient>,
-    /// The last page of its server's metrics, which its ranks share.
+    /// Last page of its server's metrics, which the server's ranks share.
     pub(super) page: Arc<PageCache>,
     /// Wakes the health check ahead of its time.
     pub(super) recheck: Notify,
     /// Starts the wait for the last step in flight.
     pub(super) drain: Notify,
-    /// A request failed since the last check began; by not being connected, if one did.
-    suspicion: Mutex<Option<BackendFault>>,
-    /// Its first health check has ended, well or not.
+    /// Fault of a request since the last check began: a failed connection, if there was one.
+    fault: Mutex<Option<BackendFault>>,
+    /// Whether the first health check has ended, passed or not.
     pub(super) checked: AtomicBool,
     state: Mutex<MemberState>,
 }
 
 #[derive(Default)]
 struct MemberState {
-    up: bool,
-    /// Since it came up last.
-    up_since: Option<Instant>,
-    /// Taken out by what its requests showed.
-    ejection: Option<Ejection>,
-    /// How often that happened lately.
-    ejections: u32,
-    /// When it was logged last that it stays in only because others are out.
-    kept_logged: Option<Instant>,
-    /// Why it is down, and how often it went so, by [`DownCause::ALL`].
-    cause: Option<DownCause>,
-    downs: [u64; DownCause::ALL.len()],
-    draining: bool,
-    /// For good, and then it is not `up`.
-    removed: bool,
-    /// Why it is down, as logged in this outage; the last is the present one.
+    breaker: Breaker,
+    stage: Stage,
+    /// Reasons of the outage that are logged; the last is the present one.
     reasons: Vec<String>,
-    /// As the engine says, tokens.
-    capacity: Option<u64>,
-    gauges: Option<Gauges>,
-    scraped: Option<Instant>,
+    /// Time when it was logged last that the backend stays only because others are out.
+    kept_logged: Option<Instant>,
+    /// Last reading.
+    reading: Option<LastReading>,
+    /// Whether the last scrape failed.
     scrape_fails: bool,
 }
 
-/// One page, and when it was read. Held over the reading: who waits for it gets it too.
-pub(super) type PageCache = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
-
-struct Ejection {
-    since: Instant,
-    until: Instant,
+/// How far a backend is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Active,
+    Draining,
+    Removed,
 }
+
+struct LastReading {
+    at: Instant,
+    gauges: Gauges,
+    /// See [`super::reading::Reading::blind`].
+    blind: bool,
+}
+
+/// One page and the time of its reading. The lock is held over the reading: who waits for it gets the page too.
+pub(super) type PageCache = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
 // === impl Member ===
 
@@ -79,13 +84,13 @@ impl Member {
             page,
             recheck: Notify::new(),
             drain: Notify::new(),
-            suspicion: Mutex::default(),
+            fault: Mutex::default(),
             checked: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
 
-    /// Whether it may be connected to at all.
+    /// Whether the backend may be connected to at all.
     pub(super) fn may_be_within(&self, reach: &Reach) -> bool {
         !self.is_confined() || reach.may_name(&self.backend.host)
     }
@@ -95,7 +100,7 @@ impl Member {
         self.backend.settings().origin == Origin::Api
     }
 
-    /// Those of `addresses` that it may be connected to.
+    /// Those of `addresses` that the backend may be connected to.
     ///
     /// # Errors
     /// There is none.
@@ -109,24 +114,30 @@ impl Member {
         Ok(addresses)
     }
 
-    /// Tells the sink that it is there.
-    pub(super) fn announce(&self, sink: &dyn Sink) {
-        let settings = self.backend.settings();
-        let added = Event::BackendAdded {
-            backend: self.backend.id,
-            weight: settings.weight,
-            capacity: settings.capacity_tokens.map(Tokens),
-        };
-        sink.tell(self.backend.pool, added);
+    fn tell(&self, sink: &dyn Sink, event: Event) {
+        sink.tell(self.backend.pool, event);
     }
 
-    /// Other settings from now on.
+    /// Tells the sink that the backend is there.
+    pub(super) fn announce(&self, sink: &dyn Sink) {
+        let settings = self.backend.settings();
+        let (backend, weight) = (self.backend.id, settings.weight);
+        let capacity = settings.capacity_tokens.map(Tokens);
+        self.tell(sink, Event::BackendAdded { backend, weight, capacity });
+    }
+
+    /// Gives the backend other settings.
     pub(super) fn configure(&self, sink: &dyn Sink, settings: BackendSettings) {
-        let state = self.state.lock();
-        if !state.removed && *self.backend.settings().as_ref() != settings {
+        let Some(_state) = self.present() else { return };
+        if **self.backend.settings() != settings {
             self.backend.configure(settings);
             self.announce(sink);
         }
+    }
+
+    /// The state, unless the backend is removed.
+    fn present(&self) -> Option<MutexGuard<'_, MemberState>> {
+        Some(self.state.lock()).filter(|state| state.stage != Stage::Removed)
     }
 
     /// A backend of this origin that is to stay.
@@ -135,142 +146,129 @@ impl Member {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.state.lock().up
+        self.state.lock().is_up()
     }
 
     /// Up, and open to new programs.
     pub(super) fn is_usable(&self) -> bool {
-        let state = self.state.lock();
-        state.up && !state.draining
+        self.state.lock().is_usable()
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.state.lock().draining
+        self.state.lock().stage != Stage::Active
     }
 
     /// Down by what its requests showed.
     pub(super) fn is_ejected(&self) -> bool {
-        self.state.lock().ejection.is_some()
+        self.state.lock().breaker.is_ejected()
     }
 
-    /// A request failed: a check is to follow at once.
-    pub(super) fn probe_now(&self, fault: BackendFault) {
-        let mut suspicion = self.suspicion.lock();
-        if suspicion.is_none() {
+    /// Asks for a check at once, because a request failed.
+    pub(super) fn probe_now(&self, because: BackendFault) {
+        let mut fault = self.fault.lock();
+        if fault.is_none() {
             self.recheck.notify_one();
         }
-        if *suspicion != Some(BackendFault::Connect) {
-            *suspicion = Some(fault);
+        if *fault != Some(BackendFault::Connect) {
+            *fault = Some(because);
         }
     }
 
-    pub(super) fn take_probe_request(&self) -> Option<BackendFault> {
-        self.suspicion.lock().take()
+    /// Takes the fault that [`Member::probe_now`] left for the next check.
+    pub(super) fn take_fault(&self) -> Option<BackendFault> {
+        self.fault.lock().take()
     }
 
-    /// A check found nothing wrong: steps that could not be delivered may try here again.
+    /// Tells the sink once more that the backend is up: a check found nothing wrong, so steps that could not be
+    /// delivered may try here again.
     pub(super) fn cleared(&self, sink: &dyn Sink) {
-        let state = self.state.lock();
-        if state.up && !state.draining {
-            sink.tell(self.backend.pool, Event::BackendUp(self.backend.id));
+        if self.state.lock().is_usable() {
+            self.tell(sink, Event::BackendUp(self.backend.id));
         }
     }
 
     pub(super) fn status(&self) -> BackendStatus {
         let state = self.state.lock();
+        let breaker = &state.breaker;
+        let reading = state.reading.as_ref();
+        let given = self.backend.settings().capacity_tokens;
         BackendStatus {
             backend: Arc::clone(&self.backend),
-            healthy: state.up,
-            draining: state.draining,
-            down_reason: if state.up { None } else { state.reasons.last().cloned() },
-            down_cause: state.cause.filter(|_| !state.up),
-            returns_in: state.ejection.as_ref().map(|out| out.until.saturating_duration_since(Instant::now())),
-            downs: std::array::from_fn(|at| (DownCause::ALL[at], state.downs[at])),
-            capacity: self.backend.settings().capacity_tokens.or(state.capacity).filter(|&capacity| capacity > 0),
-            gauges: state.gauges.clone(),
-            scrape_age: state.scraped.map(|at| at.elapsed()),
+            healthy: state.is_up(),
+            draining: state.stage != Stage::Active,
+            down_reason: state.reasons.last().cloned(),
+            down_cause: breaker.down_cause(),
+            returns_in: breaker.returns_in(Instant::now()),
+            downs: breaker.downs(),
+            capacity: given.or_else(|| Some(reading?.gauges.capacity()?.0)),
+            gauges: reading.filter(|reading| !reading.blind).map(|reading| reading.gauges.clone()),
+            scrape_age: reading.map(|reading| reading.at.elapsed()),
         }
     }
 
-    /// Its checks are good. One that was taken out stays out for its time, and while it leaves its steps waiting;
-    /// `last_left`: not even then.
-    pub(super) fn rise(&self, sink: &dyn Sink, last_left: bool) {
-        let mut state = self.state.lock();
-        if state.up || state.removed {
+    /// Takes in a passed check. `true` if the backend may be [brought back](Member::close).
+    pub(super) fn check_passed(&self, limits: &Health) -> bool {
+        self.state.lock().breaker.check_passed(limits)
+    }
+
+    /// Brings the backend back, unless an ejection keeps it out. `last_resort`: no other backend of its pool is usable.
+    pub(super) fn close(&self, sink: &dyn Sink, last_resort: bool) {
+        let Some(mut state) = self.present() else { return };
+        let outlier = &self.backend.outlier;
+        if !state.breaker.close(Instant::now(), outlier, last_resort) {
             return;
         }
-        let now = Instant::now();
-        if let Some(out) = &state.ejection {
-            let outlier = &self.backend.outlier;
-            let stalls = state.cause == Some(DownCause::NoProgress) && outlier.has_pending();
-            if !last_left && (now < out.until || stalls && !outlier.progressed_since(out.since)) {
-                return;
-            }
-        }
-        state.ejection = None;
-        state.up = true;
-        state.up_since = Some(now);
+        outlier.clear();
         state.reasons.clear();
-        self.backend.outlier.clear();
         log::info!("backend {} is up", self.backend.url);
         // To the scheduler `BackendUp` would end the draining.
-        if !state.draining {
-            sink.tell(self.backend.pool, Event::BackendUp(self.backend.id));
+        if state.stage == Stage::Active {
+            self.tell(sink, Event::BackendUp(self.backend.id));
         }
     }
 
-    /// Its checks fail. `true` if it was up until now.
-    pub(super) fn fall(&self, sink: &dyn Sink, reason: String) -> bool {
-        let mut state = self.state.lock();
-        self.goes_down(&mut state, sink, DownCause::Check, reason)
+    /// Takes in a failed check; see [`Breaker::check_failed`]. `true` if the backend went down by it.
+    pub(super) fn check_failed(&self, sink: &dyn Sink, confirms: bool, limits: &Health, reason: String) -> bool {
+        let Some(mut state) = self.present() else { return false };
+        let was_up = state.breaker.is_up();
+        let falls = state.breaker.check_failed(confirms, limits);
+        if falls {
+            self.went_down(&mut state, sink, reason);
+        } else if !was_up {
+            self.still_down(&mut state, reason);
+        }
+        falls
     }
 
-    /// Its requests show that it is not well. `true` if it was up until now.
-    pub(super) fn eject(&self, sink: &dyn Sink, cause: DownCause, reason: &str, eject: &Eject) -> bool {
+    /// Takes the backend out because of what its requests show. `true` if it was up until now.
+    pub(super) fn eject(&self, sink: &dyn Sink, cause: DownCause, reason: &str, limits: &Eject) -> bool {
         let mut state = self.state.lock();
-        if !state.up || state.draining {
+        if state.stage != Stage::Active {
             return false;
         }
-        let now = Instant::now();
-        if state.up_since.is_some_and(|up_since| now.duration_since(up_since) >= eject.max) {
-            state.ejections = 0;
-        }
-        let time = eject.base.saturating_mul(2_u32.saturating_pow(state.ejections)).min(eject.max);
-        state.ejections = state.ejections.saturating_add(1);
-        state.ejection = Some(Ejection { since: now, until: now + time });
-        self.goes_down(&mut state, sink, cause, format!("{reason}; it stays out for {time:?} at least"))
-    }
-
-    fn goes_down(&self, state: &mut MemberState, sink: &dyn Sink, cause: DownCause, reason: String) -> bool {
-        if !state.up {
-            return false;
-        }
-        state.up = false;
-        state.cause = Some(cause);
-        for (_, downs) in DownCause::ALL.iter().zip(&mut state.downs).filter(|(of, _)| **of == cause) {
-            *downs += 1;
-        }
-        log::warn!("backend {} is down: {reason}", self.backend.url);
-        state.reasons = vec![reason];
-        sink.tell(self.backend.pool, Event::BackendDown(self.backend.id));
+        let Some(time) = state.breaker.eject(Instant::now(), cause, limits) else { return false };
+        self.went_down(&mut state, sink, format!("{reason}; it stays out for {time:?} at least"));
         true
     }
 
-    /// It would be taken out, but too many others are. Logged now and then.
+    fn went_down(&self, state: &mut MemberState, sink: &dyn Sink, reason: String) {
+        log::warn!("backend {} is down: {reason}", self.backend.url);
+        state.reasons = vec![reason];
+        self.tell(sink, Event::BackendDown(self.backend.id));
+    }
+
+    /// Logs, now and then, that the backend would be ejected if not too many others were out.
     pub(super) fn log_kept(&self, reason: &str, every: Duration) {
         let mut state = self.state.lock();
-        if state.up && !state.draining && state.kept_logged.is_none_or(|last| last.elapsed() >= every) {
+        if state.is_usable() && state.kept_logged.is_none_or(|last| last.elapsed() >= every) {
             state.kept_logged = Some(Instant::now());
-            log::warn!(
-                "backend {} stays although it is not well, for too few others are left: {reason}",
-                self.backend.url
-            );
+            let url = &self.backend.url;
+            log::warn!("backend {url} stays although it is not well, for too few others are left: {reason}");
         }
     }
 
-    /// It is down already, for this reason; a reason is logged once.
-    pub(super) fn still_down(&self, reason: String) {
-        let mut state = self.state.lock();
+    /// Notes the present reason; each is logged once in an outage.
+    fn still_down(&self, state: &mut MemberState, reason: String) {
         if let Some(at) = state.reasons.iter().position(|known| *known == reason) {
             state.reasons[at..].rotate_left(1);
             return;
@@ -283,64 +281,61 @@ impl Member {
         state.reasons.push(reason);
     }
 
-    /// `blind`: `gauges` hold nothing but the capacity.
+    /// Takes in a reading of the backend's metrics, and passes `report` on.
     pub(super) fn report(&self, sink: &dyn Sink, gauges: Gauges, blind: bool, report: BackendReport) {
-        let mut state = self.state.lock();
-        if state.removed {
-            return;
-        }
-        if state.scrape_fails {
-            log::info!("metrics of backend {} are back", self.backend.url);
+        let Some(mut state) = self.present() else { return };
+        let url = &self.backend.url;
+        if std::mem::take(&mut state.scrape_fails) {
+            log::info!("metrics of backend {url} are back");
         }
         if report.restarted {
-            log::warn!("backend {} has restarted: its KV cache is empty", self.backend.url);
+            log::warn!("backend {url} has restarted: its KV cache is empty");
         }
-        let sized = gauges.capacity_tokens > 0 || self.backend.settings().capacity_tokens.is_some();
-        if !sized && state.scraped.is_none() {
-            log::warn!(
-                "backend {} does not tell the size of its KV cache: give it as `capacity_tokens`",
-                self.backend.url
-            );
+        match &state.reading {
+            None if gauges.capacity().or(self.backend.settings().capacity_tokens.map(Tokens)).is_none() => {
+                log::warn!("backend {url} does not tell the size of its KV cache: give it as `capacity_tokens`");
+            }
+            Some(last) if !last.blind && gauges.moved_since(&last.gauges) => self.backend.outlier.note_progress(),
+            _ => {}
         }
-        if state.gauges.as_ref().is_some_and(|last| gauges.moved_since(last)) {
-            self.backend.outlier.note_progress();
-        }
-        state.scrape_fails = false;
-        state.capacity = Some(gauges.capacity_tokens);
-        state.gauges = Some(gauges).filter(|_| !blind);
-        state.scraped = Some(Instant::now());
-        let backend = self.backend.id;
-        sink.tell(self.backend.pool, Event::Report { backend, report });
+        state.reading = Some(LastReading { at: Instant::now(), gauges, blind });
+        self.tell(sink, Event::Report { backend: self.backend.id, report });
     }
 
     pub(super) fn scrape_failed(&self, reason: &ProbeError) {
-        let mut state = self.state.lock();
-        if !state.scrape_fails {
-            log::warn!(
-                "metrics of backend {} cannot be read, what is known of its load goes stale: {reason}",
-                self.backend.url
-            );
+        if !std::mem::replace(&mut self.state.lock().scrape_fails, true) {
+            let url = &self.backend.url;
+            log::warn!("metrics of backend {url} cannot be read, what is known of its load goes stale: {reason}");
         }
-        state.scrape_fails = true;
     }
 
     pub(super) fn start_draining(&self, sink: &dyn Sink) {
         let mut state = self.state.lock();
-        if !state.draining && !state.removed {
-            state.draining = true;
+        if state.stage == Stage::Active {
+            state.stage = Stage::Draining;
             log::info!("backend {} is draining", self.backend.url);
-            sink.tell(self.backend.pool, Event::BackendDraining(self.backend.id));
+            self.tell(sink, Event::BackendDraining(self.backend.id));
             self.drain.notify_one();
         }
     }
 
     pub(super) fn remove(&self, sink: &dyn Sink) {
-        let mut state = self.state.lock();
-        if !state.removed {
-            state.removed = true;
-            state.up = false;
+        if let Some(mut state) = self.present() {
+            state.stage = Stage::Removed;
             log::info!("backend {} is removed", self.backend.url);
-            sink.tell(self.backend.pool, Event::BackendRemoved(self.backend.id));
+            self.tell(sink, Event::BackendRemoved(self.backend.id));
         }
+    }
+}
+
+// === impl MemberState ===
+
+impl MemberState {
+    fn is_up(&self) -> bool {
+        self.stage != Stage::Removed && self.breaker.is_up()
+    }
+
+    fn is_usable(&self) -> bool {
+        self.stage == Stage::Active && self.breaker.is_up()
     }
 }

@@ -1,7 +1,8 @@
 //! `GET /v1/models`: the union over healthy backends, and the names that the configuration adds.
 
+use super::core::Core;
+use super::member::Member;
 use super::pools::ModelPool;
-use super::{Core, Member};
 use crate::units::unix_time;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -59,26 +60,26 @@ impl ModelsCache {
         Self { answer: Mutex::default(), created: unix_time().as_secs() }
     }
 
-    pub(super) async fn get(&self, inner: &Core) -> Bytes {
+    pub(super) async fn get(&self, core: &Core) -> Bytes {
         let mut answer = self.answer.lock().await;
         if let Some((at, body)) = &*answer
-            && at.elapsed() < inner.timing.models_age
+            && at.elapsed() < core.timing.models_age
         {
             return body.clone();
         }
-        let body = self.collect(inner).await;
+        let body = self.collect(core).await;
         *answer = Some((Instant::now(), body.clone()));
         body
     }
 
-    async fn collect(&self, inner: &Core) -> Bytes {
-        let mut up: Vec<Arc<Member>> = inner.registry.all().iter().filter(|member| member.is_up()).cloned().collect();
+    async fn collect(&self, core: &Core) -> Bytes {
+        let mut up: Vec<Arc<Member>> = core.registry.all().iter().filter(|member| member.is_up()).cloned().collect();
         up.dedup_by(|a, b| a.backend.server() == b.backend.server());
-        let lists = join_all(up.iter().map(|member| ask(member, inner.timing.page_limit))).await;
+        let lists = join_all(up.iter().map(|member| ask(member, core.timing.page_limit))).await;
 
         let mut collected = CollectedModels::default();
         lists.into_iter().flatten().for_each(|entry| collected.add(entry));
-        for (id, pool) in inner.pools.iter() {
+        for (id, pool) in core.pools.iter() {
             if up.iter().any(|member| member.backend.pool == id) {
                 self.name(pool, &mut collected);
             }

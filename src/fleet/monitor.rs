@@ -1,11 +1,15 @@
 //! The task of one backend: asks for its health, reads its metrics, and sees it off when it is removed.
 
-use super::client::{self, ProbeClient, ProbeError};
+use super::client::{ProbeClient, ProbeError};
+use super::core::Core;
+use super::member::Member;
+use super::outlier::{BackendFault, DownCause};
 use super::probe::Probe;
 use super::reading::{Reading, Tracker};
-use super::{BackendFault, Core, DownCause, Fleet, Member};
+use super::resolver;
 use crate::config::{Engine, Health};
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,59 +19,23 @@ use tokio::time::Instant;
 /// Bounds a configured interval from below, so that a zero cannot make a busy loop.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Between the start of a check and of one that a failed request asks for.
+/// Time from the start of a check to one that a failed request asks for.
 const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitor {
-    inner: Arc<Core>,
+    core: Arc<Core>,
     member: Arc<Member>,
     engine: Engine,
-    /// `None` for an engine that tells nothing.
+    /// Reader of the metrics; `None` for an engine that tells nothing.
     probe: Option<Mutex<(Probe, Tracker)>>,
 }
 
-/// Consecutive checks that speak against the present state.
-#[derive(Debug, Default)]
-struct Streak {
-    ever_up: bool,
-    /// The state that they speak against.
-    up: bool,
-    against: u32,
-}
-
-// === impl Streak ===
-
-impl Streak {
-    /// Takes in a check; `true` if the state is to change. A backend that was never up comes up at the first
-    /// success: there is nothing to be careful about yet. `confirms`: a request failed just before, and two
-    /// independent signs are enough.
-    fn turns(&mut self, up: bool, healthy: bool, confirms: bool, limits: &Health) -> bool {
-        if healthy == up || up != self.up {
-            // It may have gone down by a failed connection since: counting starts anew.
-            self.against = 0;
-        }
-        self.up = up;
-        if healthy == up {
-            return false;
-        }
-        self.against += 1;
-        let needed = match (healthy, self.ever_up) {
-            (false, _) if confirms => 1,
-            (false, _) => limits.unhealthy_after,
-            (true, true) => limits.healthy_after,
-            (true, false) => 1,
-        };
-        let turns = self.against >= needed;
-        self.ever_up |= turns && healthy;
-        turns
-    }
-}
-
-/// A check that is only late may have met a server that is only busy; unless a connection was late as well.
-fn confirms(suspicion: Option<BackendFault>, outcome: &Result<(), ProbeError>) -> bool {
+/// Whether a failed check agrees with the `fault` of a request. A check that is only late may have met a server that is
+/// only busy, unless a connection was late as well.
+fn confirms(fault: Option<BackendFault>, outcome: &Result<(), ProbeError>) -> bool {
     match outcome {
-        Err(ProbeError::Timeout(_)) => suspicion == Some(BackendFault::Connect),
-        Err(_) => suspicion.is_some(),
+        Err(ProbeError::Timeout(_)) => fault == Some(BackendFault::Connect),
+        Err(_) => fault.is_some(),
         Ok(()) => false,
     }
 }
@@ -75,16 +43,15 @@ fn confirms(suspicion: Option<BackendFault>, outcome: &Result<(), ProbeError>) -
 // === impl Monitor ===
 
 impl Monitor {
-    pub(super) fn new(inner: Arc<Core>, member: Arc<Member>) -> Option<Self> {
-        let pool = inner.pools.get(member.backend.pool)?;
-        let engine = pool.engine;
+    pub(super) fn new(core: Arc<Core>, member: Arc<Member>) -> Option<Self> {
+        let engine = core.pools.get(member.backend.pool)?.engine;
         let probe = Probe::of(engine).map(|probe| Mutex::new((probe, Tracker::default())));
-        Some(Self { inner, member, engine, probe })
+        Some(Self { core, member, engine, probe })
     }
 
-    /// As configured now.
+    /// Settings as they are now.
     fn health(&self) -> Arc<Health> {
-        self.inner.pools.get(self.member.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
+        self.core.pools.get(self.member.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
     }
 
     /// Runs until the backend is removed.
@@ -95,31 +62,21 @@ impl Monitor {
             never = self.watch_metrics() => match never {},
             () = self.drained() => {}
         }
-        self.member.remove(&*self.inner.sink);
-        self.inner.registry.forget(self.member.backend.id);
-        self.inner.progressed(&self.member.checked);
+        self.member.remove(&*self.core.sink);
+        self.core.registry.forget(self.member.backend.id);
+        self.core.progressed(&self.member.checked);
     }
 
     async fn watch_health(&self) -> Infallible {
-        let mut streak = Streak::default();
         loop {
             let started = Instant::now();
-            let suspicion = self.member.take_probe_request();
+            let fault = self.member.take_fault();
             let health = self.health();
             let outcome = self.check().await;
-            let up = self.member.is_up();
-            if streak.turns(up, outcome.is_ok(), confirms(suspicion, &outcome), &health) {
-                self.turn(&outcome).await;
-            } else {
-                match &outcome {
-                    Err(reason) if !up => self.member.still_down(reason.to_string()),
-                    Ok(()) if suspicion.is_some() => self.member.cleared(&*self.inner.sink),
-                    _ => {}
-                }
-            }
-            self.inner.progressed(&self.member.checked);
+            self.take_in(&outcome, fault, &health).await;
+            self.core.progressed(&self.member.checked);
             let interval = health.interval.max(SHORTEST_INTERVAL);
-            let pause = if self.member.is_up() { interval } else { interval.min(self.inner.timing.retry) };
+            let pause = if self.member.is_up() { interval } else { interval.min(self.core.timing.retry) };
             tokio::select! {
                 () = tokio::time::sleep_until(started + pause) => {}
                 () = self.member.recheck.notified() => tokio::time::sleep_until(started + SHORTEST_RECHECK).await,
@@ -127,45 +84,49 @@ impl Monitor {
         }
     }
 
-    async fn turn(&self, outcome: &Result<(), ProbeError>) {
+    /// Takes in a check, before which a request may have failed.
+    async fn take_in(&self, outcome: &Result<(), ProbeError>, fault: Option<BackendFault>, health: &Health) {
+        let sink = &*self.core.sink;
         match outcome {
-            Ok(()) => {
+            Ok(()) if self.member.check_passed(health) => {
                 // First what it can hold, then that it is there: the scheduler places by capacity.
                 if self.scrape(true).await {
-                    self.member.rise(&*self.inner.sink, !self.inner.is_left(&self.member));
+                    self.member.close(sink, !self.core.has_other(&self.member));
                 }
             }
+            Ok(()) if fault.is_some() => return self.member.cleared(sink),
+            Ok(()) => return,
             Err(reason) => {
-                self.member.fall(&*self.inner.sink, reason.to_string());
+                let confirms = confirms(fault, outcome);
+                if !self.member.check_failed(sink, confirms, health, reason.to_string()) {
+                    return;
+                }
             }
         }
-        self.inner.rebuild_ring(self.member.backend.pool);
+        self.core.rebuild_selection(self.member.backend.pool);
     }
 
     async fn check(&self) -> Result<(), ProbeError> {
+        let backend = &self.member.backend;
         let current = self.member.client.load().as_ref().map(|client| client.address);
-        let addresses = client::resolve(&self.member.backend, current, self.health().timeout(self.engine)).await?;
-        let addresses = match self.member.within(&self.inner.reach.load(), addresses) {
-            Ok(addresses) => addresses,
-            Err(failure) => {
-                // The name, or the reach, is another one since.
-                self.member.client.store(None);
-                return Err(failure);
-            }
-        };
+        let limit = self.health().timeout(self.engine);
+        let found = self.core.resolver.addresses(&backend.host, backend.port, limit).await;
+        let found = resolver::candidates(found, current).map_err(ProbeError::Unresolved)?;
+        let within = self.member.within(&self.core.reach.load(), found);
+        // The name, or the reach, may be another one since the last check.
+        let addresses = within.inspect_err(|_| self.member.client.store(None))?;
         self.check_each(&addresses).await
     }
 
     /// Checks the first address that answers; that one is used from then on.
     pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), ProbeError> {
         let health = self.health();
-        let mut result = Err(ProbeError::Unresolved("no address".to_owned()));
+        let (path, lenient) = (health.path(self.engine), health.is_lenient(self.engine));
+        let mut result = Err(ProbeError::Unresolved(io::Error::other("no address")));
         for address in addresses {
             let client = self.client_for(*address)?;
-            let (path, lenient) = (health.path(self.engine), health.is_lenient(self.engine));
             result = client.check(&self.member.backend, path, lenient, health.timeout(self.engine)).await;
-            let elsewhere = result.as_ref().is_err_and(ProbeError::is_about_the_address);
-            if !elsewhere {
+            if !result.as_ref().is_err_and(ProbeError::is_about_the_address) {
                 self.member.client.store(Some(client));
                 break;
             }
@@ -181,20 +142,17 @@ impl Monitor {
     }
 
     async fn watch_metrics(&self) -> Infallible {
-        if self.probe.is_none() {
-            return std::future::pending().await;
-        }
         loop {
             let started = Instant::now();
             if self.member.is_up() {
                 self.scrape(false).await;
             }
-            let period = (**self.inner.metrics_interval.load()).max(SHORTEST_INTERVAL);
+            let period = (**self.core.metrics_interval.load()).max(SHORTEST_INTERVAL);
             tokio::time::sleep_until(started + period).await;
         }
     }
 
-    /// `returned`: it was away. `false` if others have taken its place.
+    /// Reads the metrics. `returned`: the backend was away. `false` if others have taken its place.
     async fn scrape(&self, returned: bool) -> bool {
         let (Some(probe), Some(client)) = (&self.probe, self.member.client.load_full()) else {
             return true;
@@ -204,65 +162,62 @@ impl Monitor {
         if returned {
             probe.returned();
         }
-        let interval = **self.inner.metrics_interval.load();
+        let interval = **self.core.metrics_interval.load();
         let fresh = if returned { SHORTEST_RECHECK } else { interval / 2 };
-        match probe.read(&client, &self.member, self.inner.timing.page_limit, fresh).await {
+        match probe.read(&client, &self.member, self.core.timing.page_limit, fresh).await {
             Ok(reading) if self.is_split(&reading) => return false,
-            Ok(reading) => {
-                let blind = reading.blind;
-                if reading.malformed > 0 {
-                    let url = &self.member.backend.url;
-                    log::debug!("metrics of {url}: {} lines not understood", reading.malformed);
-                }
-                let (gauges, mut report) = tracker.observe(Instant::now().into_std(), reading);
-                if self.member.backend.settings().capacity_tokens.is_some() {
-                    report.capacity = None;
-                }
-                self.member.report(&*self.inner.sink, gauges, blind, report);
-                if !blind {
-                    self.watch_progress();
-                }
-            }
+            Ok(reading) => self.report(tracker, reading),
             Err(reason) => self.member.scrape_failed(&reason),
         }
         true
     }
 
-    /// Its server has other ranks than it stands for: they take its place.
+    fn report(&self, tracker: &mut Tracker, reading: Reading) {
+        if reading.malformed > 0 {
+            log::debug!("metrics of {}: {} lines not understood", self.member.backend.url, reading.malformed);
+        }
+        let blind = reading.blind;
+        let (gauges, report) = tracker.observe(Instant::now().into_std(), reading);
+        self.member.report(&*self.core.sink, gauges, blind, report);
+        if !blind {
+            self.watch_progress();
+        }
+    }
+
+    /// Splits the server if it has other ranks than the backend stands for. `true` if they take its place.
     fn is_split(&self, reading: &Reading) -> bool {
         let backend = &self.member.backend;
-        let fleet = Fleet { inner: Arc::clone(&self.inner) };
         reading.ranks > usize::from(backend.rank.is_none())
-            && fleet.split(backend.pool, backend.server(), reading.ranks)
+            && self.core.split(backend.pool, backend.server(), reading.ranks)
             && self.member.is_draining()
     }
 
-    /// Looked at only when a page was read: what moves on it may be the one sign of life.
+    /// Ejects the backend if its requests make no progress. Looked at only when a page was read: what moves on it may be
+    /// the one sign of progress.
     fn watch_progress(&self) {
-        let (all, me) = (self.inner.registry.all(), &self.member.backend);
+        let (all, me) = (self.core.registry.all(), &self.member.backend);
         let peers = all.iter().filter(|peer| peer.backend.pool == me.pool && peer.backend.id != me.id);
-        let others = peers.filter(|peer| peer.is_up()).map(|peer| &peer.backend.outlier);
+        let others = peers.filter(|peer| peer.is_up()).map(|peer| &*peer.backend.outlier);
         if let Some(silent) = me.outlier.stalled(self.health().eject.no_progress, others) {
             let silent = silent.as_secs_f64();
-            self.inner.eject(&self.member, DownCause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
+            self.core.eject(&self.member, DownCause::NoProgress, &format!("no sign of progress for {silent:.0} s"));
         }
     }
 
     /// Returns once the backend is draining and nothing is in flight there any more, or after `drain_limit`.
     async fn drained(&self) {
         self.member.drain.notified().await;
-        let timing = &self.inner.timing;
+        let (timing, backend) = (&self.core.timing, &self.member.backend);
         let deadline = Instant::now() + timing.drain_limit;
         let mut ticks = tokio::time::interval(timing.drain_poll);
         loop {
             ticks.tick().await;
-            let left = self.inner.sink.in_flight(self.member.backend.pool, self.member.backend.id);
+            let left = self.core.sink.in_flight(backend.pool, backend.id);
             if left == 0 {
                 return;
             }
             if Instant::now() >= deadline {
-                let url = &self.member.backend.url;
-                log::warn!("backend {url} is removed with {left} steps in flight");
+                log::warn!("backend {} is removed with {left} steps in flight", backend.url);
                 return;
             }
         }
@@ -273,46 +228,11 @@ impl Monitor {
 mod tests {
     use super::*;
 
-    /// The states after each check, from a backend that was never up.
-    fn states(checks: &[bool]) -> Vec<bool> {
-        let (mut streak, mut up, limits) = (Streak::default(), false, Health::default());
-        let mut after = |healthy: &bool| {
-            up ^= streak.turns(up, *healthy, false, &limits);
-            up
-        };
-        checks.iter().map(&mut after).collect()
-    }
-
-    #[test]
-    fn the_first_success_of_all_brings_a_backend_up() {
-        assert_eq!(states(&[false, false, true]), [false, false, true]);
-    }
-
-    #[test]
-    fn it_takes_consecutive_failures_to_go_down_and_successes_to_return() {
-        let (t, f) = (true, false);
-        assert_eq!(states(&[t, f, f, t, f, f, f]), [t, t, t, t, t, t, f]);
-        assert_eq!(states(&[t, f, f, f, t, f, t, t]), [t, t, t, f, f, f, f, t]);
-    }
-
-    #[test]
-    fn failures_before_a_refused_connection_do_not_count_as_successes_after_it() {
-        let mut streak = Streak::default();
-        let mut turns = |up, healthy, confirms| streak.turns(up, healthy, confirms, &Health::default());
-        assert!(turns(false, true, false));
-        assert!(!turns(true, false, false));
-        assert!(!turns(false, true, false), "first success since");
-        assert!(turns(false, true, false));
-        assert!(!turns(true, true, false));
-        assert!(turns(true, false, true), "one failure is enough where a request failed too");
-    }
-
     #[test]
     fn a_late_check_confirms_only_that_no_connection_could_be_made() {
         let [late, wrong] = [ProbeError::Timeout(Duration::ZERO), ProbeError::Broken(String::new())].map(Err);
-        for (fault, by_late) in
-            [(BackendFault::Connect, true), (BackendFault::Reset, false), (BackendFault::Error, false)]
-        {
+        let cases = [(BackendFault::Connect, true), (BackendFault::Reset, false), (BackendFault::Error, false)];
+        for (fault, by_late) in cases {
             assert_eq!(confirms(Some(fault), &late), by_late);
             assert!(confirms(Some(fault), &wrong));
             assert!(!confirms(Some(fault), &Ok(())));

@@ -1,6 +1,6 @@
-//! What the steps sent to a backend tell of it, beside its own checks. Written on the request path: atomics only.
+//! Outlier detection: what the requests to a backend tell of its health, beside the checks. Written on the request path,
+//! so atomics only.
 
-use super::Backend;
 use crate::config::Eject;
 use crate::units::BYTES_PER_TOKEN;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Tokens/s: slower than any GPU that serves agents. vLLM counts a prompt when all of it is computed; in between only
-/// its KV usage grows, and without chunked prefill not even that.
+/// Prefill speed in tokens per second, below that of any GPU that serves agents. vLLM counts a prompt when all of it is
+/// computed; in between only its KV usage grows, and without chunked prefill not even that.
 const SLOWEST_PREFILL: u64 = 1_000;
 
-/// How much longer a silence must be when no other backend speaks: a trainer may have stopped them all.
+/// How many times longer a silence must be when no other backend makes progress: a trainer may have stopped them all.
 const ALONE: u32 = 5;
 
-/// Another backend speaks if it did so within this part of the silence that is looked for.
+/// Another backend makes progress if it did so in the last part of the silence, which is one in so many.
 const LATELY: u32 = 4;
 
 /// How a request can show that its backend is not well.
@@ -35,34 +35,38 @@ pub enum BackendFault {
 pub enum DownCause {
     /// Its checks fail.
     Check,
+    /// Its requests fail.
     Fault(BackendFault),
     /// It answers its checks and nothing else.
     NoProgress,
 }
 
+/// What the requests to one backend have shown.
 #[derive(Debug)]
 pub struct OutlierState {
     start: Instant,
-    /// Steps sent whose answers have not ended.
+    /// Requests sent whose answers have not ended.
     pending: AtomicUsize,
-    /// When the first of them was sent; like `heard` in milliseconds after `start`, from one: zero is never.
+    /// Time since which some request was pending all the while. Like `last_progress` in milliseconds after `start`,
+    /// counted from one: zero is never.
     pending_since: AtomicU64,
-    /// The last byte of an answer, or movement in the backend's metrics.
+    /// Time of the last byte of an answer, or of the last movement in the backend's metrics.
     last_progress: AtomicU64,
-    /// Largest body of a step since none was awaited, bytes.
+    /// Largest body in bytes of a request since none was pending.
     largest_body: AtomicU64,
     /// Faults in a row, by kind.
     faults: [AtomicU32; 3],
 }
 
-/// A step that was sent; counted until this is dropped.
+/// A request whose answer has not ended. It counts as pending until this is dropped.
 #[derive(Debug)]
-pub struct PendingAnswer(Arc<Backend>);
+pub struct PendingAnswer(Arc<OutlierState>);
 
 // === impl BackendFault ===
 
 impl BackendFault {
-    /// Of an answer with this status. A 4xx is the client's, 501 and 505 tell what a server cannot do.
+    /// The fault that an answer with this status shows, if any. A 4xx is the client's own, and 501 and 505 tell what a
+    /// server cannot do.
     #[must_use]
     pub fn of_status(status: u16) -> Option<Self> {
         matches!(status, 500 | 502..=504).then_some(Self::Error)
@@ -123,33 +127,30 @@ impl OutlierState {
         }
     }
 
-    /// One more in a row; how many it is now.
+    /// Counts a fault. How many there are in a row by now.
     pub(super) fn count(&self, fault: BackendFault) -> u32 {
         self.faults[fault as usize].fetch_add(1, Relaxed).saturating_add(1)
     }
 
-    /// An answer came whole, and was no fault.
+    /// Ends each row of faults: an answer came whole, and was no fault.
     pub fn clear(&self) {
-        [BackendFault::Connect, BackendFault::Reset, BackendFault::Error]
-            .into_iter()
-            .for_each(|fault| self.reset(fault));
+        [BackendFault::Connect, BackendFault::Reset, BackendFault::Error].into_iter().for_each(|kind| self.reset(kind));
     }
 
-    /// Part of an answer came that is no fault. One request may fail ever again by itself, while long answers to
-    /// others are under way.
+    /// Ends the row of errors: part of a good answer came. One request may fail again and again by itself, while long
+    /// answers to others are under way.
     pub fn clear_errors(&self) {
         self.reset(BackendFault::Error);
     }
 
     fn reset(&self, fault: BackendFault) {
         let faults = &self.faults[fault as usize];
-        // Mostly there is none, and then all cores may share the line.
+        // Mostly there is none. Without a write all cores may share the cache line.
         if faults.load(Relaxed) != 0 {
             faults.store(0, Relaxed);
         }
     }
 
-    /// A sign of life.
     pub(super) fn note_progress(&self) {
         self.last_progress.store(self.now(), Relaxed);
     }
@@ -158,13 +159,12 @@ impl OutlierState {
         self.pending.load(Relaxed) > 0
     }
 
-    /// There was a sign of life after `at`.
     pub(super) fn progressed_since(&self, at: Instant) -> bool {
-        self.at(&self.last_progress).is_some_and(|heard| heard > at)
+        self.at(&self.last_progress).is_some_and(|progress| progress > at)
     }
 
-    /// How long steps have been waiting without a sign of life, if that is longer than is possible for a living
-    /// engine; `others` are the backends that may show that there is nothing wrong with all of them.
+    /// How long requests have been pending without progress, if no living engine could take so long. `others` are the
+    /// backends whose progress shows that not all of them were stopped.
     pub(super) fn stalled<'a>(
         &self,
         no_progress: Duration,
@@ -173,20 +173,20 @@ impl OutlierState {
         if !self.has_pending() {
             return None;
         }
-        let since = self.at(&self.pending_since).max(self.at(&self.last_progress))?;
-        let silent = since.elapsed();
+        let silent = self.at(&self.pending_since).max(self.at(&self.last_progress))?.elapsed();
         let prefill = Duration::from_secs(self.largest_body.load(Relaxed) / (BYTES_PER_TOKEN * SLOWEST_PREFILL));
-        let patience = no_progress.max(prefill);
-        let lately = Instant::now().checked_sub(patience / LATELY)?;
-        let enough =
-            silent >= patience * ALONE || silent >= patience && others.any(|other| other.progressed_since(lately));
-        enough.then_some(silent)
+        let limit = no_progress.max(prefill);
+        let lately = Instant::now().checked_sub(limit / LATELY)?;
+        let stalls = silent >= limit * ALONE || silent >= limit && others.any(|other| other.progressed_since(lately));
+        stalls.then_some(silent)
     }
 
+    /// Milliseconds after `start`, counted from one.
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
+    /// The time that a field holds; `None` for never.
     fn at(&self, time: &AtomicU64) -> Option<Instant> {
         let after = time.load(Relaxed).checked_sub(1)?;
         self.start.checked_add(Duration::from_millis(after))
@@ -196,49 +196,44 @@ impl OutlierState {
 // === impl PendingAnswer ===
 
 impl PendingAnswer {
-    /// A step with a body of so many bytes goes to the backend.
+    /// Counts a request with a body of `bytes` bytes as sent.
     #[must_use]
-    pub fn begin(backend: &Arc<Backend>, bytes: usize) -> Self {
-        let outlier = &backend.outlier;
+    pub fn begin(outlier: &Arc<OutlierState>, bytes: usize) -> Self {
         if outlier.pending.fetch_add(1, Relaxed) == 0 {
             outlier.pending_since.store(outlier.now(), Relaxed);
             outlier.largest_body.store(bytes as u64, Relaxed);
         } else {
             outlier.largest_body.fetch_max(bytes as u64, Relaxed);
         }
-        Self(Arc::clone(backend))
+        Self(Arc::clone(outlier))
     }
 
     /// Some of the answer came.
     pub fn note_progress(&self) {
-        self.0.outlier.note_progress();
+        self.0.note_progress();
     }
 }
 
 impl Drop for PendingAnswer {
     fn drop(&mut self) {
-        self.0.outlier.pending.fetch_sub(1, Relaxed);
+        self.0.pending.fetch_sub(1, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
-    use crate::gate::PoolId;
-    use crate::scheduler::BackendId;
     use tokio::time::advance;
 
     const LIMIT: Duration = Duration::from_secs(60);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn backend() -> Arc<Backend> {
-        let config = config::Backend::at("http://gpu:1").unwrap();
-        Arc::new(Backend::new(BackendId(0), PoolId(0), &config, None, crate::fleet::Origin::File).unwrap())
+    fn backend() -> Arc<OutlierState> {
+        Arc::new(OutlierState::new())
     }
 
-    fn stalled(one: &Backend, other: &Backend) -> bool {
-        one.outlier.stalled(LIMIT, [&other.outlier].into_iter()).is_some()
+    fn stalled(one: &OutlierState, other: &OutlierState) -> bool {
+        one.stalled(LIMIT, [other].into_iter()).is_some()
     }
 
     #[tokio::test(start_paused = true)]
@@ -249,14 +244,14 @@ mod tests {
         let step = PendingAnswer::begin(&one, 1000);
         advance(LIMIT - SECOND).await;
         let later = PendingAnswer::begin(&one, 1000);
-        other.outlier.note_progress();
+        other.note_progress();
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
         assert!(stalled(&one, &other), "the later step does not excuse it");
         step.note_progress();
         assert!(!stalled(&one, &other));
         advance(LIMIT).await;
-        other.outlier.note_progress();
+        other.note_progress();
         assert!(stalled(&one, &other), "mid-answer too");
         drop((step, later));
         assert!(!stalled(&one, &other));
@@ -268,7 +263,7 @@ mod tests {
         let (_step, _another) = (PendingAnswer::begin(&one, 1000), PendingAnswer::begin(&other, 1000));
         advance(SECOND).await;
         // The last byte before a trainer stopped them both.
-        other.outlier.note_progress();
+        other.note_progress();
         advance(LIMIT * 5 - SECOND * 2).await;
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
@@ -281,14 +276,14 @@ mod tests {
         // 400,000 tokens: 400 s at 1,000 a second.
         let giant = PendingAnswer::begin(&one, 1_600_000);
         advance(Duration::from_secs(399)).await;
-        other.outlier.note_progress();
+        other.note_progress();
         assert!(!stalled(&one, &other));
         advance(SECOND).await;
         assert!(stalled(&one, &other));
         drop(giant);
         let _small = PendingAnswer::begin(&one, 1000);
         advance(LIMIT).await;
-        other.outlier.note_progress();
+        other.note_progress();
         assert!(stalled(&one, &other), "the giant is gone");
     }
 
@@ -298,11 +293,11 @@ mod tests {
         assert!([500, 502, 503, 504].into_iter().all(faulty));
         assert!(![200, 301, 400, 404, 408, 429, 499, 501, 505].into_iter().any(faulty));
         let backend = backend();
-        assert_eq!([0; 3].map(|_| backend.outlier.count(BackendFault::Error)), [1, 2, 3]);
-        assert_eq!(backend.outlier.count(BackendFault::Reset), 1, "each kind for itself");
-        backend.outlier.clear_errors();
-        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.outlier.count(fault)), [1, 2]);
-        backend.outlier.clear();
-        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.outlier.count(fault)), [1, 1]);
+        assert_eq!([0; 3].map(|_| backend.count(BackendFault::Error)), [1, 2, 3]);
+        assert_eq!(backend.count(BackendFault::Reset), 1, "each kind for itself");
+        backend.clear_errors();
+        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.count(fault)), [1, 2]);
+        backend.clear();
+        assert_eq!([BackendFault::Error, BackendFault::Reset].map(|fault| backend.count(fault)), [1, 1]);
     }
 }

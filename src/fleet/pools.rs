@@ -1,9 +1,9 @@
-//! Which pool serves which model, and each pool's consistent hash.
+//! Which pool serves which model.
 
-use super::Member;
+use super::registry::Registry;
 use super::selection::Selection;
 use crate::config;
-use crate::gate::PoolId;
+use crate::scheduler::PoolId;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 pub(super) struct Pools {
     list: Vec<ModelPool>,
-    /// Names and aliases.
+    /// Pools by name and alias.
     names: ArcSwap<HashMap<String, PoolId>>,
     unnamed: Option<PoolId>,
-    /// Rebuilt under this lock: a slower, older view must not win.
+    /// Lock of the rebuilding of a selection: a slower, older view must not win.
     rebuild: Mutex<()>,
 }
 
@@ -27,9 +27,9 @@ pub(super) struct ModelPool {
     pub(super) ranks: config::Ranks,
     pub(super) health: ArcSwap<config::Health>,
     pub(super) discovery: watch::Sender<Option<config::Discovery>>,
-    /// The first lookup has ended, well or not.
+    /// Whether the first lookup has ended, well or not.
     pub(super) looked_up: AtomicBool,
-    pub(super) ring: ArcSwap<Selection>,
+    pub(super) selection: ArcSwap<Selection>,
 }
 
 // === impl Pools ===
@@ -41,7 +41,7 @@ impl Pools {
         Self { list, names: ArcSwap::from_pointee(names(configs)), unnamed, rebuild: Mutex::new(()) }
     }
 
-    /// Takes over what may change; `configs` are the same pools in the same order.
+    /// Takes over what may change. `configs` are the same pools in the same order.
     pub(super) fn reload(&self, configs: &[config::Pool]) {
         self.names.store(Arc::new(names(configs)));
         for (pool, config) in self.list.iter().zip(configs) {
@@ -67,17 +67,14 @@ impl Pools {
         }
     }
 
-    /// Rebuilds the pool's ring from what `members` says now.
-    pub(super) fn rebuild(&self, id: PoolId, members: impl FnOnce() -> Arc<Vec<Arc<Member>>>) {
+    /// Rebuilds the pool's selection from what the registry says now.
+    pub(super) fn rebuild(&self, id: PoolId, registry: &Registry) {
         let Some(pool) = self.get(id) else { return };
         let _one_at_a_time = self.rebuild.lock();
-        let members = members();
-        let here: Vec<_> = members
-            .iter()
-            .filter(|member| member.backend.pool == id)
-            .map(|member| (&*member.backend, member.is_usable()))
-            .collect();
-        pool.ring.store(Arc::new(Selection::build(here.iter().copied())));
+        let all = registry.all();
+        let here = all.iter().filter(|member| member.backend.pool == id);
+        let here: Vec<_> = here.map(|member| (&*member.backend, member.is_usable())).collect();
+        pool.selection.store(Arc::new(Selection::build(here.iter().copied())));
     }
 }
 
@@ -106,7 +103,7 @@ impl ModelPool {
             health: ArcSwap::from_pointee(config.health.clone()),
             discovery: watch::Sender::new(config.discovery.clone()),
             looked_up: AtomicBool::new(false),
-            ring: ArcSwap::from_pointee(Selection::build(std::iter::empty())),
+            selection: ArcSwap::from_pointee(Selection::build(std::iter::empty())),
         }
     }
 }

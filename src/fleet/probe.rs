@@ -1,8 +1,10 @@
 //! Where each kind of engine is asked for its load and its KV cache.
 
+use super::backend::Backend;
 use super::client::{ProbeClient, ProbeError};
+use super::member::Member;
 use super::reading::Reading;
-use super::{Backend, Member, sglang, skyrl, vllm};
+use super::{sglang, skyrl, vllm};
 use crate::config::Engine;
 use crate::units::Tokens;
 use bytes::Bytes;
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 
 const METRICS: &str = "/metrics";
 
-/// Asks one server.
+/// Reads the metrics of one server.
 #[derive(Debug)]
 pub(super) enum Probe {
     Vllm,
@@ -20,13 +22,13 @@ pub(super) enum Probe {
     Skyrl,
 }
 
-/// SGLang tells its capacity and its load in two places; the first changes only with the process.
+/// State of a reader that finds capacity and load in two places. The capacity changes only with the process.
 #[derive(Debug, Default)]
 pub(super) struct Sglang {
     capacity: Option<Tokens>,
-    /// Prompt tokens that it had taken in: when they fall, it has restarted.
+    /// Prompt tokens that the server had taken in at the last reading: when they fall, it has restarted.
     seen: f64,
-    /// It was told that the server does not say its load.
+    /// Whether it was logged that the server does not tell its load.
     warned: bool,
 }
 
@@ -43,14 +45,15 @@ impl Probe {
         }
     }
 
-    /// It was away: another process may answer now.
+    /// Notes that the server was away: another process may answer now.
     pub(super) fn returned(&mut self) {
         if let Self::Sglang(sglang) = self {
             sglang.capacity = None;
         }
     }
 
-    /// `fresh`: how old a page may be that another rank of the server has read.
+    /// Reads the server's metrics, each page within `limit`. `fresh`: how old a page may be that another rank of the
+    /// server has read.
     pub(super) async fn read(
         &mut self,
         client: &ProbeClient,
@@ -81,7 +84,7 @@ impl Probe {
     }
 }
 
-/// The metrics page, read once for all ranks of a server: it has them all, and may be large.
+/// Reads the metrics page, once for all ranks of a server: it has them all, and may be large.
 async fn shared(client: &ProbeClient, member: &Member, limit: Duration, fresh: Duration) -> Result<Bytes, ProbeError> {
     let mut known = member.page.lock().await;
     if let Some((read, page)) = &*known
@@ -100,6 +103,7 @@ async fn shared(client: &ProbeClient, member: &Member, limit: Duration, fresh: D
 // === impl Sglang ===
 
 impl Sglang {
+    /// Stands for the metrics that the server does not serve.
     fn blind(&mut self, of: &Backend) -> Reading {
         if !std::mem::replace(&mut self.warned, true) {
             log::warn!("backend {} does not tell its load: start SGLang with --enable-metrics", of.url);
@@ -107,7 +111,7 @@ impl Sglang {
         Reading { blind: true, ..Reading::default() }
     }
 
-    /// With the capacity that the server tells elsewhere, or failing that what its metrics say of it.
+    /// Adds the capacity that the server tells elsewhere, if it does.
     async fn sized(&mut self, mut reading: Reading, client: &ProbeClient, of: &Backend, limit: Duration) -> Reading {
         if reading.gauges.prompt_tokens < self.seen {
             self.capacity = None;
@@ -122,8 +126,9 @@ impl Sglang {
                 Err(failure) => log::debug!("capacity of {}: {failure}", of.url),
             }
         }
-        reading.capacity = self.capacity.or(reading.capacity);
-        reading.gauges.capacity_tokens = reading.capacity.map_or(0, |tokens| tokens.0);
+        if let Some(tokens) = self.capacity {
+            reading.gauges.capacity_tokens = tokens.0;
+        }
         reading
     }
 }

@@ -31,6 +31,20 @@ pub fn lines(page: &[u8]) -> impl Iterator<Item = SampleLine<'_>> {
     })
 }
 
+/// The samples of `page` in whose names `named` finds a metric. Adds the lines that are not well formed to `malformed`.
+pub(super) fn wanted<'a, M>(
+    page: &'a [u8],
+    named: impl Fn(&str) -> Option<M> + 'a,
+    malformed: &'a mut usize,
+) -> impl Iterator<Item = (M, Sample<'a>)> + 'a {
+    lines(page).filter_map(move |line| {
+        let metric = named(line.name)?;
+        let sample = line.sample();
+        *malformed += usize::from(sample.is_none());
+        Some((metric, sample?))
+    })
+}
+
 // === impl SampleLine ===
 
 impl<'a> SampleLine<'a> {

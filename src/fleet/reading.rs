@@ -1,6 +1,5 @@
-//! What engines tell of themselves, in one form, and what changes from one reading to the next.
+//! What engines tell of themselves, in one form, and what has changed since the last reading.
 
-use super::Gauges;
 use crate::scheduler::{BackendReport, Life};
 use crate::units::Tokens;
 use std::time::{Duration, Instant};
@@ -9,22 +8,47 @@ use std::time::{Duration, Instant};
 /// Shorter ones catch single bursts and read more than the hardware can do.
 const RATE_WINDOW: Duration = Duration::from_millis(4_500);
 
-/// One reading, summed over the server's engines (data-parallel ranks).
+/// One reading of a backend's `/metrics`: gauges and counters, summed over the engines behind its address.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges {
+    /// Tokens in a KV block.
+    pub block_size: u64,
+    pub num_gpu_blocks: u64,
+    /// KV cache in tokens as the engine says, without the null block; 0 while unknown.
+    pub capacity_tokens: u64,
+    pub running: f64,
+    pub waiting: f64,
+    /// From 0 to 1, the mean over engines.
+    pub kv_usage: f64,
+    /// Tokens, like `prefix_hits`.
+    pub prefix_queries: f64,
+    pub prefix_hits: f64,
+    pub prompt_tokens: f64,
+    pub generation_tokens: f64,
+    pub preemptions: f64,
+    pub requests_completed: f64,
+    /// Tokens in use; told by SGLang.
+    pub used_tokens: f64,
+    /// Hit rate of the last prefills; told by SGLang.
+    pub cache_hit_rate: f64,
+    /// Engines behind the one address; 0 where their number does not matter.
+    pub engines: usize,
+}
+
+/// One reading of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     pub gauges: Gauges,
-    /// KV cache of all engines; `None` if it is not told.
-    pub capacity: Option<Tokens>,
     pub kv_usage: Option<f64>,
-    /// Unix time in seconds.
+    /// Start of the process, Unix time in seconds.
     pub started: Option<f64>,
     /// Prompt tokens computed and not found in a cache.
     pub computed: Option<f64>,
     /// Lines of metrics that we want and could not read.
     pub malformed: usize,
-    /// Data-parallel ranks that were seen, whosever reading it is.
+    /// Data-parallel ranks that were seen, whosever reading this is.
     pub ranks: usize,
-    /// The server does not tell its load: `gauges` hold nothing but the capacity.
+    /// Whether the server does not tell its load: `gauges` hold nothing but the capacity then.
     pub blind: bool,
 }
 
@@ -32,6 +56,7 @@ pub struct Reading {
 #[derive(Debug, Default)]
 pub struct Tracker {
     last: Option<Reading>,
+    /// Start of the present window, and [`Reading::computed`] then.
     window: Option<(Instant, f64)>,
 }
 
@@ -41,29 +66,44 @@ pub(super) fn is_sound(value: f64) -> bool {
     (0.0..=9_007_199_254_740_992.0).contains(&value)
 }
 
+// === impl Gauges ===
+
+impl Gauges {
+    /// KV cache of all engines; `None` if it is not told.
+    #[must_use]
+    pub fn capacity(&self) -> Option<Tokens> {
+        (self.capacity_tokens > 0).then_some(Tokens(self.capacity_tokens))
+    }
+
+    /// Whether the engine has done something since. All of these come from its own loop, each turn of it, unlike
+    /// `requests_completed`, which moves also when clients leave.
+    pub(super) fn moved_since(&self, last: &Self) -> bool {
+        let of_loop = |g: &Self| {
+            let tokens = [g.prompt_tokens, g.generation_tokens, g.prefix_queries];
+            (tokens, [g.running, g.waiting, g.kv_usage, g.preemptions])
+        };
+        of_loop(self) != of_loop(last)
+    }
+}
+
 // === impl Reading ===
 
 impl Reading {
-    /// `None` if nothing tells one life from another.
+    /// What tells this life of the process from another; `None` if nothing does.
     fn life(&self) -> Option<Life> {
         let started_ms = self.started.map(|seconds| (seconds * 1000.0).round() as u64);
         let life = Life { started_ms, prompt_tokens: self.gauges.prompt_tokens as u64 };
         (life != Life::default()).then_some(life)
     }
 
-    /// This page comes from another process than `last`.
+    /// Whether this page comes from another process than `last`.
     fn restarted_since(&self, last: &Self) -> bool {
-        let started_anew = self
-            .started
-            .zip(last.started)
-            // One process always says the same; the margin is for the rounding of other exporters.
-            .is_some_and(|(now, before)| (now - before).abs() > 0.01);
-        let fell = |counter: fn(&Gauges) -> f64| counter(&self.gauges) < counter(&last.gauges);
-        started_anew
-            || fell(|g| g.prompt_tokens)
-            || fell(|g| g.generation_tokens)
-            || fell(|g| g.requests_completed)
-            || self.computed.zip(last.computed).is_some_and(|(now, before)| now < before)
+        // One process always says the same; the margin is for the rounding of other exporters.
+        let started_anew = self.started.zip(last.started).is_some_and(|(now, before)| (now - before).abs() > 0.01);
+        let counters = |g: &Gauges| [g.prompt_tokens, g.generation_tokens, g.requests_completed];
+        let fell = counters(&self.gauges).iter().zip(counters(&last.gauges)).any(|(now, before)| *now < before);
+        let computed_fell = self.computed.zip(last.computed).is_some_and(|(now, before)| now < before);
+        started_anew || fell || computed_fell
     }
 }
 
@@ -74,13 +114,13 @@ impl Tracker {
     pub fn observe(&mut self, now: Instant, mut reading: Reading) -> (Gauges, BackendReport) {
         let restarted = self.last.as_ref().is_some_and(|last| reading.restarted_since(last));
         let report = BackendReport {
-            capacity: reading.capacity,
+            capacity: reading.gauges.capacity(),
             restarted,
             life: reading.life(),
             prefill_rate: self.prefill_rate(now, reading.computed, restarted),
             kv_usage: reading.kv_usage,
         };
-        if let (None, Some(last)) = (reading.capacity, &self.last) {
+        if let (None, Some(last)) = (reading.gauges.capacity(), &self.last) {
             reading.gauges.capacity_tokens = last.gauges.capacity_tokens;
             reading.gauges.block_size = last.gauges.block_size;
             reading.gauges.num_gpu_blocks = last.gauges.num_gpu_blocks;
@@ -90,25 +130,17 @@ impl Tracker {
         (gauges, report)
     }
 
-    /// Tokens per second, given once a window.
+    /// Prefill speed in tokens per second, once a window.
     fn prefill_rate(&mut self, now: Instant, computed: Option<f64>, anew: bool) -> Option<f64> {
-        let Some(computed) = computed else {
-            self.window = None;
+        let next = computed.map(|computed| (now, computed));
+        let (Some((since, before)), Some(computed)) = (self.window.filter(|_| !anew), computed) else {
+            self.window = next;
             return None;
         };
-        match self.window {
-            Some((since, before)) if !anew => {
-                let span = now.saturating_duration_since(since);
-                if span < RATE_WINDOW {
-                    return None;
-                }
-                self.window = Some((now, computed));
-                Some((computed - before).max(0.0) / span.as_secs_f64())
-            }
-            _ => {
-                self.window = Some((now, computed));
-                None
-            }
-        }
+        let span = now.saturating_duration_since(since);
+        (span >= RATE_WINDOW).then(|| {
+            self.window = next;
+            (computed - before).max(0.0) / span.as_secs_f64()
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! All backends, in the order in which they came. Read on every request: a snapshot that writers replace.
 
-use super::Member;
+use super::member::Member;
 use crate::scheduler::BackendId;
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Registry {
-    /// Sorted by id, as ids only grow.
+    /// Sorted by id: ids only grow.
     members: ArcSwap<Vec<Arc<Member>>>,
-    /// The id of the next backend; whoever holds the lock may replace `members`.
+    /// Id of the next backend. Whoever holds the lock may replace `members`.
     next: Mutex<u32>,
 }
 

@@ -1,6 +1,12 @@
-//! The consistent hash over a pool's usable backends: Pingora's Ketama ring.
+//! The selection for steps without a program: `pingora-load-balancing`'s [`BackendSelection`], by its Ketama hash.
+//!
+//! It meets the scheduler's placement in one field. For a step with a program, the scheduler chooses alone: program
+//! affinity means that the step goes where its program's KV cache is. For a step without a program, the proxy hashes
+//! the start of the prompt here, and passes the backend that it gets as `Arrival::preferred`. The scheduler sends the
+//! step to the least loaded backend, and to the preferred one where several are equally loaded. So prompts with one
+//! beginning meet on one backend, and find that beginning in its prefix cache, unless load says otherwise.
 
-use super::Backend;
+use super::backend::Backend;
 use crate::scheduler::BackendId;
 use pingora_core::protocols::l4::socket::SocketAddr as LbAddr;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection, Consistent};
@@ -13,13 +19,14 @@ use std::sync::Arc;
 /// The ring has 160 points per unit of weight, so weights are scaled down to at most this.
 const MAX_WEIGHT: u32 = 100;
 
+/// The usable backends of one pool, on a hash ring.
 pub(super) struct Selection(Arc<Consistent>);
 
 // === impl Selection ===
 
 impl Selection {
-    /// `backends`: all of the pool, each with whether it is usable now. The unusable ones have no point on the
-    /// ring, but their weights count for the scale, so that the others' points stay where they are.
+    /// Builds the ring from all `backends` of the pool, each with whether it is usable now. The unusable ones have no
+    /// point on the ring, but their weights count for the scale, so that the others' points stay where they are.
     pub(super) fn build<'a>(backends: impl Iterator<Item = (&'a Backend, bool)> + Clone) -> Self {
         let weights = backends.clone().map(|(backend, _)| backend.settings().weight);
         let unit = weights.clone().fold(0, gcd).max(1);
@@ -42,7 +49,7 @@ impl Selection {
     }
 }
 
-/// The ring's key is an address. It is made from the URL and not from where the name resolves to: the choice
+/// One backend on the ring. Its key there is an address, made from the URL and not from where the name leads: the choice
 /// outlives a new IP, is the same in every instance, and two backends behind one address stay two.
 fn node(backend: &Backend, weight: usize) -> LbBackend {
     let digest = Sha256::digest(backend.url.as_bytes());
@@ -61,17 +68,14 @@ fn gcd(a: u32, b: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::PoolId;
+    use crate::fleet::Origin;
+    use crate::scheduler::PoolId;
     use std::collections::BTreeMap;
 
     fn backend(id: u32, weight: u32) -> Backend {
-        let config = crate::config::Backend {
-            url: format!("http://gpu{id}:8000").parse().unwrap(),
-            api_key: None,
-            weight,
-            capacity_tokens: None,
-        };
-        Backend::new(BackendId(id), PoolId(0), &config, None, super::super::Origin::File).unwrap()
+        let at = crate::config::Backend::at(&format!("http://gpu{id}:8000")).unwrap();
+        let config = crate::config::Backend { weight, ..at };
+        Backend::new(BackendId(id), PoolId(0), &config, None, Origin::File).unwrap()
     }
 
     fn ring(backends: &[(Backend, bool)]) -> Selection {

@@ -1,8 +1,8 @@
 //! What an SGLang server tells of itself: its KV cache on `/server_info`, its load on `/metrics` (which it serves only
 //! with `--enable-metrics`).
 
-use super::reading::{Reading, is_sound};
-use super::{Gauges, prometheus};
+use super::prometheus;
+use super::reading::{Gauges, Reading, is_sound};
 use crate::units::Tokens;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ struct MemoryUsage {
 }
 
 /// What the schedulers of one data-parallel rank say. All that share its tensor may say it, and one line may be a part
-/// of another (requests of one priority): the largest counts.
+/// of another (requests of one priority): the largest value counts.
 type RankValues = BTreeMap<&'static str, f64>;
 
 /// Gauges and counters of the schedulers.
@@ -51,6 +51,35 @@ const OF_SCHEDULERS: [&str; 8] = [
 
 /// Tokens by `mode`; only those that were computed in a prefill are read.
 const PREFILLED: &str = "realtime_tokens_total";
+
+#[derive(Clone, Copy)]
+enum SglangMetric {
+    Started,
+    /// Prompt tokens that were found in a cache.
+    Cached,
+    OfScheduler(&'static str),
+    /// A counter that adds up over all its series.
+    Sum(fn(&mut Gauges) -> &mut f64),
+}
+
+// === impl SglangMetric ===
+
+impl SglangMetric {
+    fn named(name: &str) -> Option<Self> {
+        if name == "process_start_time_seconds" {
+            return Some(Self::Started);
+        }
+        // The prefix has been spelled both ways.
+        let name = name.strip_prefix("sglang:").or_else(|| name.strip_prefix("sglang_"))?;
+        Some(match name {
+            "cached_tokens_total" => Self::Cached,
+            "prompt_tokens_total" => Self::Sum(|g| &mut g.prompt_tokens),
+            "generation_tokens_total" => Self::Sum(|g| &mut g.generation_tokens),
+            "num_requests_total" => Self::Sum(|g| &mut g.requests_completed),
+            _ => Self::OfScheduler(OF_SCHEDULERS.into_iter().find(|known| *known == name)?),
+        })
+    }
+}
 
 /// KV cache of all ranks together, in tokens.
 #[must_use]
@@ -69,36 +98,21 @@ pub fn read(page: &[u8]) -> Option<Reading> {
     let mut ranks: BTreeMap<String, RankValues> = BTreeMap::new();
     let mut cached = None;
     let mut ours = false;
-    for line in prometheus::lines(page) {
-        let started = line.name == "process_start_time_seconds";
-        // The prefix has been spelled both ways.
-        let name = line.name.strip_prefix("sglang:").or_else(|| line.name.strip_prefix("sglang_"));
-        let total = name.and_then(|name| total(name, &mut reading.gauges));
-        let of_scheduler = name.and_then(|name| OF_SCHEDULERS.into_iter().find(|known| *known == name));
-        let is_cached = name == Some("cached_tokens_total");
-        if !started && total.is_none() && of_scheduler.is_none() && !is_cached {
-            continue;
-        }
-        let Some(sample) = line.sample() else {
-            reading.malformed += 1;
-            continue;
-        };
+    for (metric, sample) in prometheus::wanted(page, SglangMetric::named, &mut reading.malformed) {
         if !is_sound(sample.value) {
             continue;
         }
-        ours |= !started;
-        if started {
-            reading.started = Some(sample.value);
-        } else if let Some(total) = total {
-            *total += sample.value;
-        } else if is_cached {
-            *cached.get_or_insert(0.0) += sample.value;
-        } else if let Some(name) = of_scheduler
-            && (name != PREFILLED || sample.label("mode").as_deref() == Some("prefill_compute"))
-        {
-            let rank = ranks.entry(sample.label("dp_rank").unwrap_or_default().into_owned()).or_default();
-            let known = rank.entry(name).or_insert(sample.value);
-            *known = known.max(sample.value);
+        ours |= !matches!(metric, SglangMetric::Started);
+        match metric {
+            SglangMetric::Started => reading.started = Some(sample.value),
+            SglangMetric::Cached => *cached.get_or_insert(0.0) += sample.value,
+            SglangMetric::Sum(field) => *field(&mut reading.gauges) += sample.value,
+            SglangMetric::OfScheduler(PREFILLED) if sample.label("mode").as_deref() != Some("prefill_compute") => {}
+            SglangMetric::OfScheduler(name) => {
+                let rank = ranks.entry(sample.label("dp_rank").unwrap_or_default().into_owned()).or_default();
+                let known = rank.entry(name).or_insert(sample.value);
+                *known = known.max(sample.value);
+            }
         }
     }
     if let Some(hits) = cached {
@@ -109,16 +123,6 @@ pub fn read(page: &[u8]) -> Option<Reading> {
     ours.then_some(reading)
 }
 
-/// Counters that add up over all their series.
-fn total<'a>(name: &str, gauges: &'a mut Gauges) -> Option<&'a mut f64> {
-    Some(match name {
-        "prompt_tokens_total" => &mut gauges.prompt_tokens,
-        "generation_tokens_total" => &mut gauges.generation_tokens,
-        "num_requests_total" => &mut gauges.requests_completed,
-        _ => return None,
-    })
-}
-
 // === impl Reading ===
 
 impl Reading {
@@ -127,11 +131,10 @@ impl Reading {
         let sum = |name| -> Option<f64> { Some(all(name)).filter(|all| !all.is_empty()).map(|all| all.iter().sum()) };
         // Ranks are of one size.
         let mean = |name| sum(name).map(|sum| sum / all(name).len() as f64);
-        self.capacity = sum("max_total_num_tokens").filter(|tokens| *tokens >= 1.0).map(|tokens| Tokens(tokens as u64));
         self.kv_usage = mean("token_usage").map(|usage| usage.clamp(0.0, 1.0));
         self.computed = sum(PREFILLED);
         let gauges = &mut self.gauges;
-        gauges.capacity_tokens = self.capacity.map_or(0, |tokens| tokens.0);
+        gauges.capacity_tokens = sum("max_total_num_tokens").map_or(0, |tokens| tokens as u64);
         gauges.kv_usage = self.kv_usage.unwrap_or(0.0);
         gauges.running = sum("num_running_reqs").unwrap_or(0.0);
         gauges.waiting = sum("num_queue_reqs").unwrap_or(0.0);

@@ -1,7 +1,6 @@
 //! What SkyRL's HTTP endpoint tells of its engines: JSON on `/metrics`.
 
 use super::reading::{Reading, is_sound};
-use crate::units::Tokens;
 use serde::Deserialize;
 
 /// KV cache of an engine, which SkyRL does not tell: ThunderAgent's number, usual for a 14B model on one 80 GB GPU.
@@ -40,7 +39,6 @@ pub fn read(page: &[u8]) -> Option<Reading> {
     let usage: Vec<f64> = all(|engine| engine.kv_cache_usage_pct).collect();
     let mean = usage.iter().sum::<f64>() / usage.len() as f64 / 100.0;
     reading.kv_usage = (!usage.is_empty()).then(|| mean.clamp(0.0, 1.0));
-    reading.capacity = Some(Tokens(TOKENS_PER_ENGINE * engines.len() as u64));
     let gauges = &mut reading.gauges;
     gauges.engines = engines.len();
     gauges.capacity_tokens = TOKENS_PER_ENGINE * engines.len() as u64;
@@ -54,6 +52,7 @@ pub fn read(page: &[u8]) -> Option<Reading> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Tokens;
 
     const PAGE: &[u8] = include_bytes!("../../tests/samples/skyrl-metrics.json");
 
@@ -61,7 +60,7 @@ mod tests {
     fn engines_add_up_and_their_usage_is_averaged() {
         let reading = read(PAGE).unwrap();
         assert_eq!(
-            reading.capacity,
+            reading.gauges.capacity(),
             Some(Tokens(600_000)),
             "an engine that does not answer has its cache all the same"
         );

@@ -1,12 +1,16 @@
 //! The fleet against small HTTP servers on loopback.
 
+use super::backend::Backend;
+use super::member::Member;
 use super::*;
 use crate::config::{Engine as EngineKind, Health, Metrics, Pool, Routing, Secret};
-use crate::scheduler::BackendReport;
+use crate::scheduler::{BackendReport, Event};
 use crate::units::Tokens;
 use engine::Engine;
 use http::StatusCode;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 mod change;
@@ -270,8 +274,8 @@ async fn the_next_address_of_a_name_is_tried_when_one_refuses() {
     let metrics = Metrics { enabled: true, interval: NEVER };
     let pools = [pool("", vec![backend(&format!("http://two.addresses:{port}"))])];
     let fleet = Fleet::new(&pools, &metrics, Recorder::new());
-    let member = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
-    let monitor = Monitor::new(Arc::clone(&fleet.inner), member).unwrap();
+    let member = fleet.core.registry.with(FIRST, Arc::clone).unwrap();
+    let monitor = Monitor::new(Arc::clone(&fleet.core), member).unwrap();
     // The engine listens on 127.0.0.1 only.
     let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
 
@@ -377,7 +381,6 @@ async fn a_capacity_given_by_the_user_wins() {
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     let given = Event::BackendAdded { backend: FIRST, weight: 1, capacity: Some(Tokens(9_000)) };
     assert_eq!(run.heard.count(&given), 1);
-    assert!(run.heard.reports().iter().all(|report| report.capacity.is_none()));
     assert!(!run.heard.reports().is_empty());
 }
 
@@ -427,10 +430,10 @@ fn nothing_is_told_of_a_removed_backend() {
         Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), None, Origin::File).unwrap(),
         Arc::default(),
     );
-    member.rise(&heard, false);
+    member.close(&heard, false);
     member.remove(&heard);
-    member.rise(&heard, false);
-    assert!(!member.fall(&heard, String::new()));
+    member.close(&heard, false);
+    assert!(!member.check_failed(&heard, true, &Health::default(), String::new()));
     member.report(&heard, Gauges::default(), false, BackendReport::default());
     member.start_draining(&heard);
     member.remove(&heard);
@@ -467,13 +470,13 @@ async fn a_backend_that_never_falls_idle_is_removed_in_the_end() {
 async fn a_backend_added_at_run_time_gets_an_id_of_its_own_and_comes_up() {
     let engine = Engine::start().await;
     let run = run(&[pool("", vec![backend(&engine.url())])]);
-    assert!(run.fleet.add(POOL, backend(&engine.url())).is_err(), "it is there already");
-    assert!(run.fleet.add(POOL, backend("ftp://x")).is_err());
-    assert!(run.fleet.add(PoolId(3), backend("http://127.0.0.1:1")).is_err());
+    assert!(run.fleet.add(POOL, &backend(&engine.url()), Origin::Api).is_err(), "it is there already");
+    assert!(run.fleet.add(POOL, &backend("ftp://x"), Origin::Api).is_err());
+    assert!(run.fleet.add(PoolId(3), &backend("http://127.0.0.1:1"), Origin::Api).is_err());
 
     run.fleet.remove(FIRST);
     until("the first is gone", || run.fleet.get(FIRST).is_none()).await;
-    let again = run.fleet.add(POOL, backend(&engine.url())).unwrap();
+    let again = run.fleet.add(POOL, &backend(&engine.url()), Origin::Api).unwrap();
     assert_ne!(again, FIRST);
     run.heard.until_event(Event::BackendUp(again)).await;
     until("it is preferred", || run.fleet.preferred(POOL, b"x") == Some(again)).await;

@@ -1,7 +1,7 @@
 //! What a vLLM server tells of itself on `/metrics`: its KV cache and its load.
 
-use super::reading::{Reading, is_sound};
-use super::{Gauges, prometheus};
+use super::prometheus;
+use super::reading::{Gauges, Reading, is_sound};
 use crate::units::Tokens;
 
 /// More ranks than any server has: a page that names more takes no more memory and time.
@@ -22,7 +22,7 @@ struct Rank {
 }
 
 #[derive(Clone, Copy)]
-enum Metric {
+enum VllmMetric {
     Started,
     CacheConfig,
     KvUsage,
@@ -30,7 +30,7 @@ enum Metric {
     Sum(fn(&mut Gauges) -> &mut f64),
 }
 
-impl Metric {
+impl VllmMetric {
     fn named(name: &str) -> Option<Self> {
         if name == "process_start_time_seconds" {
             return Some(Self::Started);
@@ -62,31 +62,24 @@ pub fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
     let wanted = rank.map(|rank| labels.get(rank as usize).map_or_else(String::new, u32::to_string));
     let mut ranks: Vec<Rank> = Vec::new();
     let mut ours = false;
-    for line in prometheus::lines(page) {
-        let Some(metric) = Metric::named(line.name) else {
-            continue;
-        };
-        let Some(sample) = line.sample() else {
-            reading.malformed += 1;
-            continue;
-        };
+    for (metric, sample) in prometheus::wanted(page, VllmMetric::named, &mut reading.malformed) {
         let elsewhere =
             wanted.as_ref().is_some_and(|wanted| sample.label("engine").is_some_and(|engine| engine != *wanted));
         ours |= elsewhere;
         if elsewhere || !is_sound(sample.value) {
             continue;
         }
-        ours |= !matches!(metric, Metric::Started);
+        ours |= !matches!(metric, VllmMetric::Started);
         match metric {
-            Metric::Started => reading.started = Some(sample.value),
-            Metric::CacheConfig => note(&mut ranks, &sample, |rank| rank.configure(&sample)),
-            Metric::KvUsage => note(&mut ranks, &sample, |rank| rank.kv_usage = Some(sample.value)),
-            Metric::PromptBySource => {
+            VllmMetric::Started => reading.started = Some(sample.value),
+            VllmMetric::CacheConfig => note(&mut ranks, &sample, |rank| rank.configure(&sample)),
+            VllmMetric::KvUsage => note(&mut ranks, &sample, |rank| rank.kv_usage = Some(sample.value)),
+            VllmMetric::PromptBySource => {
                 if sample.label("source").as_deref() == Some("local_compute") {
                     *reading.computed.get_or_insert(0.0) += sample.value;
                 }
             }
-            Metric::Sum(field) => *field(&mut reading.gauges) += sample.value,
+            VllmMetric::Sum(field) => *field(&mut reading.gauges) += sample.value,
         }
     }
     reading.add_up(&ranks);
@@ -152,16 +145,14 @@ impl Reading {
         let blocks = ranks.iter().map(|rank| rank.blocks).max().unwrap_or(0);
         self.gauges.num_gpu_blocks = if ranks.len() < count { blocks / count as u64 } else { blocks };
         let capacity: Option<Tokens> = configured().map(|rank| rank.capacity(count).map(Tokens)).sum();
-        self.capacity = capacity.filter(|tokens| *tokens > Tokens::ZERO);
-        self.gauges.capacity_tokens = self.capacity.map_or(0, |tokens| tokens.0);
+        self.gauges.capacity_tokens = capacity.map_or(0, |tokens| tokens.0);
 
         // Ranks of unknown size weigh alike.
-        let weight = |rank: &Rank| {
-            if self.capacity.is_some() { rank.capacity(count) } else { None }
-        };
+        let sized = self.gauges.capacity_tokens > 0;
+        let weight = |rank: &Rank| rank.capacity(count).filter(|_| sized).unwrap_or(1) as f64;
         let (sum, weights) = ranks
             .iter()
-            .filter_map(|rank| Some((rank.kv_usage?, weight(rank).unwrap_or(1) as f64)))
+            .filter_map(|rank| Some((rank.kv_usage?, weight(rank))))
             .fold((0.0, 0.0), |(sum, weights), (usage, weight)| (sum + usage * weight, weights + weight));
         self.kv_usage = (weights > 0.0).then(|| (sum / weights).clamp(0.0, 1.0));
         self.gauges.kv_usage = self.kv_usage.unwrap_or(0.0);

@@ -124,7 +124,7 @@ impl Proxy {
         };
         let length = ctx.payload.body.as_ref().map(Bytes::len);
         if ctx.kind == Kind::Inference {
-            ctx.target.pending = Some(PendingAnswer::begin(backend, length.unwrap_or(0)));
+            ctx.target.pending = Some(PendingAnswer::begin(&backend.outlier, length.unwrap_or(0)));
         }
         ctx.answer.sent = Some((Instant::now(), length.unwrap_or(0)));
         let upgrade = is_websocket(request);

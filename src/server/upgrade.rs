@@ -12,7 +12,7 @@ use super::listen::Socket;
 use crate::app::App;
 use crate::config::{self, Config, Secret};
 use crate::fleet::Origin;
-use crate::state;
+use crate::state::{self, Snapshot};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -129,13 +129,18 @@ impl Predecessor {
         }
         self.stream.write_u8(READY).await?;
         let table = timeout(PATIENCE, read_frame(&mut self.stream)).await??;
-        let restored = state::restore(&table, app);
-        match &restored {
-            Ok(restored) => log::info!("{} programs are taken over", restored.programs),
+        match state::decode(&table) {
+            Ok(snapshot) => {
+                let restored = snapshot.restore(&app.gate, &app.fleet);
+                log::info!("{} programs are taken over", restored.programs);
+                Ok(true)
+            }
             // The schedulers learn anew what they are not told.
-            Err(damage) => log::warn!("the programs are not taken over: {damage}"),
+            Err(damage) => {
+                log::warn!("the programs are not taken over: {damage}");
+                Ok(false)
+            }
         }
-        Ok(restored.is_ok())
     }
 
     /// This process accepts connections: the other one may stop. It writes no more state when this returns.
@@ -237,8 +242,9 @@ pub async fn hand_over(app: &Arc<App>, sockets: &[Socket], path: &Path) -> Resul
     stream.async_io(Interest::WRITABLE, || send(stream.as_fd(), &fds)).await?;
     write_frame(&mut stream, &handover).await?;
     hear(&mut stream, READY).await?;
-    let captured = Arc::clone(app);
-    let table = tokio::task::spawn_blocking(move || state::capture(&captured)).await.map_err(io::Error::from)?;
+    let (gate, fleet) = (app.gate.clone(), app.fleet.clone());
+    let table = tokio::task::spawn_blocking(move || state::encode(&Snapshot::take(&gate, &fleet))).await;
+    let table = table.map_err(io::Error::from)?;
     timeout(PATIENCE, write_frame(&mut stream, &table)).await??;
     hear(&mut stream, SERVING).await?;
     Ok(stream)
@@ -293,7 +299,7 @@ impl AddedBackend {
             let backend = config::Backend { api_key, weight: self.weight, capacity_tokens: self.capacity_tokens, ..at };
             let model = Some(self.model.as_str()).filter(|name| !name.is_empty());
             let origin = if self.discovered { Origin::Dns } else { Origin::Api };
-            app.fleet.insert(app.fleet.pool_for(model).ok_or("its pool is gone")?, &backend, origin)
+            app.fleet.add(app.fleet.pool_for(model).ok_or("its pool is gone")?, &backend, origin)
         };
         if let Err(reason) = add() {
             log::info!("{} is not taken over: {reason}", self.url);

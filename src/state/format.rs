@@ -7,7 +7,7 @@ use super::Snapshot;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"TGSTATE\n";
-/// To be raised with every change of what a [`Snapshot`] is made of.
+/// Version of the layout, to be raised with every change of what a [`Snapshot`] is made of.
 const VERSION: u32 = 2;
 const HEADER: usize = 28;
 
@@ -26,12 +26,14 @@ pub enum Damage {
     Content(String),
 }
 
+/// The snapshot as bytes.
+///
 /// # Panics
-/// Never: see within.
+/// Never: memory takes any length, and all lengths in a snapshot are known beforehand.
 #[must_use]
 pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
     let bytes = postcard::to_extend(snapshot, vec![0; HEADER]);
-    sealed(bytes.expect("memory takes any length, and all lengths in a snapshot are known beforehand"))
+    sealed(bytes.expect("memory takes any length"))
 }
 
 /// Fills in the header before the body.

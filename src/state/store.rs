@@ -1,12 +1,13 @@
 //! The file: replaced whole or not at all, and set aside when it is damaged.
 
 use super::now_ms;
+use crate::config::directory;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// More than ten times what the most programs take.
+/// Most bytes that are read: more than ten times what the most programs take.
 const LARGEST: u64 = 1 << 30;
 
 /// Why there is no state to keep.
@@ -18,18 +19,11 @@ pub enum StoreError {
     Write { dir: PathBuf, cause: io::Error },
 }
 
-/// A file, and another beside it while it is replaced.
+/// The file of the state, and another beside it while the file is replaced.
 #[derive(Debug)]
 pub(super) struct Store {
     pub(super) file: PathBuf,
     fresh: PathBuf,
-}
-
-/// Where the file of a state, and what is written beside it, goes.
-#[must_use]
-pub fn directory(file: &Path) -> &Path {
-    let dir = file.parent().unwrap_or(file);
-    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
 }
 
 // === impl Store ===
@@ -50,7 +44,7 @@ impl Store {
         Ok(store)
     }
 
-    /// `None`: there is no such file yet.
+    /// The bytes of the file; `None` if there is no such file yet.
     pub(super) fn read(&self) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(&self.file) {
             Ok(file) => file,
@@ -79,7 +73,7 @@ impl Store {
     }
 }
 
-/// Made anew, so that neither its owner nor its mode is somebody else's.
+/// Makes a file anew, so that neither its owner nor its mode is somebody else's.
 fn create(file: &Path) -> io::Result<File> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

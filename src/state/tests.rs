@@ -1,6 +1,8 @@
 use super::format::sealed;
 use super::store::Store;
 use super::*;
+use crate::app::App;
+use crate::config;
 use crate::scheduler::{BackendReport, BackendSnapshot, Event, Experience, Life, ProgramKey, ProgramSnapshot};
 use crate::units::Tokens;
 use proptest::collection::vec;
@@ -190,6 +192,14 @@ proptest! {
     }
 }
 
+fn restore(bytes: &[u8], app: &App) -> Result<Restored, Damage> {
+    Ok(decode(bytes)?.restore(&app.gate, &app.fleet))
+}
+
+fn capture(app: &App) -> Snapshot {
+    Snapshot::take(&app.gate, &app.fleet)
+}
+
 /// One pool without a name, with one backend that nobody looks after.
 fn app() -> App {
     let backends = vec![crate::config::Backend::at(URL).unwrap()];
@@ -214,7 +224,7 @@ fn pools_are_found_by_name_and_backends_by_url() {
     let here = app.fleet.statuses()[0].backend.id;
     let homes: Vec<_> = app.gate.programs().into_iter().map(|(_, view)| view.backend).collect();
     assert_eq!(homes, [None, Some(here)]);
-    let again = decode(&capture(&app)).unwrap();
+    let again = capture(&app);
     assert_eq!(again.pools[0].memory.programs.len(), 2);
     assert_eq!(again.pools[0].backends, [(here, URL.to_owned())]);
 }
@@ -244,7 +254,7 @@ fn a_home_that_only_a_name_server_knows_is_known_at_once() {
         let pool = config::Pool { discovery, ..config::Pool::unnamed(Vec::new()) };
         let app = App::new(config::Config { models: vec![pool], ..config::Config::default() }.into()).unwrap();
         restore(&encode(&snapshot), &app).unwrap();
-        assert_eq!(decode(&capture(&app)).unwrap().pools[0].discovered.len(), app.fleet.statuses().len());
+        assert_eq!(capture(&app).pools[0].discovered.len(), app.fleet.statuses().len());
         app.gate.programs().into_iter().filter(|(_, view)| view.backend.is_some()).count()
     };
     let dns = config::HostPort { host: "vllm.svc".into(), port: 8000 };
@@ -286,8 +296,9 @@ fn a_file_that_cannot_be_kept_is_known_at_the_start() {
 fn a_writer_writes_changes_only_and_none_once_retired() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("state");
-    let app = std::sync::Arc::new(app());
-    let writer = SnapshotWriter::open(&file, &app).unwrap();
+    let app = app();
+    let telemetry = std::sync::Arc::clone(&app.telemetry);
+    let writer = SnapshotWriter::open(&file, app.gate.clone(), app.fleet.clone(), telemetry).unwrap();
     writer.load();
     writer.save();
     fs::remove_file(&file).expect("the first is written in any case");

@@ -1,29 +1,34 @@
 //! Keeps the file behind the running schedulers, in the background.
 
 use super::store::{Store, StoreError};
-use super::{Restored, capture, restore};
-use crate::app::App;
+use super::{Restored, Snapshot, decode, encode};
+use crate::fleet::Fleet;
+use crate::gate::Gate;
+use crate::telemetry::Telemetry;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
-/// Between two looks for changes. With the time to write them it must stay below 2 s.
+/// Time between two looks for changes. With the time to write them it must stay below 2 s.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The file of one running proxy.
+/// Writes the file of one running proxy.
 pub struct SnapshotWriter {
-    app: Arc<App>,
+    gate: Gate,
+    fleet: Fleet,
+    telemetry: Arc<Telemetry>,
     store: Store,
     written: Mutex<Written>,
 }
 
-/// Held while the file is written, so that one write follows another.
+/// State of the file. The lock is held while the file is written, so that one write follows another.
 #[derive(Default)]
 struct Written {
-    /// What the file has, by [`crate::gate::Gate::revision`]; `None`: not known.
+    /// [`Gate::revision`] of what the file has; `None` if that is not known.
     revision: Option<u64>,
+    /// Whether the last write failed.
     fails: bool,
     retired: bool,
 }
@@ -33,35 +38,33 @@ struct Written {
 impl SnapshotWriter {
     /// # Errors
     /// `file` cannot be read, or nothing can be written beside it.
-    pub fn open(file: &Path, app: &Arc<App>) -> Result<Self, StoreError> {
-        Ok(Self { app: Arc::clone(app), store: Store::open(file)?, written: Mutex::default() })
+    pub fn open(file: &Path, gate: Gate, fleet: Fleet, telemetry: Arc<Telemetry>) -> Result<Self, StoreError> {
+        Ok(Self { gate, fleet, telemetry, store: Store::open(file)?, written: Mutex::default() })
     }
 
-    /// Takes up what the file has, before the fleet of `app` runs. One that is damaged is set aside.
+    /// Restores what the file has, before the fleet runs. A damaged file is set aside.
     pub fn load(&self) {
         let file = self.store.file.display();
         match self.read() {
             Ok(None) => {}
-            Ok(Some(Restored { programs, age })) => {
-                self.written.lock().revision = Some(self.app.gate.revision());
+            Ok(Some(snapshot)) => {
+                let Restored { programs, age } = snapshot.restore(&self.gate, &self.fleet);
+                self.written.lock().revision = Some(self.gate.revision());
                 log::info!("state: {programs} programs of {age:.0?} ago taken up from {file}");
             }
-            Err(damage) => match self.store.set_aside() {
-                Ok(aside) => {
-                    log::warn!("state: {file} is damaged ({damage}): set aside as {}, starting afresh", aside.display())
-                }
-                Err(error) => {
-                    log::warn!("state: {file} is damaged ({damage}) and stays in place ({error}): starting afresh")
-                }
-            },
+            Err(damage) => {
+                let fate = match self.store.set_aside() {
+                    Ok(aside) => format!("set aside as {}", aside.display()),
+                    Err(error) => format!("it stays in place ({error})"),
+                };
+                log::warn!("state: {file} is damaged ({damage}): {fate}, starting afresh");
+            }
         }
     }
 
-    fn read(&self) -> Result<Option<Restored>, String> {
-        let Some(bytes) = self.store.read().map_err(|error| error.to_string())? else {
-            return Ok(None);
-        };
-        restore(&bytes, &self.app).map(Some).map_err(|damage| damage.to_string())
+    fn read(&self) -> Result<Option<Snapshot>, String> {
+        let bytes = self.store.read().map_err(|error| error.to_string())?;
+        bytes.map(|bytes| decode(&bytes)).transpose().map_err(|damage| damage.to_string())
     }
 
     /// Writes what has changed, again and again; ends with the process.
@@ -71,7 +74,7 @@ impl SnapshotWriter {
         loop {
             ticks.tick().await;
             let writer = Arc::clone(&self);
-            // It ends by a panic of its own at worst: the next may do better.
+            // An error is a panic of one write: the next may do better.
             let _ = tokio::task::spawn_blocking(move || writer.save()).await;
         }
     }
@@ -79,12 +82,12 @@ impl SnapshotWriter {
     /// Writes the file if anything has changed since the last time. Blocks.
     pub fn save(&self) {
         let mut written = self.written.lock();
-        let revision = Some(self.app.gate.revision());
+        let revision = Some(self.gate.revision());
         if written.retired || revision == written.revision {
             return;
         }
-        let outcome = self.store.write(&capture(&self.app));
-        self.app.telemetry.metrics.state_written(outcome.is_ok());
+        let outcome = self.store.write(&encode(&Snapshot::take(&self.gate, &self.fleet)));
+        self.telemetry.metrics.state_written(outcome.is_ok());
         let file = self.store.file.display();
         match &outcome {
             Ok(()) if written.fails => log::info!("state: {file} is written again"),
@@ -99,7 +102,7 @@ impl SnapshotWriter {
         }
     }
 
-    /// Writes no more, from its return on: another process has taken over.
+    /// Ends all writing before it returns: another process has taken over.
     pub fn retire(&self) {
         self.written.lock().retired = true;
     }

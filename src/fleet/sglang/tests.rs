@@ -19,7 +19,7 @@ fn the_capacity_is_that_of_all_data_parallel_ranks() {
 fn each_data_parallel_rank_counts_once_and_requests_add_up() {
     let reading = read(PAGE).unwrap();
     assert_eq!(reading.malformed, 0);
-    assert_eq!(reading.capacity, Some(Tokens(200_000)));
+    assert_eq!(reading.gauges.capacity(), Some(Tokens(200_000)));
     assert!((reading.kv_usage.unwrap() - 0.25).abs() < 1e-9);
     assert_eq!(reading.computed, Some(1_200.0), "not what was found in the cache, and no output");
     let gauges = reading.gauges;
@@ -38,7 +38,7 @@ fn what_an_older_server_does_not_tell_is_not_made_up() {
                 sglang:num_queue_reqs{model_name=\"m\"} 2826.0\n";
     for page in [page.to_owned(), page.replace("sglang:", "sglang_")] {
         let reading = read(page.as_bytes()).unwrap();
-        assert_eq!((reading.capacity, reading.kv_usage, reading.computed), (None, None, None));
+        assert_eq!((reading.gauges.capacity(), reading.kv_usage, reading.computed), (None, None, None));
         let gauges = reading.gauges;
         assert_eq!((gauges.running, gauges.waiting, gauges.prompt_tokens), (162.0, 2826.0, 8_128_902.0));
         assert_eq!((gauges.prefix_queries, gauges.prefix_hits), (0.0, 0.0), "no hits are told: no rate");

@@ -63,7 +63,7 @@ async fn a_backend_added_at_run_time_survives_a_reload_until_a_file_has_named_it
     let engine = Engine::start().await;
     let run = run(&[pool("", vec![backend(&engine.url())])]);
     let added = "http://127.0.0.1:1".to_owned();
-    let id = run.fleet.add(POOL, backend(&added)).unwrap();
+    let id = run.fleet.add(POOL, &backend(&added), Origin::Api).unwrap();
     run.fleet.reload(&[pool("", vec![backend(&engine.url())])], &METRICS);
     assert_eq!(urls(&run.fleet), [engine.url(), added.clone()]);
     // The file names it, so the file may take it away.
@@ -77,7 +77,7 @@ async fn a_backend_added_at_run_time_survives_a_reload_until_a_file_has_named_it
 async fn a_narrower_list_takes_out_what_came_at_run_time_and_nothing_that_a_file_names() {
     let (one, two) = (Engine::start().await, Engine::start().await);
     let run = run(&[pool("", vec![backend(&one.url())])]);
-    let id = run.fleet.add(POOL, backend(&two.url())).unwrap();
+    let id = run.fleet.add(POOL, &backend(&two.url()), Origin::Api).unwrap();
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     run.heard.until_event(Event::BackendUp(id)).await;
 
@@ -86,7 +86,9 @@ async fn a_narrower_list_takes_out_what_came_at_run_time_and_nothing_that_a_file
     run.fleet.confine(Some(&admin));
     run.heard.until_event(Event::BackendDown(id)).await;
     assert_eq!(run.fleet.address(id), None, "nothing connects there");
-    assert!(run.fleet.add(POOL, backend("http://127.0.0.1:1")).unwrap_err().contains("admin.allow_backends"));
+    assert!(
+        run.fleet.add(POOL, &backend("http://127.0.0.1:1"), Origin::Api).unwrap_err().contains("admin.allow_backends")
+    );
     assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 0);
 
     run.fleet.reload(&[pool("", vec![backend(&one.url()), backend(&two.url())])], &METRICS);
@@ -116,8 +118,8 @@ impl NameServer {
 }
 
 impl Resolve for NameServer {
-    fn lookup(&self, name: &HostPort) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
-        assert_eq!((name.host.as_str(), name.port), ("vllm", 8000));
+    fn lookup(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        assert_eq!((host, port), ("vllm", 8000));
         self.asked.fetch_add(1, SeqCst);
         let answer = self.answer.lock().clone();
         async move { answer.map_err(io::Error::from) }.boxed()

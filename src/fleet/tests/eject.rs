@@ -25,13 +25,19 @@ fn standing(count: u32, change: impl FnOnce(&mut Health)) -> (Fleet, Recorder) {
 
 /// Its checks are good.
 fn rise(fleet: &Fleet, id: BackendId) {
-    let inner = &fleet.inner;
-    let rise = |member: &Arc<Member>| member.rise(&*inner.sink, !inner.is_left(member));
-    inner.registry.with(id, rise).unwrap();
+    let core = &fleet.core;
+    let rise = |member: &Arc<Member>| member.close(&*core.sink, !core.has_other(member));
+    core.registry.with(id, rise).unwrap();
 }
 
 fn fall(fleet: &Fleet, id: BackendId) {
-    fleet.inner.registry.with(id, |member| member.fall(&*fleet.inner.sink, "its check failed".to_owned())).unwrap();
+    fleet
+        .core
+        .registry
+        .with(id, |member| {
+            member.check_failed(&*fleet.core.sink, true, &Health::default(), "its check failed".to_owned())
+        })
+        .unwrap();
 }
 
 fn fail(fleet: &Fleet, id: BackendId, fault: BackendFault, times: usize) {
@@ -134,10 +140,10 @@ async fn each_time_out_is_twice_as_long_until_it_was_well_for_long() {
 async fn one_that_made_no_progress_stays_out_while_steps_wait_there_in_silence() {
     let (fleet, _) = standing(2, |_| {});
     let first = fleet.get(FIRST).unwrap();
-    let step = PendingAnswer::begin(&first, 0);
-    let member = fleet.inner.registry.with(FIRST, Arc::clone).unwrap();
+    let step = PendingAnswer::begin(&first.outlier, 0);
+    let member = fleet.core.registry.with(FIRST, Arc::clone).unwrap();
     let goes_out = async || {
-        fleet.inner.eject(&member, DownCause::NoProgress, "silence");
+        fleet.core.eject(&member, DownCause::NoProgress, "silence");
         advance(BASE * 10).await;
         rise(&fleet, FIRST);
         assert_eq!(up(&fleet), [false, true]);
@@ -213,7 +219,7 @@ async fn one_silent(moves: bool) -> (Engine, Engine, Running, PendingAnswer, tok
     let run = run(&[pool]);
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     run.heard.until_event(Event::BackendUp(SECOND)).await;
-    let step = PendingAnswer::begin(&run.fleet.get(FIRST).unwrap(), 0);
+    let step = PendingAnswer::begin(&run.fleet.get(FIRST).unwrap().outlier, 0);
     let second = run.fleet.get(SECOND).unwrap();
     let moving = moves.then(|| one.mover());
     let speaks = tokio::spawn(async move {

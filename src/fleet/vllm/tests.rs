@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const REAL: &[u8] = include_bytes!("../../../tests/samples/vllm-0.32-metrics.txt");
 
 fn capacity_of(page: &str) -> Option<Tokens> {
-    read(page.as_bytes(), None).unwrap().capacity
+    read(page.as_bytes(), None).unwrap().gauges.capacity()
 }
 
 fn cache(labels: &str) -> String {
@@ -17,7 +17,7 @@ fn cache(labels: &str) -> String {
 fn a_page_of_a_real_server_is_read_whole() {
     let reading = read(REAL, None).unwrap();
     assert_eq!(reading.malformed, 0);
-    assert_eq!(reading.capacity, Some(Tokens(24_000 - 32)));
+    assert_eq!(reading.gauges.capacity(), Some(Tokens(24_000 - 32)));
     assert_eq!(reading.kv_usage, Some(0.0));
     assert_eq!(reading.started, Some(1_795_367_678.95));
     assert_eq!(reading.computed, Some(2_721.0));
@@ -61,7 +61,7 @@ fn engines_of_one_server_add_up_each_once() {
            vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_compute\"} 6\n\
            vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_cache_hit\"} 700\n";
     let reading = read(page.as_bytes(), None).unwrap();
-    assert_eq!(reading.capacity, Some(Tokens(4_000)));
+    assert_eq!(reading.gauges.capacity(), Some(Tokens(4_000)));
     assert_eq!(reading.gauges.running, 5.0);
     assert_eq!(reading.computed, Some(11.0));
     assert!((reading.kv_usage.unwrap() - 0.4).abs() < 1e-9, "weighted by capacity");
@@ -73,7 +73,7 @@ fn blocks_are_counted_of_all_engines_on_the_line_of_each() {
     for (tokens, expected) in [("", 990 + 990), (",kv_cache_size_tokens=\"1000\"", 990 + 990)] {
         let one = |engine| cache(&format!("engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\"{tokens}"));
         let reading = read((one(0) + &one(1)).as_bytes(), None).unwrap();
-        assert_eq!((reading.capacity, reading.gauges.num_gpu_blocks), (Some(Tokens(expected)), 200));
+        assert_eq!((reading.gauges.capacity(), reading.gauges.num_gpu_blocks), (Some(Tokens(expected)), 200));
     }
 }
 
@@ -90,13 +90,13 @@ fn one_rank_is_read_alone_by_its_place_among_the_labels() {
     let page = one(3, 3_010) + &one(2, 2_010) + "process_start_time_seconds 5\n";
     let of = |rank| read(page.as_bytes(), rank).unwrap();
     let (all, first, second) = (of(None), of(Some(0)), of(Some(1)));
-    assert_eq!([&all, &first, &second].map(|reading| reading.capacity.unwrap().0), [5_000, 2_000, 3_000]);
+    assert_eq!([&all, &first, &second].map(|reading| reading.gauges.capacity().unwrap().0), [5_000, 2_000, 3_000]);
     assert_eq!([&all, &first, &second].map(|reading| reading.gauges.running), [5.0, 2.0, 3.0]);
     assert_eq!([&all, &first, &second].map(|reading| reading.computed), [Some(50.0), Some(20.0), Some(30.0)]);
     assert_eq!((first.kv_usage, second.kv_usage, second.started), (Some(0.2), Some(0.3), Some(5.0)));
     assert_eq!([&all, &first].map(|reading| reading.gauges.num_gpu_blocks), [200, 100]);
     assert_eq!([&all, &first, &of(Some(2))].map(|reading| reading.ranks), [2, 2, 2]);
-    assert_eq!(of(Some(2)).capacity, None, "there is none");
+    assert_eq!(of(Some(2)).gauges.capacity(), None, "there is none");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn an_engine_of_unknown_size_makes_the_capacity_unknown() {
 fn the_cache_may_be_described_without_an_engine_label() {
     let page = cache("block_size=\"10\",num_gpu_blocks=\"100\"") + "vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\n";
     let reading = read(page.as_bytes(), None).unwrap();
-    assert_eq!((reading.capacity, reading.kv_usage), (Some(Tokens(990)), Some(0.5)));
+    assert_eq!((reading.gauges.capacity(), reading.kv_usage), (Some(Tokens(990)), Some(0.5)));
 }
 
 #[test]

@@ -193,3 +193,15 @@ fn routing_by_load_forces_nobody_onto_a_lease() {
     assert_eq!(world.refused(again), Some(RefuseReason::HeldTooLong));
     assert_eq!(world.load(0).leased_idle + world.load(0).leased_running, 0);
 }
+
+#[test]
+fn a_capacity_given_by_hand_outlasts_every_report() {
+    let mut world = World::new(policy(), &[Some(10_000), None]);
+    let effective = |world: &World| [0, 1].map(|id| world.load(id).effective_capacity);
+    let report = BackendReport { capacity: Some(Tokens(500_000)), ..BackendReport::default() };
+    let before = effective(&world);
+    [0, 1].into_iter().for_each(|id| world.report(id, report));
+    let after = effective(&world);
+    assert_eq!(after[0], before[0]);
+    assert!(after[1] > after[0], "the other was given none");
+}
