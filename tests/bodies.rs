@@ -109,7 +109,7 @@ async fn over_h2(h2: &mut H2, body: &[u8], dribbled: bool, length: bool) -> Byte
             let_it_arrive().await;
         }
     }
-    request.send(Bytes::new(), true).await;
+    request.end();
     let response = request.response().await;
     assert_eq!(response.status(), 200);
     response.into_body()
@@ -200,6 +200,43 @@ async fn pipelined_requests_are_answered_in_turn() {
             assert_eq!(client.response().await.text(), expected(body));
         }
     }
+}
+
+/// A request with a body that would pass for requests, should anybody take it for what it is not.
+fn deceptive(size: usize) -> Vec<u8> {
+    let mut body = b"GET /v1/smuggled HTTP/1.1\r\nhost: x\r\n\r\n".repeat(size / 40 + 1);
+    body.truncate(size);
+    body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pipelined_behind_a_body_is_the_next_request_however_long_heads_and_bodies_are() {
+    let proxy = proxy().await;
+    for head in [0, 4_000, 33_000, 60_000] {
+        for size in [0, 300, 16_385, 17_000, 65_537, 200_000] {
+            // In one write, in two that part at odd places, and byte counts that Pingora's buffers have.
+            for split in [usize::MAX, 1_000, 16_384, 65_536, 70_001] {
+                let long = format!("x-long: {}\r\n", "x".repeat(head));
+                let bodies = [noise(size), deceptive(16_500), deceptive(300)];
+                let mut bytes = Vec::new();
+                for (body, headers) in bodies.iter().zip([&long[..], "", &long[..]]) {
+                    bytes.extend_from_slice(post_head(PATH, headers, body.len()).as_bytes());
+                    bytes.extend_from_slice(body);
+                }
+                let what = format!("head {head}, body {size}, split {split}");
+                let mut client = proxy.client().await;
+                let (first, second) = bytes.split_at(split.min(bytes.len()));
+                client.send(first).await;
+                let_it_arrive().await;
+                client.send(second).await;
+                for body in &bodies {
+                    let response = client.response().await;
+                    assert_eq!(response.text(), expected(body), "{what}");
+                }
+            }
+        }
+    }
+    proxy.balanced().await;
 }
 
 #[tokio::test]

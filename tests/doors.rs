@@ -6,12 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::backend::Backend;
+use support::backend::{Backend, Ending, Exchange};
 use support::client::Client;
 use support::proxy::{Proxy, config};
 use support::wire::Message;
+use support::{noise, within};
 use thundergate::config::{Admin, OnTimeout, Secret, Tls, TlsVersion};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -198,6 +200,107 @@ async fn a_websocket_is_passed_through_both_ways_until_one_side_closes() {
             }
         }
         proxy.balanced().await;
+    }
+}
+
+/// Opens a tunnel through the proxy: both ends of it.
+async fn tunnel(proxy: &Proxy, backend: &mut Backend) -> (Client, Exchange) {
+    let mut client = proxy.client().await;
+    let ask = "GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    client.send(ask.as_bytes()).await;
+    let mut exchange = backend.next().await;
+    exchange.raw(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    assert_eq!(client.head().await.status(), 101);
+    (client, exchange)
+}
+
+async fn write(mut to: OwnedWriteHalf, bytes: usize) -> OwnedWriteHalf {
+    let piece = noise(65_536);
+    for _ in 0..bytes / piece.len() {
+        to.write_all(&piece).await.expect("the tunnel stands");
+    }
+    to
+}
+
+async fn read(mut from: OwnedReadHalf, bytes: usize) -> OwnedReadHalf {
+    let piece = noise(65_536);
+    let mut came = vec![0; piece.len()];
+    for _ in 0..bytes / piece.len() {
+        from.read_exact(&mut came).await.expect("the tunnel stands");
+        assert!(came == piece, "another byte came than was sent");
+    }
+    from
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_carries_both_ways_at_once_however_much_more_one_side_says() {
+    const MIB: usize = 1 << 20;
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    for (up, down) in [(8 * MIB, 64 * MIB), (64 * MIB, 8 * MIB), (32 * MIB, 32 * MIB)] {
+        let (client, exchange) = tunnel(&proxy, &mut backend).await;
+        let ((from_proxy, to_proxy), (from_client, to_client)) = (client.split(), exchange.into_halves());
+        let all = async {
+            tokio::join!(
+                write(to_proxy, up),
+                read(from_proxy.into_inner(), down),
+                write(to_client, down),
+                read(from_client, up)
+            )
+        };
+        drop(within("both directions", all).await);
+    }
+    // The backend says all that it has before it listens, the client both at once.
+    let (client, exchange) = tunnel(&proxy, &mut backend).await;
+    let ((from_proxy, to_proxy), (from_client, to_client)) = (client.split(), exchange.into_halves());
+    let speaks_first = async {
+        let to_client = write(to_client, 32 * MIB).await;
+        (to_client, read(from_client, 32 * MIB).await)
+    };
+    let all = async { tokio::join!(write(to_proxy, 32 * MIB), read(from_proxy.into_inner(), 32 * MIB), speaks_first) };
+    drop(within("a backend that speaks first", all).await);
+    proxy.balanced().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_gives_the_client_all_that_its_backend_said_before_it_closed() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    for ending in [Ending::Close, Ending::HalfClose] {
+        let (mut client, mut exchange) = tunnel(&proxy, &mut backend).await;
+        let said = noise(3 << 20);
+        let (task, came) = {
+            let saying = async {
+                exchange.raw(&said).await;
+                exchange.end(ending).await
+            };
+            tokio::join!(saying, client.rest())
+        };
+        assert!(came == said, "{} of {} bytes came before {ending:?}", came.len(), said.len());
+        drop(client);
+        task.await.expect("no panic");
+    }
+    proxy.balanced().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_in_which_nothing_moves_ends() {
+    let mut backend = Backend::start().await;
+    let mut config = config(&[&backend]);
+    config.timeouts.stream_idle = Duration::from_millis(300);
+    let proxy = Proxy::with(config).await;
+    // One that is silent, and one whose client reads nothing of what the backend says.
+    for loud in [false, true] {
+        let (mut client, mut exchange) = tunnel(&proxy, &mut backend).await;
+        if loud {
+            let pushed = exchange.push(&noise(64 << 20), Duration::from_secs(5)).await;
+            assert!(pushed < 64 << 20);
+            drop(exchange);
+        } else {
+            assert!(client.closed().await);
+            exchange.abandoned().await;
+        }
+        proxy.settled().await;
     }
 }
 

@@ -424,6 +424,59 @@ async fn a_request_for_nothing_that_is_here_is_logged_and_counted_too() {
     assert!(page.text().contains("code=\"404\"} 1\n") && page.text().contains("code=\"400\"} 2\n"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_log_counts_the_bytes_of_every_body_whatever_its_size_and_framing() {
+    let mut backend = Backend::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("access.log");
+    let mut config = config(&[&backend]);
+    config.logging.access = Some(Access { format: AccessFormat::Json, path: path.clone() });
+    let proxy = Proxy::with(config).await;
+    let mut sent = Vec::new();
+    for size in [100, 16_384, 16_385, 30_100, 65_537, 300_000] {
+        let body = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(size - 13)).into_bytes();
+        let mut client = proxy.client().await;
+        client.post("/v1/completions", "", &body).await;
+        backend.next().await.json(200, WHOLE).await;
+        assert_eq!(client.response().await.status(), 200);
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+        client.send(&[format!("{head}{:x}\r\n", size).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat()).await;
+        backend.next().await.json(200, WHOLE).await;
+        assert_eq!(client.response().await.status(), 200);
+        let mut h2 = H2::connect(proxy.address).await.post("/v1/completions", Some(size)).await;
+        h2.send(Bytes::from(body), true).await;
+        backend.next().await.json(200, WHOLE).await;
+        assert_eq!(h2.response().await.status(), 200);
+        sent.extend([size as u64; 3]);
+    }
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    proxy.wait_for("a line for each", || lines().lines().count() == sent.len()).await;
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+    let mut logged: Vec<u64> = lines().lines().map(|text| line(text)["bytes_in"].as_u64().expect("a count")).collect();
+    // Workers write their lines in no order.
+    logged.sort_unstable();
+    assert_eq!(logged, sent);
+}
+
+#[tokio::test]
+async fn what_a_backend_keeps_for_its_own_connection_does_not_reach_the_client() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::start(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client.post(CHAT, "", STEP).await;
+    let mut exchange = backend.next().await;
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: X-Hop, close\r\nConnection: x-other\r\n\
+                x-hop: 1\r\nX-Other: 2\r\nx-other: 3\r\nkeep-alive: timeout=5\r\nx-stays: 4\r\ncontent-length: 2\r\n\r\n{}";
+    exchange.raw(head.as_bytes()).await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.text()), (200, "{}"));
+    for hop in ["x-hop", "x-other", "keep-alive"] {
+        assert_eq!(response.header(hop), None, "{hop}");
+    }
+    assert_eq!(response.header("x-stays").as_deref(), Some("4"));
+    assert_eq!(response.header("connection").as_deref(), Some("keep-alive"), "the client's own");
+}
+
 #[tokio::test]
 async fn a_request_leaves_one_line_in_the_access_log_and_nothing_of_its_prompt() {
     let mut backend = Backend::start().await;

@@ -177,6 +177,11 @@ impl Exchange {
         said.expect("an open connection").to_vec()
     }
 
+    /// Both directions of the connection, with nothing read beyond the request.
+    pub fn into_halves(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        (self.io.reader.into_inner(), self.io.writer)
+    }
+
     /// Closes the connection without an answer.
     pub fn die(self) {}
 

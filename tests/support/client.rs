@@ -56,6 +56,12 @@ impl Client {
         }
     }
 
+    /// All that comes until the end of the connection.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let rest = within("the end of the connection", self.reader.take(usize::MAX)).await;
+        rest.expect("a readable connection").to_vec()
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         self.writer.write_all(bytes).await.expect("the proxy reads");
     }
@@ -182,6 +188,11 @@ impl H2Request {
             }
         }
         self.body.send_data(data, end).expect("an open stream");
+    }
+
+    /// Ends the body. A server that has answered already may have closed the stream.
+    pub fn end(&mut self) {
+        let _ = self.body.send_data(Bytes::new(), true);
     }
 
     pub async fn head(self) -> (Response<RecvStream>, SendStream<Bytes>) {

@@ -47,8 +47,7 @@ impl Proxy {
 
     pub async fn with(config: Config) -> Self {
         let proxy = Self::unready(config);
-        let all = || proxy.app.fleet.statuses().iter().all(|status| status.healthy);
-        proxy.wait_for("healthy backends", all).await;
+        proxy.ready().await;
         proxy
     }
 
@@ -64,6 +63,18 @@ impl Proxy {
 
     pub async fn client(&self) -> Client {
         Client::connect(self.address).await
+    }
+
+    /// One that something else serves: `task` runs until this is dropped.
+    pub async fn served_by(app: Arc<App>, address: SocketAddr, task: tokio::task::JoinHandle<()>) -> Self {
+        let proxy = Self { address, addresses: vec![address], app, stop: mpsc::channel(1).0, task };
+        proxy.ready().await;
+        proxy
+    }
+
+    async fn ready(&self) {
+        let all = || self.app.fleet.statuses().iter().all(|status| status.healthy);
+        self.wait_for("healthy backends", all).await;
     }
 
     /// Waits until `condition` holds; it is looked at every few milliseconds.
