@@ -37,6 +37,7 @@ reliability: cmake
 	$(CARGO) bench --locked --bench streams -- --only aborts
 
 soak: cmake
+	$(CARGO) build --locked --release -p thundergate-lab
 	ulimit -n 8192; $(CARGO) bench --locked --bench soak -- --minutes $(SOAK_MINUTES)
 
 # Needs slowhttptest, nghttp2-client and curl, all from Debian.

@@ -2,6 +2,7 @@
 
 use crate::config::Flags;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A program-aware load balancer for vLLM fleets.
@@ -23,11 +24,14 @@ pub enum Command {
     /// Print the JSON Schema of the YAML, for editors
     Schema,
     /// Show what it does, without a GPU: simulated engines, agents, and the proxy between them
-    Demo(crate::demo::Args),
+    #[command(disable_help_flag = true, after_help = "More: thundergate demo --help")]
+    Demo(LabArgs),
     /// Run one simulated vLLM server, for tests, demonstrations and benchmarks
-    Engine(crate::engine::Args),
+    #[command(disable_help_flag = true, after_help = "More: thundergate engine --help")]
+    Engine(LabArgs),
     /// Replay a workload through the scheduler and through others, in virtual time
-    Simulate(crate::simulate::Args),
+    #[command(disable_help_flag = true, after_help = "More: thundergate simulate --help")]
+    Simulate(LabArgs),
 }
 
 #[derive(Debug, Args)]
@@ -35,4 +39,14 @@ pub struct Check {
     /// The file to check
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Print the scheduler's settings as JSON, as `thundergate simulate` reads them
+    #[arg(long)]
+    pub print_policy: bool,
+}
+
+/// Arguments that are passed on, unread, to `thundergate-lab`.
+#[derive(Debug, Args)]
+pub struct LabArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub args: Vec<OsString>,
 }

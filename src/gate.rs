@@ -9,7 +9,6 @@ mod tests;
 
 pub use crate::scheduler::{LoadView, PoolId, ProgramView};
 pub use snapshot::PORTION;
-pub(crate) use step::PROGRESS;
 pub use step::{Admission, Step, StepInfo};
 
 use crate::config::{self, Config};

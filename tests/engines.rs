@@ -9,9 +9,9 @@ use support::client::Client;
 use support::proxy::{Proxy, config, config_of};
 use support::wire::Message;
 use thundergate::config::{Config, Engine as Kind};
-use thundergate::engine::{EngineConfig, Flavor, Server, cost::Costs};
 use thundergate::scheduler::ProgramKey;
 use thundergate::server::Stop;
+use thundergate_lab::engine::{EngineConfig, Flavor, Server, cost::Costs};
 
 const CHAT: &str = "/v1/chat/completions";
 const GENERATE: &str = "/generate";

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::time::Duration;
-use thundergate::engine::chain::mix;
+use thundergate_lab::engine::chain::mix;
 
 /// Tokens that all programs have in common, and what comes on top of them. A token of the simulated engine is four
 /// bytes. The longest program fits an engine with half of its cache.

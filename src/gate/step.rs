@@ -2,15 +2,11 @@
 
 use super::{Gate, PoolId, Verdict};
 use crate::error::Refusal;
-use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, ProgramKey, RefuseReason, StepId};
+use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, PROGRESS, ProgramKey, RefuseReason, StepId};
 use crate::telemetry::HoldClass;
 use crate::units::Tokens;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-
-/// Output is reported to the scheduler in portions of this many tokens: a step's charge need not be exact
-/// to the token while it grows, and each report takes the pool's lock.
-pub(crate) const PROGRESS: u64 = 64;
 
 /// What the proxy knows of a step when it arrives.
 #[derive(Clone, Debug, Default)]
@@ -170,16 +166,13 @@ impl Step {
 
     fn refusal(&self, reason: RefuseReason) -> Refusal {
         let policy = self.gate.0.policy.load();
+        let retry_after = reason.retry_after().unwrap_or_default();
         match reason {
-            RefuseReason::QueueFull => Refusal::QueueFull { retry_after: Duration::from_secs(5) },
-            RefuseReason::HeldTooLong => {
-                Refusal::HeldTooLong { held: self.entered.elapsed(), retry_after: Duration::from_secs(30) }
-            }
-            RefuseReason::NoBackend => {
-                Refusal::NoBackend { waited: policy.no_backend_wait, retry_after: Duration::from_secs(5) }
-            }
+            RefuseReason::QueueFull => Refusal::QueueFull { retry_after },
+            RefuseReason::HeldTooLong => Refusal::HeldTooLong { held: self.entered.elapsed(), retry_after },
+            RefuseReason::NoBackend => Refusal::NoBackend { waited: policy.no_backend_wait, retry_after },
             RefuseReason::Released => Refusal::ProgramReleased,
-            RefuseReason::Draining => Refusal::Draining { retry_after: Duration::from_secs(1) },
+            RefuseReason::Draining => Refusal::Draining { retry_after },
         }
     }
 }

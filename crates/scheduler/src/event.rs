@@ -4,6 +4,11 @@ use super::policy::LARGEST;
 use crate::units::Tokens;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Output tokens between two [`Event::Progress`] of a step: a step's charge need not be exact to the token while it grows,
+/// and each event costs the caller a lock.
+pub const PROGRESS: u64 = 64;
 
 /// One step, unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -200,6 +205,19 @@ pub enum RefuseReason {
     NoBackend,
     Released,
     Draining,
+}
+
+impl RefuseReason {
+    /// Time after which a client may ask again; `None`: its program has ended.
+    #[must_use]
+    pub fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Draining => Some(Duration::from_secs(1)),
+            Self::QueueFull | Self::NoBackend => Some(Duration::from_secs(5)),
+            Self::HeldTooLong => Some(Duration::from_secs(30)),
+            Self::Released => None,
+        }
+    }
 }
 
 /// How a program ended.

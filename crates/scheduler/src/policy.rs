@@ -2,6 +2,7 @@
 
 use crate::settings::{Routing, Settings};
 use crate::units::Tokens;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A promise of this much prefill on a backend lets nothing heavy in: the next first token would wait for it.
@@ -30,7 +31,7 @@ pub const LOAD_TICKS: f64 = 30.0;
 pub const LARGEST: Tokens = Tokens(1 << 40);
 
 /// What the scheduler of one pool goes by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     pub routing: Routing,
     pub settings: Settings,
@@ -40,4 +41,17 @@ pub struct Policy {
     pub max_programs: usize,
     /// A backend that returns gets its full share of the steps that are routed by load after this time only.
     pub slow_start: Duration,
+}
+
+impl Default for Policy {
+    /// The server's defaults.
+    fn default() -> Self {
+        Self {
+            routing: Routing::Program,
+            settings: Settings::default(),
+            idle_ttl: Duration::from_secs(30 * 60),
+            max_programs: 200_000,
+            slow_start: Duration::from_secs(30),
+        }
+    }
 }

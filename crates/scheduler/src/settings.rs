@@ -2,11 +2,11 @@
 //! `settings` they describe themselves as a JSON Schema, and check their bounds (`garde::Validate`).
 
 use crate::duration;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How a step finds its backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema), schemars(inline))]
 #[serde(rename_all = "kebab-case")]
 pub enum Routing {
@@ -20,7 +20,7 @@ pub enum Routing {
 }
 
 /// When and where steps run.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema, garde::Validate), garde(allow_unvalidated))]
 #[cfg_attr(feature = "settings", schemars(rename = "Scheduler"))]
 #[serde(deny_unknown_fields, default)]
@@ -56,7 +56,7 @@ pub struct Settings {
 }
 
 /// What happens to a step that has to wait for room.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Hold {
@@ -71,7 +71,7 @@ pub struct Hold {
 }
 
 /// What happens to a step that was held for `hold.max`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema), schemars(inline))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTimeout {
@@ -82,7 +82,7 @@ pub enum OnTimeout {
 }
 
 /// How far ahead room is looked for, since programs grow.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema, garde::Validate), garde(allow_unvalidated))]
 #[serde(deny_unknown_fields, default)]
 pub struct Forecast {
@@ -97,7 +97,7 @@ pub struct Forecast {
 }
 
 /// When an idle program has to make room.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema, garde::Validate), garde(allow_unvalidated))]
 #[serde(deny_unknown_fields, default)]
 pub struct Evict {
@@ -110,7 +110,7 @@ pub struct Evict {
 }
 
 /// When a program that waits comes before all others.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Fair {
@@ -126,7 +126,7 @@ pub struct Fair {
 }
 
 /// Whether a backend's capacity is corrected by what its answers say of the prefix cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "settings", derive(schemars::JsonSchema), schemars(inline))]
 #[serde(rename_all = "kebab-case")]
 pub enum Feedback {

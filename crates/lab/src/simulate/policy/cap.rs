@@ -3,9 +3,9 @@
 
 use super::Policy;
 use super::fleet::Fleet;
-use crate::scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, StepId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
+use thundergate_scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, StepId};
 
 /// A program without a step for this long has lost its place: many clients never say that they are done.
 const GONE: Duration = Duration::from_secs(600);

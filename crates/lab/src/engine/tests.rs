@@ -86,7 +86,7 @@ fn skeleton(value: &Value) -> Value {
 
 #[tokio::test]
 async fn a_chat_answer_has_the_shape_of_vllms() {
-    let sample = include_str!("../../tests/samples/vllm-0.32-chat.json");
+    let sample = include_str!("../../../../tests/samples/vllm-0.32-chat.json");
     let sample: Value = serde_json::from_str(sample).unwrap();
     let server = start(fast()).await;
     let answer = post(&server, CHAT, &ask("hello", 12)).await;
@@ -97,7 +97,7 @@ async fn a_chat_answer_has_the_shape_of_vllms() {
 
 #[tokio::test]
 async fn a_streamed_chat_answer_has_the_shape_of_vllms_event_by_event() {
-    let sample = include_str!("../../tests/samples/vllm-0.32-chat-stream.txt");
+    let sample = include_str!("../../../../tests/samples/vllm-0.32-chat-stream.txt");
     let server = start(fast()).await;
     let mut body = ask("hello", 12);
     body["stream_options"] = json!({"include_usage": true});
@@ -118,7 +118,7 @@ async fn usage_is_streamed_only_when_asked_for() {
 
 #[tokio::test]
 async fn errors_are_vllms_to_the_byte() {
-    let samples = include_str!("../../tests/samples/vllm-0.32-errors.json");
+    let samples = include_str!("../../../../tests/samples/vllm-0.32-errors.json");
     let samples: Value = serde_json::from_str(samples).unwrap();
     let mut config = fast();
     config.model = "tiny".to_owned();

@@ -3,9 +3,8 @@
 use super::EngineConfig;
 use super::answer::Author;
 use super::driver::Driver;
-use super::http::{Face, router};
+use super::http::{Face, router, unix_time};
 use super::model::{Counters, Engine, Gauges};
-use crate::units::wall_clock;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -80,7 +79,7 @@ impl Server {
             shape: config.shape.clone(),
             drivers: drivers.clone(),
             author,
-            started: wall_clock(),
+            started: unix_time(),
             received: AtomicU64::new(0),
         });
         let (mode, changes) = watch::channel(Mode::Serve);

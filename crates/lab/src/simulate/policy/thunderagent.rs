@@ -3,10 +3,12 @@
 
 use super::Policy;
 use super::fleet::{Fleet, total};
-use crate::scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, Outcome, ProgramKey, RefuseReason, StepId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use thundergate_scheduler::{
+    Arrival, BackendId, Decision, DispatchKind, Event, Outcome, ProgramKey, RefuseReason, StepId,
+};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Tokens kept free for every program on a backend.

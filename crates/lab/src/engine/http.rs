@@ -9,7 +9,6 @@ use super::model::{Request, Shape};
 use super::prompt::Prompt;
 use super::token::piece_of;
 use super::wire::{Chat, Completion, Generate, Messages, Reply, Responses, Wire};
-use crate::units::unix_time;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -22,7 +21,7 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// vLLM's version that is imitated.
 const VERSION: &str = "0.32.0";
@@ -37,7 +36,8 @@ pub(super) struct Face {
     /// One for each data-parallel rank.
     pub drivers: Vec<Driver>,
     pub author: Author,
-    pub started: SystemTime,
+    /// Start of the server, in seconds since 1970.
+    pub started: f64,
     /// Inference requests received.
     pub received: AtomicU64,
 }
@@ -122,7 +122,7 @@ fn streamed<W: Wire>(wire: W, reply: Reply, generation: Generation) -> Response 
 }
 
 async fn models(face: SharedFace) -> Json<Value> {
-    let created = seconds_since_1970(face.started) as u64;
+    let created = face.started as u64;
     let id = format!("{:016x}", mix(created));
     Json(json!({
         "object": "list",
@@ -154,7 +154,7 @@ async fn models(face: SharedFace) -> Json<Value> {
 
 async fn metrics_page(face: SharedFace) -> Response {
     let ranks: Vec<_> = face.drivers.iter().map(Driver::snapshot).collect();
-    face.flavor.metrics(&ranks, &face, seconds_since_1970(face.started))
+    face.flavor.metrics(&ranks, &face, face.started)
 }
 
 async fn tokenize(face: SharedFace, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
@@ -202,9 +202,10 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     if value.is_object() { Ok(value) } else { Err(ApiError::not_an_object(&value)) }
 }
 
-fn seconds_since_1970(at: SystemTime) -> f64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs_f64()
+/// Seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "clients are told the time of day")]
+pub(super) fn unix_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 // === impl Face ===
@@ -238,7 +239,7 @@ impl Face {
             .map_err(|error| ApiError::value(&error.to_string(), "input_tokens", &prompt.tokens.len().to_string()))?;
         let reply = Reply {
             id: format!("{:016x}", mix(self.author.seed ^ mix(generation.id))),
-            created: unix_time().as_secs(),
+            created: unix_time() as u64,
             model: self.model.clone(),
             answer,
             prompt_tokens: prompt.tokens.len(),

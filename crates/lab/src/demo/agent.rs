@@ -2,7 +2,7 @@
 //! that grows; at the end of a task the program is released and the next begins.
 
 use crate::engine::chain::mix;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use reqwest::Client;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,17 +28,19 @@ const TOKEN_BYTES: u64 = 4;
 #[derive(Default)]
 pub(super) struct Record(Mutex<Counts>);
 
-#[derive(Default)]
-struct Counts {
+#[derive(Clone, Default)]
+pub(super) struct Counts {
     since: Option<Instant>,
-    steps: Vec<Duration>,
-    /// Agents that were answered at all.
-    served: BTreeSet<u64>,
-    /// Since when an agent has waited for its answer.
+    /// Time of each answered step, from request to last byte.
+    pub steps: Vec<Duration>,
+    /// Agents that had at least one step answered.
+    pub served: BTreeSet<u64>,
+    /// Start of the step that an agent waits for.
     open: BTreeMap<u64, Instant>,
-    programs: u64,
-    errors: u64,
-    last_error: String,
+    /// Programs that came to their end.
+    pub programs: u64,
+    pub errors: u64,
+    pub last_error: String,
 }
 
 /// One agent.
@@ -54,67 +56,56 @@ pub(super) struct Agent {
 struct Random(u64);
 
 /// One task's conversation.
-struct Program {
+struct Conversation {
     id: String,
     messages: Vec<Value>,
     tokens: u64,
+    /// Context at which the task ends, in tokens.
     last: u64,
 }
 
 // === impl Record ===
 
 impl Record {
-    /// Begins to count anew.
+    /// Sets all counts to zero; steps under way keep their start.
     pub(super) fn restart(&self) {
-        let mut counts = self.0.lock();
+        let mut counts = self.counts();
         let open = std::mem::take(&mut counts.open);
         *counts = Counts { since: Some(Instant::now()), open, ..Counts::default() };
     }
 
-    /// How long each answered step took, from request to last byte.
-    pub(super) fn steps(&self) -> Vec<Duration> {
-        self.0.lock().steps.clone()
+    pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock()
     }
+}
 
+// === impl Counts ===
+
+impl Counts {
     /// Steps answered per minute since the count began.
     pub(super) fn steps_per_minute(&self) -> f64 {
-        let counts = self.0.lock();
-        let minutes = counts.since.map_or(f64::INFINITY, |since| since.elapsed().as_secs_f64() / 60.0);
-        counts.steps.len() as f64 / minutes.max(1e-3)
-    }
-
-    /// Agents that had at least one step answered.
-    pub(super) fn served(&self) -> usize {
-        self.0.lock().served.len()
+        let minutes = self.since.map_or(f64::INFINITY, |since| since.elapsed().as_secs_f64() / 60.0);
+        self.steps.len() as f64 / minutes.max(1e-3)
     }
 
     /// The longest that a step took, or has taken so far without an answer.
     pub(super) fn longest(&self) -> Duration {
-        let counts = self.0.lock();
-        let open = counts.open.values().map(Instant::elapsed);
-        counts.steps.iter().copied().chain(open).max().unwrap_or_default()
+        let open = self.open.values().map(Instant::elapsed);
+        self.steps.iter().copied().chain(open).max().unwrap_or_default()
     }
 
-    /// Programs that came to their end.
-    pub(super) fn programs(&self) -> u64 {
-        self.0.lock().programs
-    }
-
-    pub(super) fn errors(&self) -> u64 {
-        self.0.lock().errors
-    }
-
-    pub(super) fn last_error(&self) -> String {
-        self.0.lock().last_error.clone()
+    fn failed(&mut self, error: String) {
+        self.errors += 1;
+        self.last_error = error;
     }
 }
 
 // === impl Agent ===
 
 impl Agent {
-    pub(super) fn new(seed: u64, number: u64, proxy: &str, http: Client, record: Arc<Record>) -> Self {
+    pub(super) fn new(seed: u64, number: u64, proxy: &str, http: &Client, record: &Arc<Record>) -> Self {
         let random = Random(mix(seed ^ mix(number)));
-        Self { number, random, proxy: proxy.to_owned(), http, record }
+        Self { number, random, proxy: proxy.to_owned(), http: http.clone(), record: Arc::clone(record) }
     }
 
     /// Works for ever. The first program starts somewhere in its middle, so that all do not grow in step.
@@ -124,18 +115,18 @@ impl Agent {
             let mut program = self.begin(count, std::mem::take(&mut grown));
             while program.tokens < program.last {
                 let began = Instant::now();
-                self.record.0.lock().open.insert(self.number, began);
+                self.record.counts().open.insert(self.number, began);
                 let answered = self.step(&mut program).await;
                 self.settle(answered, began);
                 let pause = self.random.tool_time();
                 sleep(pause).await;
             }
             self.release(&program).await;
-            self.record.0.lock().programs += 1;
+            self.record.counts().programs += 1;
         }
     }
 
-    fn begin(&mut self, count: u64, grown: u64) -> Program {
+    fn begin(&mut self, count: u64, grown: u64) -> Conversation {
         let task = self.random.within(TASK) + grown;
         let mut everybody = Random(0);
         let messages = vec![
@@ -143,11 +134,11 @@ impl Agent {
             json!({"role": "user", "content": self.random.text(task)}),
         ];
         let last = self.random.within(FINAL);
-        Program { id: format!("agent-{}-task-{count}", self.number), messages, tokens: SYSTEM + task, last }
+        Conversation { id: format!("agent-{}-task-{count}", self.number), messages, tokens: SYSTEM + task, last }
     }
 
     /// One step, and the observation of the tool call that follows.
-    async fn step(&mut self, program: &mut Program) -> Result<(), String> {
+    async fn step(&mut self, program: &mut Conversation) -> Result<(), String> {
         let output = self.random.within(OUTPUT);
         let body = json!({
             "model": "sim",
@@ -172,16 +163,16 @@ impl Agent {
         Ok(())
     }
 
-    async fn release(&self, program: &Program) {
+    async fn release(&self, program: &Conversation) {
         let url = format!("{}/programs/release", self.proxy);
         let released = self.http.post(url).json(&json!({"program_id": program.id})).send().await;
         if let Err(error) = released {
-            self.record.0.lock().failed(error.to_string());
+            self.record.counts().failed(error.to_string());
         }
     }
 
     fn settle(&self, answered: Result<(), String>, began: Instant) {
-        let mut counts = self.record.0.lock();
+        let mut counts = self.record.counts();
         counts.open.remove(&self.number);
         match answered {
             Ok(()) => {
@@ -190,15 +181,6 @@ impl Agent {
             }
             Err(error) => counts.failed(error),
         }
-    }
-}
-
-// === impl Counts ===
-
-impl Counts {
-    fn failed(&mut self, error: String) {
-        self.errors += 1;
-        self.last_error = error;
     }
 }
 
@@ -277,15 +259,15 @@ mod tests {
         let record = Arc::new(Record::default());
         record.restart();
         let client = Client::builder().no_proxy().build().unwrap();
-        let agent = Agent::new(1, 0, &engine.url(), client, Arc::clone(&record));
+        let agent = Agent::new(1, 0, &engine.url(), &client, &record);
         let worker = tokio::spawn(agent.work());
         let limit = Instant::now() + Duration::from_secs(20);
-        while record.steps().len() < 4 {
-            assert!(Instant::now() < limit, "{}", record.last_error());
+        while record.counts().steps.len() < 4 {
+            assert!(Instant::now() < limit, "{}", record.counts().last_error);
             sleep(Duration::from_millis(10)).await;
         }
         worker.abort();
-        assert_eq!(record.errors(), 0);
+        assert_eq!(record.counts().errors, 0);
         let counters = engine.counters();
         assert!(counters.prefix_hits * 2 > counters.prefix_queries, "{counters:?}");
     }

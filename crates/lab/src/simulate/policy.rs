@@ -10,10 +10,10 @@ mod thunderagent;
 mod tests;
 
 use crate::engine::model::Shape;
-use crate::scheduler::{self, Decision, Event, Scheduler};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+use thundergate_scheduler::{Decision, Event, Scheduler};
 
 /// A policy under test.
 pub trait Policy {
@@ -75,7 +75,7 @@ const ENDLESS: u32 = 2 << 20;
 impl Choice {
     /// The policy; `ours` with these settings.
     #[must_use]
-    pub fn build(self, ours: &scheduler::Policy) -> Box<dyn Policy> {
+    pub fn build(self, ours: &thundergate_scheduler::Policy) -> Box<dyn Policy> {
         match self {
             Self::Ours => Box::new(Scheduler::new(ours.clone())),
             Self::ThunderAgent { fixed, decay } => Box::new(thunderagent::ThunderAgent::new(fixed, decay)),

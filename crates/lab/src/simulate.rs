@@ -26,13 +26,12 @@ pub use report::Format;
 pub use tally::{Figures, Tally};
 pub use workload::Workload;
 
-use crate::config::{self, Config, Pool};
 use demand::{Arrivals, Demand, Source};
 use faults::Faults;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, Write};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -178,6 +177,19 @@ fn not_negative(text: &str) -> Result<f64, String> {
     if text.parse() == Ok(0.0) { Ok(0.0) } else { positive(text) }
 }
 
+/// The scheduler's settings in a server's configuration. The server itself reads the file, so that both understand the
+/// same and tell the same mistakes.
+fn settings(file: &Path) -> Result<thundergate_scheduler::Policy, String> {
+    let name = "thundergate";
+    let output = crate::beside(name).args(["check", "--print-policy", "--config"]).arg(file).output();
+    let output = output.map_err(|error| format!("{name}, which reads {}: {error}", file.display()))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned());
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("{name} and thundergate-lab differ in version: {error}"))
+}
+
 // === impl Setup ===
 
 impl Setup {
@@ -195,10 +207,6 @@ impl Setup {
             (None, None, Source::Trace(_)) => Arrivals::Recorded,
             (None, None, Source::Workload(_)) => Arrivals::Closed(PROGRAMS),
         };
-        let config = match &args.config {
-            Some(path) => config::from_file(path).map_err(|failure| failure.to_string())?,
-            None => Config::default(),
-        };
         Ok(Self {
             demand: Demand { source, arrivals, seed: args.seed },
             engines: args.engines.into(),
@@ -206,7 +214,7 @@ impl Setup {
                 Some(path) => profile::read(path)?,
                 None => args.profile.shape(),
             },
-            policy: config.policy(&Pool::default()),
+            policy: args.config.as_deref().map_or_else(|| Ok(thundergate_scheduler::Policy::default()), settings)?,
             length: Duration::from_secs_f64(args.minutes * 60.0),
             warmup: Duration::from_secs_f64(args.warmup * 60.0),
             faults: Faults::new(&args.faults),

@@ -11,10 +11,10 @@ use super::world::{self, Setup};
 use super::*;
 use crate::engine::cost::Costs;
 use crate::engine::model::Shape;
-use crate::scheduler::{Decision, Event, Outcome};
 use clap::Parser;
 use std::cell::RefCell;
 use std::rc::Rc;
+use thundergate_scheduler::{Decision, Event, Outcome};
 
 const ALL: [&str; 9] = [
     "ours",
@@ -190,7 +190,7 @@ fn a_policy_sees_bytes_and_never_tokens_of_a_prompt() {
         Event::Arrive(arrival) => Some(arrival),
         _ => None,
     });
-    let tokens = |arrival: &crate::scheduler::Arrival| {
+    let tokens = |arrival: &thundergate_scheduler::Arrival| {
         let number: u64 = arrival.program.as_ref().unwrap().id[1..].parse().unwrap();
         let script = Workload::Swe.script(1, number);
         script.steps.iter().find(|step| step.bytes == arrival.prompt_bytes).unwrap().prompt as f64

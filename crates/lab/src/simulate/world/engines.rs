@@ -2,9 +2,8 @@
 
 use super::{AWAY, Machine, Plan, REPORT, RETRY, World};
 use crate::engine::model::{Engine, EngineEvent, EventKind, Usage};
-use crate::gate::PROGRESS;
-use crate::scheduler::{BackendId, BackendReport, Event, Outcome, StepId, Usage as Reported};
-use crate::units::Tokens;
+use thundergate_scheduler::units::Tokens;
+use thundergate_scheduler::{BackendId, BackendReport, Event, Outcome, PROGRESS, StepId, Usage as Reported};
 
 impl World<'_> {
     pub(super) fn run_engines(&mut self) {

@@ -1,25 +1,25 @@
-//! `thundergate demo`: simulated engines, agents, and the proxy between them; first with program-aware
-//! scheduling, then the same agents on the same engines, started anew, with round robin.
+//! `thundergate demo`: simulated engines, agents, and the proxy between them. The first phase schedules by program; the
+//! second runs the same agents on fresh engines with round robin.
 
 mod agent;
-mod process;
+mod engines;
+mod proxy;
 mod screen;
-mod watch;
 
 use agent::{Agent, Record};
-use process::{Engines, Proxy};
+use engines::Engines;
+use proxy::ProxyProcess;
 use screen::{Outcome, Screen};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use watch::Watcher;
 
-/// How often the picture is brought up to date.
+/// Time between two updates of the picture.
 const REFRESH: Duration = Duration::from_millis(500);
 
-/// Shows, without a GPU, what scheduling by program does to an overloaded fleet.
+/// Show what scheduling by program does to an overloaded fleet, without a GPU
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Seconds for each of the two phases; the first fifth of each warms up and is not counted
@@ -38,19 +38,23 @@ pub struct Args {
 pub enum DemoError {
     #[error("{what}: {error}")]
     Start { what: &'static str, error: std::io::Error },
-    #[error("{what} did not get ready: {why}")]
-    NotReady { what: &'static str, why: String },
+    #[error("engine: {0}")]
+    Engine(#[from] crate::engine::StartError),
+    #[error("proxy did not get ready: {0}")]
+    NotReady(String),
     #[error("no step was answered with `--router {router}`; the last error: {error}")]
     NoSteps { router: &'static str, error: String },
     #[error("interrupted")]
     Interrupted,
 }
 
-/// One way to route, and how it is called in the tables.
+/// One way to route.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     number: usize,
+    /// Value of the proxy's `--router`.
     router: &'static str,
+    /// Name in the tables.
     title: &'static str,
 }
 
@@ -59,18 +63,18 @@ const PHASES: [Phase; 2] = [
     Phase { number: 2, router: "default", title: "round robin" },
 ];
 
-/// Runs both phases and prints the comparison. All child processes are gone when it returns.
+/// Runs both phases and prints the comparison. The proxy is gone when this function returns.
 ///
 /// # Errors
 /// See [`DemoError`].
 pub fn run(args: &Args) -> Result<(), DemoError> {
     let start = |error| DemoError::Start { what: "runtime", error };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(start)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(start)?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
-        // Dropping the phase kills its processes.
+        // A phase that is dropped kills its proxy.
         tokio::select! {
             done = both(args) => done,
             _ = interrupt.recv() => Err(DemoError::Interrupted),
@@ -82,7 +86,7 @@ pub fn run(args: &Args) -> Result<(), DemoError> {
 
 async fn both(args: &Args) -> Result<(), DemoError> {
     let mut screen = Screen::new(args);
-    screen.introduce(process::CAPACITY_TOKENS * process::ENGINES as u64, args.agents * agent::MEAN_CONTEXT);
+    screen.introduce(args.agents * agent::MEAN_CONTEXT);
     let mut outcomes = Vec::new();
     for phase in PHASES {
         outcomes.push(one(args, phase, &mut screen).await?);
@@ -92,37 +96,31 @@ async fn both(args: &Args) -> Result<(), DemoError> {
 }
 
 async fn one(args: &Args, phase: Phase, screen: &mut Screen) -> Result<Outcome, DemoError> {
-    let engines = Engines::start(args.seed).await?;
-    let proxy = Proxy::start(&engines.urls, phase.router).await?;
+    let mut engines = Engines::start(args.seed).await?;
+    let mut proxy = ProxyProcess::start(&engines.urls(), phase.router).await?;
     let record = Arc::new(Record::default());
-    let http = reqwest::Client::builder().no_proxy().build();
-    let http = http.map_err(|error| DemoError::NotReady { what: "HTTP client", why: error.to_string() })?;
     let mut agents = JoinSet::new();
     for number in 0..args.agents {
-        let agent = Agent::new(args.seed, number, &proxy.url, http.clone(), Arc::clone(&record));
-        agents.spawn(agent.work());
+        agents.spawn(Agent::new(args.seed, number, &proxy.url, &proxy.http, &record).work());
     }
-    let mut watcher = Watcher::new(http, &proxy.url, &engines.urls);
     let whole = Duration::from_secs(args.seconds);
     let began = Instant::now();
     let mut warm = false;
     let mut refresh = tokio::time::interval(REFRESH);
     while began.elapsed() < whole {
         refresh.tick().await;
-        watcher.look().await;
+        let held = proxy.held().await;
         if !warm && began.elapsed() >= whole / 5 {
             warm = true;
-            watcher.mark();
+            engines.mark();
             record.restart();
         }
-        screen.show(phase, began.elapsed(), &watcher, &record);
+        screen.show(phase, began.elapsed(), held, &engines, &record.counts());
     }
-    let steps = record.steps();
-    if steps.is_empty() {
-        return Err(DemoError::NoSteps { router: phase.router, error: record.last_error() });
-    }
-    let outcome = Outcome::new(phase, steps, &watcher, &record);
-    agents.shutdown().await;
     screen.end_phase();
-    Ok(outcome)
+    let counts = record.counts().clone();
+    if counts.steps.is_empty() {
+        return Err(DemoError::NoSteps { router: phase.router, error: counts.last_error });
+    }
+    Ok(Outcome::new(phase, counts, &engines))
 }

@@ -1,8 +1,8 @@
 //! The life of a program: begin, step after step, end.
 
 use super::{EXTRA, Flight, GIANT_STEPS, Live, Plan, World};
-use crate::scheduler::{Arrival, Event, ProgramKey, StepId};
 use std::time::Duration;
+use thundergate_scheduler::{Arrival, Event, ProgramKey, StepId};
 
 impl World<'_> {
     pub(super) fn begin_next(&mut self, followed: bool) {

@@ -1,8 +1,8 @@
 //! The rivals do what they are said to do.
 
 use super::*;
-use crate::scheduler::{Arrival, BackendId, BackendReport, Outcome, ProgramKey, StepId, Usage};
-use crate::units::Tokens;
+use thundergate_scheduler::units::Tokens;
+use thundergate_scheduler::{Arrival, BackendId, BackendReport, Outcome, ProgramKey, StepId, Usage};
 
 /// A policy under test, and where each of its steps went.
 struct Bench {
@@ -18,10 +18,9 @@ fn key(name: &str) -> ProgramKey {
 impl Bench {
     /// Backends of 1000 tokens each.
     fn new(name: &str, backends: u32) -> Self {
-        let ours = crate::config::Config::default();
-        let ours = ours.policy(&crate::config::Pool::default());
         let choice: Choice = name.parse().unwrap();
-        let mut bench = Self { policy: choice.build(&ours), now: Duration::ZERO, next: 0 };
+        let mut bench =
+            Self { policy: choice.build(&thundergate_scheduler::Policy::default()), now: Duration::ZERO, next: 0 };
         for backend in (0..backends).map(BackendId) {
             bench.tell(Event::BackendAdded { backend, weight: 1, capacity: None });
             bench.tell(Event::BackendUp(backend));

@@ -9,9 +9,9 @@ use super::policy::{Choice, Policy};
 use super::script::{Script, Step, Texts};
 use super::tally::Tally;
 use crate::engine::model::{Engine, EngineEvent, Finish, Request, Shape};
-use crate::scheduler::{self, BackendId, Decision, Event, Outcome, ProgramKey, RefuseReason, StepId};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+use thundergate_scheduler::{BackendId, Decision, Event, Outcome, ProgramKey, RefuseReason, StepId};
 
 /// Everything that a run depends on, besides the policy.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct Setup {
     pub engines: usize,
     pub shape: Shape,
     /// Settings of `ours`.
-    pub policy: scheduler::Policy,
+    pub policy: thundergate_scheduler::Policy,
     pub length: Duration,
     pub warmup: Duration,
     pub faults: Faults,
@@ -274,14 +274,9 @@ impl<'a> World<'a> {
 
     fn refused(&mut self, id: StepId, reason: RefuseReason) {
         let Some(flight) = self.flights.remove(&id) else { return };
-        // As the proxy's Retry-After has it.
-        let after = match reason {
-            RefuseReason::Released => return,
-            RefuseReason::Draining => 1,
-            RefuseReason::QueueFull | RefuseReason::NoBackend => 5,
-            RefuseReason::HeldTooLong => 30,
-        };
-        self.plan(Duration::from_secs(after), Plan::Arrive(flight.program));
+        if let Some(after) = reason.retry_after() {
+            self.plan(after, Plan::Arrive(flight.program));
+        }
     }
 }
 

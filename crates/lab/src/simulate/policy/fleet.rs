@@ -1,8 +1,8 @@
 //! What every simple policy keeps of the backends: which are up, and what they have to do.
 
-use crate::scheduler::{BackendId, Event, Outcome, StepId};
-use crate::units::Tokens;
 use std::collections::{BTreeMap, HashMap};
+use thundergate_scheduler::units::Tokens;
+use thundergate_scheduler::{BackendId, Event, Outcome, StepId};
 
 #[derive(Debug, Default)]
 pub(super) struct Fleet {

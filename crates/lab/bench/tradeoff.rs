@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         lines.push((format!("{workload} {programs}"), points));
     }
-    draw(&Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/tradeoff.svg"), &lines)
+    draw(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/tradeoff.svg"), &lines)
 }
 
 /// Medians over the seeds, and the longest wait of all.
@@ -47,7 +47,7 @@ fn measure(workload: &str, programs: u32, bound: u32, seeds: &[String]) -> Resul
     std::fs::write(&config, format!("backends: [http://a]\nscheduler: {{fair: {{bound: {bound}s}}}}\n"))?;
     let mut runs = Vec::new();
     for seed in seeds {
-        let output = Command::new(env!("CARGO_BIN_EXE_thundergate"))
+        let output = Command::new(env!("CARGO_BIN_EXE_thundergate-lab"))
             .args(["simulate", "--policies", "ours", "--format", "json", "--quiet", "--workload", workload])
             .args(["--seed", seed, "--programs", &programs.to_string()])
             .arg("--config")

@@ -3,9 +3,9 @@
 use super::Policy;
 use super::fleet::Fleet;
 use crate::engine::chain::mix;
-use crate::scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, RefuseReason, StepId};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use thundergate_scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, RefuseReason, StepId};
 
 /// How a place is chosen.
 pub(super) trait Choose {
