@@ -15,7 +15,7 @@ pub use writer::SnapshotWriter;
 
 use crate::fleet::{self, BackendStatus, Fleet, Origin};
 use crate::gate::Gate;
-use crate::scheduler::{BackendId, SchedulerSnapshot, PoolId};
+use crate::scheduler::{BackendId, PoolId, SchedulerSnapshot};
 use crate::units::unix_time;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
