@@ -13,9 +13,8 @@ pub use settings::Settings;
 
 use crate::body::budget::Budget;
 use crate::config::{Config, Flags};
-use crate::control::WeightSync;
 use crate::fleet::Fleet;
-use crate::gate::Gate;
+use crate::gate::{Gate, WeightSync};
 use crate::identity::SourceError;
 use crate::identity::fingerprint::Fingerprints;
 use crate::telemetry::Telemetry;

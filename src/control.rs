@@ -1,8 +1,34 @@
 //! The control API: ThunderAgent's endpoints to the key, and ours.
+//!
+//! | request | who may, on the main listener | answer |
+//! |---|---|---|
+//! | `GET /health` | everybody | ThunderAgent's counts of programs, by state and backend |
+//! | `GET /livez` | everybody | 200 while the process serves |
+//! | `GET /readyz` | everybody | 200 once a backend is usable; 503 without one, and while draining |
+//! | `GET /v1/models` | clients | the models of all pools, as OpenAI lists them |
+//! | `POST /programs/release`, `/v1/programs/release` | clients, their own | ends a program: `{"program_id": …}` |
+//! | `GET /programs`, `/programs/{id}` | clients, their own; no path here with `admin.listen` | programs and what they do |
+//! | `DELETE /programs/{id}` | the same | ends a program; 404 if nobody knows it |
+//! | `GET /profiles`, `/profiles/{id}` | the same | where the time of a program's steps went |
+//! | `GET /metrics` | the same | ThunderAgent's JSON, or the text that `Accept` asks for |
+//! | `GET /backends` | operators | every backend, its state and its load |
+//! | `POST /backends` | operators, proven | adds a backend, 201 |
+//! | `DELETE /backends/{id}` | operators | drains a backend, 202 |
+//! | `POST /add_worker`, `/remove_worker`, `GET /list_workers` | as `/backends` | the same for slime's older versions |
+//! | `GET`, `POST /workers`, `DELETE /workers/{id}` | as `/backends` | the same for sglang-router and slime |
+//! | `POST /weight_sync/begin`, `/weight_sync/end` | operators | stops dispatch, lets it go on |
+//! | `POST /reload` | operators, proven | reads the configuration again; 400 with every mistake |
+//! | `GET /events` | operators | scheduler decisions as server-sent events |
+//! | `GET /console` | operators | a page that shows all this |
+//!
+//! *Clients* show an API key if `auth.keys` has any. *Operators* may use the main listener as long as neither
+//! `admin.listen` nor `auth.keys` is set; *proven* ones come with the admin token, or from this machine without a proxy
+//! or a browser between. The admin listener answers every path, behind `admin.token`; `HEAD` goes where `GET` does.
 
 mod admin;
 mod backends;
 mod events;
+mod message;
 mod overview;
 mod programs;
 mod route;
@@ -10,62 +36,22 @@ mod thunderagent;
 mod weights;
 mod workers;
 
+pub use message::{ControlBody, ControlRequest, ControlResponse, Listener};
 pub use route::{ControlRoute, Endpoint, paths, route};
-pub use weights::WeightSync;
 
 use crate::app::App;
 use crate::error::Refusal;
 use crate::telemetry::Exposition;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY};
+use http::{Method, StatusCode};
 use overview::Overview;
 use programs::Scope;
-use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
 
 /// The largest body that a control endpoint reads, bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
-
-/// Which door a request came through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
-    Main,
-    /// `admin.listen`.
-    Admin,
-}
-
-/// A request to a path that [`route`] knows.
-#[derive(Clone, Debug)]
-pub struct ControlRequest {
-    pub method: Method,
-    /// Still percent-encoded.
-    pub path: String,
-    pub query: Option<String>,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub listener: Listener,
-    /// The client is on this machine.
-    pub local: bool,
-    /// The tenant of the API key on the main listener; `None` without authentication.
-    pub tenant: Option<Arc<str>>,
-}
-
-pub struct ControlResponse {
-    pub status: StatusCode,
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    pub body: ControlBody,
-}
-
-pub enum ControlBody {
-    Full(Bytes),
-    /// Ends when the client leaves or the process does.
-    Stream(BoxStream<'static, Bytes>),
-}
 
 /// Answers a control request. On the admin listener it asks for the admin token itself; API keys of the main one are
 /// the proxy's to check ([`ControlRoute::needs_key`]).
@@ -165,61 +151,6 @@ fn console() -> ControlResponse {
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
          frame-ancestors 'none'",
     )
-}
-
-// === impl ControlResponse ===
-
-impl ControlResponse {
-    fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        Self { status, headers: Vec::new(), body: ControlBody::Full(body.into()) }
-            .with(CONTENT_TYPE, content_type)
-            .with(CACHE_CONTROL, "no-store")
-    }
-
-    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, HeaderValue::from_static(value)));
-        self
-    }
-
-    fn json(body: &impl Serialize) -> Self {
-        Self::json_with(StatusCode::OK, body)
-    }
-
-    fn json_with(status: StatusCode, body: &impl Serialize) -> Self {
-        match serde_json::to_vec(body) {
-            Ok(body) => Self::new(status, "application/json", body),
-            Err(error) => {
-                log::error!("control API: {error}");
-                Self::refusal(&Refusal::Internal)
-            }
-        }
-    }
-
-    fn json_bytes(body: Bytes) -> Self {
-        Self::new(StatusCode::OK, "application/json", body)
-    }
-
-    /// ThunderAgent's (FastAPI's) error: `{"detail": …}`.
-    fn detail(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self::json_with(status, &json!({"detail": detail.into()}))
-    }
-
-    fn bad_request(detail: impl Into<String>) -> Self {
-        Self::detail(StatusCode::BAD_REQUEST, detail)
-    }
-
-    fn refusal(refusal: &Refusal) -> Self {
-        let mut response = Self::new(refusal.status(), "application/json", refusal.body())
-            .with(HeaderName::from_static("x-thundergate-error"), refusal.code());
-        if *refusal == Refusal::AdminUnauthorized {
-            response = response.with(WWW_AUTHENTICATE, "Bearer, Basic realm=\"thundergate\"");
-        }
-        if let Some(wait) = refusal.retry_after() {
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response.headers.push((RETRY_AFTER, seconds.into()));
-        }
-        response
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The async face of the scheduler: one lock a pool, one waker a held step, guards that give every
 //! charge back.
 
+mod freeze;
 mod record;
 mod snapshot;
 mod step;
@@ -8,6 +9,7 @@ mod step;
 mod tests;
 
 pub use crate::scheduler::{LoadView, PoolId, ProgramView};
+pub use freeze::WeightSync;
 pub use snapshot::PORTION;
 pub use step::{Admission, Step, StepInfo};
 

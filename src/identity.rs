@@ -130,11 +130,10 @@ impl Sources {
         Ok(None)
     }
 
-    /// The key of the program that clients call `id`. A long id is hashed to `sha256:` and 64 hex digits.
+    /// The key of the program that clients call `id`.
     #[must_use]
     pub fn key(&self, tenant: &Arc<str>, id: &str) -> ProgramKey {
-        let id = if id.len() > self.max_bytes { format!("sha256:{:x}", Sha256::digest(id)).into() } else { id.into() };
-        ProgramKey { tenant: Arc::clone(tenant), id }
+        program_key(tenant, id, self.max_bytes)
     }
 }
 
@@ -209,6 +208,14 @@ fn session_of(user_id: &str) -> Option<String> {
         Cow::Borrowed(user_id.rsplit_once("_session_")?.1)
     };
     Some(session.into_owned()).filter(|session| !session.is_empty())
+}
+
+/// The key of the program that clients call `id`. An id of more than `max_bytes` (`identity.max_bytes`) is hashed to
+/// `sha256:` and 64 hex digits.
+#[must_use]
+pub fn program_key(tenant: &Arc<str>, id: &str, max_bytes: usize) -> ProgramKey {
+    let id = if id.len() > max_bytes { format!("sha256:{:x}", Sha256::digest(id)).into() } else { id.into() };
+    ProgramKey { tenant: Arc::clone(tenant), id }
 }
 
 /// Whether the client says that this is its program's last step.

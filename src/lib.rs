@@ -5,6 +5,7 @@
 //! and [`proxy`] streams the backend's answer back. [`fleet`] keeps what is known of each backend.
 
 pub mod app;
+pub mod auth;
 pub mod body;
 pub mod cli;
 pub mod config;

@@ -1,6 +1,5 @@
 //! The process's own log, on standard error. Its level may change while it runs.
 
-use crate::telemetry::access::is_unsafe_to_show;
 use arc_swap::ArcSwapOption;
 use env_logger::fmt::Formatter;
 use env_logger::{Builder, Env, Logger};
@@ -88,6 +87,12 @@ impl fmt::Write for Escaped {
         }
         Ok(())
     }
+}
+
+/// Whether a terminal or a log viewer takes the character for a command: a control character (DEL and C1 included), a
+/// Unicode line end, a bidirectional override.
+pub(crate) fn is_unsafe_to_show(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

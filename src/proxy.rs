@@ -2,7 +2,6 @@
 
 mod admit;
 mod answer;
-pub(crate) mod auth;
 mod body;
 mod ctx;
 mod failure;

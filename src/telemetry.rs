@@ -1,6 +1,6 @@
 //! What operators see: metrics, access log, step profiles.
 
-pub(crate) mod access;
+mod access;
 mod exposition;
 mod labels;
 mod metrics;

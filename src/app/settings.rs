@@ -1,8 +1,8 @@
 //! The configuration as it is now, and what is made of it once.
 
+use crate::auth::Keys;
 use crate::config::Config;
 use crate::identity::{SourceError, Sources};
-use crate::proxy::auth::Keys;
 use std::ops::Deref;
 use std::sync::Arc;
 

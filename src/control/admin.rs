@@ -1,6 +1,6 @@
 //! Who may use the admin listener.
 
-use super::{ControlRequest, ControlResponse, Listener};
+use super::message::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
 use crate::config::{Admin, Secret};
 use crate::error::Refusal;

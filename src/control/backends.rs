@@ -1,8 +1,8 @@
 //! Backends at run time: list, add, drain and remove.
 
 use super::admin;
+use super::message::{ControlRequest, ControlResponse};
 use super::overview::{Overview, model_name, prefix_hit_ratio};
-use super::{ControlRequest, ControlResponse};
 use crate::app::App;
 use crate::config::{self, Config, Secret};
 use crate::fleet::{BackendStatus, DownCause, Origin};

@@ -1,6 +1,6 @@
 //! `GET /events`: scheduler decisions as server-sent events.
 
-use super::{ControlBody, ControlResponse};
+use super::message::{ControlBody, ControlResponse};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderName, StatusCode};

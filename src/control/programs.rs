@@ -1,12 +1,12 @@
 //! Programs and their profiles: list, show, release.
 
+use super::message::{ControlRequest, ControlResponse, Listener};
 use super::overview::{Overview, model_name};
 use super::thunderagent::Program;
-use super::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
 use crate::config::{self, Config};
 use crate::gate::{PoolId, ProgramView};
-use crate::identity::Sources;
+use crate::identity::program_key;
 use crate::scheduler::ProgramKey;
 use crate::telemetry::ProfileSummary;
 use http::StatusCode;
@@ -80,9 +80,7 @@ impl Scope {
 
     /// The programs that `id`, as a path or body gives it, may mean: one for each tenant in sight.
     fn keys(&self, id: &str, config: &Config) -> Vec<ProgramKey> {
-        // Only how long ids are hashed matters here.
-        let sources = Sources::parse::<&str>(&[], config.identity.max_bytes).unwrap_or_default();
-        let key = |tenant: &str, id: &str| sources.key(&tenant.into(), id);
+        let key = |tenant: &str, id: &str| program_key(&tenant.into(), id, config.identity.max_bytes);
         match self {
             Self::Tenant(tenant) => vec![key(tenant, id)],
             Self::All => {

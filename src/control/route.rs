@@ -1,6 +1,6 @@
 //! Which paths are ours, and where they answer. Asked before a body is read.
 
-use super::Listener;
+use super::message::Listener;
 use crate::config::Config;
 use http::Method;
 use percent_encoding::percent_decode_str;
@@ -160,6 +160,21 @@ impl ControlRoute {
             | Endpoint::Reload
             | Endpoint::Events
             | Endpoint::Console => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_of_the_room_lists_every_path() {
+        let text = include_str!("../control.rs");
+        let head: Vec<&str> = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        for (path, _) in paths() {
+            let path = path.trim_end_matches('/');
+            assert!(head.iter().any(|line| line.contains(&format!("{path}`"))), "{path}");
         }
     }
 }

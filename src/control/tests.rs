@@ -4,6 +4,7 @@ use crate::config::{Config, Routing};
 use crate::gate::{PoolId, Step, StepInfo};
 use crate::scheduler::{BackendId, Event, Outcome, ProgramKey, Usage};
 use crate::units::Tokens;
+use http::HeaderMap;
 use serde_json::Value;
 use std::time::Duration;
 

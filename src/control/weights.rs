@@ -1,12 +1,9 @@
-//! Weight sync: holds all dispatch while a trainer sends new weights to the backends.
+//! `/weight_sync`: a trainer has all dispatch held while it sends new weights to the backends.
 
-use super::{ControlRequest, ControlResponse};
+use super::message::{ControlRequest, ControlResponse};
 use crate::app::App;
-use crate::gate::Gate;
-use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
-use std::sync::Arc;
 use std::time::Duration;
 use url::form_urlencoded;
 
@@ -14,69 +11,10 @@ use url::form_urlencoded;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// The switch. Cheap to clone.
-#[derive(Clone)]
-pub struct WeightSync {
-    gate: Gate,
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    active: bool,
-    /// Counts the begins and ends, so that a timer knows whether its begin is still the last one.
-    generation: u64,
-}
-
 #[derive(Default, Deserialize)]
 struct Begin {
     /// Seconds.
     timeout: Option<f64>,
-}
-
-// === impl WeightSync ===
-
-impl WeightSync {
-    pub(crate) fn new(gate: Gate) -> Self {
-        Self { gate, state: Arc::default() }
-    }
-
-    #[must_use]
-    pub fn active(&self) -> bool {
-        self.state.lock().active
-    }
-
-    /// Stops dispatch, for `timeout` at most. Called again, it starts the time anew. Needs a tokio runtime.
-    fn begin(&self, timeout: Duration) {
-        let generation = self.set(true);
-        let sync = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(timeout).await;
-            sync.expire(generation, timeout);
-        });
-    }
-
-    fn end(&self) {
-        self.set(false);
-    }
-
-    fn set(&self, active: bool) -> u64 {
-        // The gate is told under the lock, so that it hears begins and ends in order.
-        let mut state = self.state.lock();
-        state.generation += 1;
-        state.active = active;
-        self.gate.freeze(active);
-        state.generation
-    }
-
-    fn expire(&self, generation: u64, timeout: Duration) {
-        let mut state = self.state.lock();
-        if state.active && state.generation == generation {
-            log::warn!("weight sync did not end within {timeout:?}: dispatch goes on");
-            state.active = false;
-            self.gate.freeze(false);
-        }
-    }
 }
 
 /// `POST /weight_sync/begin`, with `timeout` (seconds) in the query or in a JSON body.

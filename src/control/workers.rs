@@ -1,9 +1,10 @@
 //! Backends under the names that slime and sglang-router have for them: `/add_worker`, `/remove_worker` and
 //! `/list_workers` in older versions, `/workers` in newer ones.
 
+use super::admin;
 use super::backends::{self, NewBackend, add_backend, is_at};
+use super::message::{ControlRequest, ControlResponse};
 use super::overview::model_name;
-use super::{ControlRequest, ControlResponse, admin};
 use crate::app::App;
 use crate::fleet::BackendStatus;
 use crate::scheduler::BackendId;

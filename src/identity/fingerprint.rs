@@ -9,6 +9,7 @@
 mod answer;
 mod canon;
 mod conversation;
+mod program;
 mod table;
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! From the request's head to a place on a backend: who asks, for what, for which program, and when it may go.
 
 use super::Proxy;
-use super::auth::Key;
 use super::body::{self, Bounds};
 use super::ctx::{Ctx, Guards, Kind, is_usable_id, new_id};
 use super::failure::Stop;
 use super::route::{Inference, Route, is_ambiguous, normal};
 use super::{head, reply};
+use crate::auth::Key;
 use crate::body::envelope::{Edits, Envelope, Forwarded};
 use crate::config::Anonymous;
 use crate::control::{self, ControlRequest, ControlRoute, Listener};

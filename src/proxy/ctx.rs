@@ -1,9 +1,9 @@
 //! What is kept of one request. All that has to be given back is a guard in here.
 
-use super::auth::Key;
 use super::failure::Stop;
 use super::observe::Observer;
 use crate::app::OpenGuard;
+use crate::auth::Key;
 use crate::body::budget::Charge;
 use crate::error::Refusal;
 use crate::fleet::{Backend, PendingAnswer};

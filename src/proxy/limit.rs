@@ -1,6 +1,6 @@
 //! `limits.per_key`: how much one API key may ask for.
 
-use super::auth::Key;
+use crate::auth::Key;
 use crate::config::PerKey;
 use crate::error::Refusal;
 use crate::scheduler::Usage;
@@ -173,8 +173,8 @@ fn signed(count: u64) -> isize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::auth::Keys;
     use super::*;
+    use crate::auth::Keys;
     use crate::config::{ApiKey, Auth, Secret};
     use crate::units::Tokens;
     use http::{HeaderMap, HeaderValue};

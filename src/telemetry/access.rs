@@ -2,6 +2,7 @@
 
 use super::writer::Format;
 use crate::config::AccessFormat;
+use crate::logging::is_unsafe_to_show;
 use crate::scheduler::Usage;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -200,12 +201,6 @@ fn push_time(out: &mut Vec<u8>, time: SystemTime) {
     put(17..19, time.second().into());
     put(20..23, time.millisecond());
     out.extend_from_slice(&text);
-}
-
-/// A terminal or a log viewer obeys it: a control character, DEL and C1 too, a Unicode line end, a bidirectional
-/// override.
-pub(crate) fn is_unsafe_to_show(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

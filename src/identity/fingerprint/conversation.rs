@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Form};
 use super::canon::{self, Turn};
-use super::table::{Place, Seat};
+use super::program::{Place, Seat};
 use crate::body::envelope::{Envelope, Field};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 

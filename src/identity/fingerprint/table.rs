@@ -2,12 +2,12 @@
 
 use super::answer::{Answer, Echo, Form};
 use super::conversation::{Conversation, Fit, place_of_name};
+use super::program::{Place, Seat};
 use lru::LruCache;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// So many programs at most that have sent the same so far; of more the longest idle is forgotten.
 const CROWD: usize = 256;
@@ -28,33 +28,6 @@ pub struct Table {
     places: HashMap<u64, SmallVec<[u64; 2]>>,
     random: RandomState,
     next: u64,
-}
-
-/// What is known of one program.
-#[derive(Debug)]
-pub(super) struct Seat {
-    pub place: Place,
-    /// What the model said to the last step.
-    pub answer: Answer,
-    /// It had more than one step.
-    pub grown: bool,
-    /// The place that the answer's name gives, 0 if it has none.
-    named: u64,
-    /// Counts the steps; what an earlier one tells of its end is of no interest.
-    step: u32,
-    /// Requests for the last step that are in flight.
-    flying: u32,
-    /// The last step was answered.
-    done: bool,
-    used: Duration,
-}
-
-/// The end of what a program has sent: the hash of a prefix, and of the few bytes of a text behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    at: u64,
-    tail: u64,
-    tail_len: u16,
 }
 
 /// One step of a program.
@@ -297,21 +270,6 @@ impl Best {
         if self.0.is_none_or(|(best, _)| likeness > best) {
             self.0 = Some((likeness, program));
         }
-    }
-}
-
-// === impl Place ===
-
-impl Place {
-    pub fn new(at: u64, tail: &[u8]) -> Self {
-        Self { at, tail: xxh3_64(tail), tail_len: tail.len() as u16 }
-    }
-
-    /// What of `rest`, which comes behind the prefix that was hashed, is behind this place; `None` if the place is not
-    /// in it.
-    pub fn behind<'a>(&self, rest: &'a [u8]) -> Option<&'a [u8]> {
-        let (tail, after) = rest.split_at_checked(self.tail_len.into())?;
-        (xxh3_64(tail) == self.tail).then_some(after)
     }
 }
 

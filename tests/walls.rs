@@ -1,0 +1,218 @@
+//! The rooms of this crate stand on floors: a room may use what lies below it and nothing else. Read from the sources,
+//! since within one crate the compiler lets everything see everything.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// Rooms (folders or files directly below `src`), the lowest floor first. Rooms of one floor do not know each other.
+const FLOORS: [&[&str]; 12] = [
+    &["units", "error"],
+    &["body", "logging", "scheduler", "engine"],
+    &["config"],
+    &["telemetry", "identity", "auth"],
+    &["gate"],
+    &["fleet"],
+    &["app", "state", "exchange", "patience", "simulate"],
+    &["control"],
+    &["proxy"],
+    &["server"],
+    &["demo"],
+    &["cli"],
+];
+
+/// Arrows up that are still to be mended. Only ever shorter.
+const TO_MEND: &[(&str, &str)] = &[
+    ("body", "patience"),
+    ("config", "identity"),
+    ("config", "state"),
+    ("scheduler", "config"),
+    ("state", "app"),
+    ("telemetry", "gate"),
+];
+
+/// Files in a circle that are still to be mended. Only ever shorter.
+const CIRCLES_TO_MEND: &[&str] = &[
+    "config::allow",
+    "config::humane",
+    "config::tree",
+    "engine::driver",
+    "engine::flavor",
+    "engine::http",
+    "engine::metrics",
+];
+
+/// What the executor of `ProxyHttp` must not know, so that it can run any proxy.
+const NOT_IN_EXCHANGE: [&str; 6] = ["app", "config", "fleet", "gate", "proxy", "scheduler"];
+
+/// A file of product code: its module path, such as `gate::step`, and its text without comments and tests.
+struct Module {
+    name: String,
+    text: String,
+}
+
+#[test]
+fn every_room_uses_lower_rooms_only() {
+    let mut up = BTreeSet::new();
+    for (file, used) in arrows(&modules("src")) {
+        let (from, to) = (room(&file).to_owned(), room(&used).to_owned());
+        if from != to && floor(&to) >= floor(&from) {
+            up.insert((from, to));
+        }
+    }
+    let mend: BTreeSet<_> = TO_MEND.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect();
+    assert_eq!(up, mend, "left: arrows up or sideways (from, to) in src");
+}
+
+#[test]
+fn the_exchange_knows_no_policy() {
+    for module in modules("src").iter().filter(|module| room(&module.name) == "exchange") {
+        for word in NOT_IN_EXCHANGE {
+            let path = format!("{word}::");
+            assert!(!module.text.contains(&path), "{} names {path}", module.name);
+        }
+    }
+}
+
+#[test]
+fn no_files_of_a_room_stand_in_a_circle() {
+    let crates = fs::read_dir(root().join("crates")).into_iter().flatten().flatten();
+    let sources = crates.map(|entry| entry.path().join("src")).chain([root().join("src")]);
+    let circles: BTreeSet<String> = sources.flat_map(|source| circles(arrows(&modules(source)))).collect();
+    let mend: BTreeSet<String> = CIRCLES_TO_MEND.iter().map(ToString::to_string).collect();
+    assert_eq!(circles, mend, "left: files that use each other");
+}
+
+/// The files of one room that use each other in a circle.
+fn circles(arrows: Vec<(String, String)>) -> BTreeSet<String> {
+    // A file and the file that declares it are one thing in two pieces.
+    let one_thing = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with("::"));
+    let mut arrows = arrows;
+    arrows.retain(|(from, to)| room(from) == room(to) && !one_thing(from, to) && !one_thing(to, from));
+    // Whoever uses nobody that is left, or is used by nobody, stands in no circle.
+    loop {
+        let before = arrows.len();
+        let users: BTreeSet<String> = arrows.iter().map(|(from, _)| from.clone()).collect();
+        let used: BTreeSet<String> = arrows.iter().map(|(_, to)| to.clone()).collect();
+        arrows.retain(|(from, to)| users.contains(to) && used.contains(from));
+        if arrows.len() == before {
+            return arrows.into_iter().map(|(from, _)| from).collect();
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it").into()
+}
+
+fn room(path: &str) -> &str {
+    path.split("::").next().unwrap_or(path)
+}
+
+fn floor(room: &str) -> usize {
+    let floor = FLOORS.iter().position(|rooms| rooms.contains(&room));
+    floor.unwrap_or_else(|| panic!("`{room}` has no floor: add it to FLOORS"))
+}
+
+/// All product code below a folder of the repository.
+fn modules(source: impl AsRef<Path>) -> Vec<Module> {
+    let source = root().join(source);
+    let (mut folders, mut found) = (vec![source.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            if path.is_dir() && stem != "tests" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") && !["tests", "lib", "main"].contains(&stem) {
+                let inside = path.with_extension("").strip_prefix(&source).expect("below it").to_owned();
+                let name = inside.to_string_lossy().replace('/', "::");
+                found.push(Module { name, text: product_code(&fs::read_to_string(&path).expect("UTF-8")) });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources in {}", source.display());
+    found
+}
+
+fn product_code(text: &str) -> String {
+    let product = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    let code = product.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.collect::<Vec<_>>().join("\n")
+}
+
+/// Which file uses which.
+fn arrows(modules: &[Module]) -> Vec<(String, String)> {
+    let names: BTreeSet<&str> = modules.iter().map(|module| &*module.name).collect();
+    let mut arrows = Vec::new();
+    for module in modules {
+        for path in paths(&module.text) {
+            let mut used = absolute(&module.name, &path);
+            while !used.is_empty() && !names.contains(&*used) {
+                used.truncate(used.rfind("::").unwrap_or(0));
+            }
+            if !used.is_empty() && used != module.name {
+                arrows.push((module.name.clone(), used));
+            }
+        }
+    }
+    arrows
+}
+
+/// A path without `crate` and `super`.
+fn absolute(module: &str, path: &str) -> String {
+    let mut base: Vec<&str> = module.split("::").collect();
+    for part in path.split("::") {
+        match part {
+            "crate" => base.clear(),
+            "super" => _ = base.pop(),
+            part => base.push(part),
+        }
+    }
+    base.join("::")
+}
+
+/// Every path that begins with `crate` or `super`, groups in braces spelled out.
+fn paths(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in text.match_indices(start) {
+            if !text[..at].ends_with(|c: char| c == ':' || c == '_' || c.is_alphanumeric()) {
+                spell_out(&text[at..], String::new(), &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Reads one path, or a group of paths that begin with `prefix`; gives what stands behind it.
+fn spell_out<'t>(text: &'t str, prefix: String, found: &mut Vec<String>) -> &'t str {
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = rest.trim_start_matches(|c: char| c == ',' || c.is_whitespace());
+            match rest.strip_prefix('}') {
+                Some(behind) => return behind,
+                None => rest = spell_out(rest, prefix.clone(), found),
+            }
+        }
+    }
+    let end = text.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}::{name}") };
+    match rest.strip_prefix("::") {
+        Some(rest) if rest.starts_with(|c: char| c == '{' || c == '_' || c.is_alphabetic()) => {
+            spell_out(rest, path, found)
+        }
+        _ => {
+            found.push(path);
+            // `as another_name`, `*`, or generics: to the end of this item of a group.
+            rest.trim_start_matches(|c| !",};".contains(c))
+        }
+    }
+}
+
+#[test]
+fn groups_of_paths_are_spelled_out() {
+    let text = "use crate::{a::{B, c::D as E}, f::*};\nuse super::g;\nlet x = crate::h::i::<u8>();";
+    let spelled = ["crate::a::B", "crate::a::c::D", "crate::f", "crate::h::i", "super::g"];
+    assert_eq!(paths(text), spelled);
+}
