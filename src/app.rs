@@ -3,13 +3,13 @@
 mod open;
 mod reload;
 mod retries;
-mod settings;
 mod sink;
+mod live;
 
 pub use open::{Open, OpenGuard};
 pub use reload::ReloadError;
 pub use retries::Retries;
-pub use settings::Settings;
+pub use live::Live;
 
 use crate::body::budget::Budget;
 use crate::config::{Config, Flags};
@@ -27,7 +27,7 @@ use std::time::Instant;
 
 /// The running proxy.
 pub struct App {
-    settings: ArcSwap<Settings>,
+    settings: ArcSwap<Live>,
     /// Where a reload reads from.
     flags: Flags,
     reloading: Mutex<()>,
@@ -71,7 +71,7 @@ impl App {
     /// # Errors
     /// An identity source that validation would refuse; what [`Telemetry::new`] says.
     pub fn with_flags(config: Arc<Config>, flags: Flags) -> Result<Self, AppError> {
-        let settings = Settings::new(Arc::clone(&config))?;
+        let settings = Live::new(Arc::clone(&config))?;
         let telemetry = Arc::new(Telemetry::new(&config)?);
         let gate = Gate::new(&config, Arc::clone(&telemetry));
         let fleet = Fleet::new(&config.models, &config.metrics, gate.clone());
@@ -95,7 +95,7 @@ impl App {
 
     /// The configuration, until the next reload. Not to be held for long.
     #[must_use]
-    pub fn settings(&self) -> Guard<Arc<Settings>> {
+    pub fn settings(&self) -> Guard<Arc<Live>> {
         self.settings.load()
     }
 

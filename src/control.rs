@@ -118,8 +118,8 @@ fn metrics(app: &App, request: &ControlRequest) -> ControlResponse {
         }
         (accepted, _) => accepted.unwrap_or(Exposition::Prometheus),
     };
-    let mirror = Overview::of(app).mirror(&app.settings(), app.gate.held_steps());
-    let text = app.telemetry.metrics.encode(&mirror, format);
+    let current = Overview::of(app).current(&app.settings(), app.gate.held_steps());
+    let text = app.telemetry.metrics.encode(&current, format);
     ControlResponse::new(StatusCode::OK, format.content_type(), text)
 }
 

@@ -4,7 +4,7 @@ mod access;
 mod exposition;
 mod labels;
 mod metrics;
-mod mirror;
+mod current;
 mod model;
 mod profile;
 mod register;
@@ -14,7 +14,7 @@ pub use access::AccessRecord;
 pub use exposition::Exposition;
 pub use labels::{HoldClass, MoveReason, Released, UpstreamError};
 pub use metrics::{FINGERPRINT, InFlight, Metrics, NO_IDENTITY};
-pub use mirror::{BackendMirror, Mirror};
+pub use current::{BackendMetrics, CurrentMetrics};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
 

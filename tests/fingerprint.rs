@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 use thundergate::body::envelope::Envelope;
-use thundergate::identity::fingerprint::{Bounds, Conversation, End, Table, Ticket};
+use thundergate::identity::fingerprint::{Bounds, Conversation, End, Table, StepHandle};
 
 const RECORDED: &str = include_str!("samples/mini-swe-agent.jsonl");
 const BOUNDS: Bounds = Bounds { max: 200_000, idle_ttl: Duration::from_secs(1800) };
@@ -30,32 +30,32 @@ struct Score {
 }
 
 impl Score {
-    fn start(&mut self, now: Duration, agent: u64, body: String) -> Ticket {
+    fn start(&mut self, now: Duration, agent: u64, body: String) -> StepHandle {
         let envelope = Envelope::scan(Bytes::from(body), 128).expect("JSON");
         let began = Instant::now();
         let conversation = Conversation::of(&envelope, 1).expect("a conversation");
-        let ticket = self.table.step(now, BOUNDS, &conversation);
+        let handle = self.table.step(now, BOUNDS, &conversation);
         self.spent += began.elapsed();
         self.steps += 1;
         let count = |(all, right): &mut (u64, u64), same: bool| {
             *all += 1;
             *right += u64::from(same);
         };
-        if let Some(program) = self.programs.insert(agent, ticket.program) {
-            count(&mut self.wanted, program == ticket.program);
+        if let Some(program) = self.programs.insert(agent, handle.program) {
+            count(&mut self.wanted, program == handle.program);
         }
-        if let Some(before) = self.agents.insert(ticket.program, agent) {
-            assert!(ticket.known);
+        if let Some(before) = self.agents.insert(handle.program, agent) {
+            assert!(handle.known);
             count(&mut self.given, before == agent);
         }
-        ticket
+        handle
     }
 
-    fn end(&mut self, now: Duration, ticket: &Ticket, answer: &str) {
-        let mut echo = ticket.echo();
-        echo.feed(answer.as_bytes());
-        let (answer, name) = echo.read();
-        self.table.finish(now, ticket, End::Answered { answer, name });
+    fn end(&mut self, now: Duration, handle: &StepHandle, answer: &str) {
+        let mut digest = handle.digest();
+        digest.feed(answer.as_bytes());
+        let (answer, name) = digest.read();
+        self.table.finish(now, handle, End::Answered { answer, name });
     }
 
     fn recall(&self) -> f64 {
@@ -168,7 +168,7 @@ struct Agent {
     left: u64,
     /// Without children of its own.
     child: bool,
-    ticket: Option<Ticket>,
+    handle: Option<StepHandle>,
 }
 
 struct World {
@@ -203,9 +203,9 @@ impl World {
             }
         }
         while let Some(Reverse((now, agent))) = world.due.pop() {
-            match world.agents[agent].ticket.take() {
+            match world.agents[agent].handle.take() {
                 None => world.ask(now, agent),
-                Some(ticket) => world.hear(now, agent, &ticket),
+                Some(handle) => world.hear(now, agent, &handle),
             }
         }
         world.score
@@ -219,22 +219,22 @@ impl World {
     fn spawn(&mut self, turns: Vec<Turn>, at: Duration, child: bool) {
         let (truth, left) = (self.truth(), 10 + self.dice.below(30));
         self.due.push(Reverse((at, self.agents.len())));
-        self.agents.push(Agent { truth, turns, left, child, ticket: None });
+        self.agents.push(Agent { truth, turns, left, child, handle: None });
     }
 
     fn ask(&mut self, now: Duration, agent: usize) {
         let one = &self.agents[agent];
         let body = request(self.habits.format, &one.turns);
-        let ticket = self.score.start(now, one.truth, body);
-        self.agents[agent].ticket = Some(ticket);
+        let handle = self.score.start(now, one.truth, body);
+        self.agents[agent].handle = Some(handle);
         self.due.push(Reverse((now + Duration::from_millis(1_000 + self.dice.below(9_000)), agent)));
     }
 
-    fn hear(&mut self, now: Duration, agent: usize, ticket: &Ticket) {
+    fn hear(&mut self, now: Duration, agent: usize, handle: &StepHandle) {
         let habits = self.habits;
         let tool = Duration::from_millis(50 + self.dice.below(20_000));
         if self.dice.chance(habits.fails) {
-            self.score.table.finish(now, ticket, End::Broken);
+            self.score.table.finish(now, handle, End::Broken);
             self.due.push(Reverse((now + Duration::from_secs(1), agent)));
             return;
         }
@@ -248,7 +248,7 @@ impl World {
             command = format!("{command} {:x}", self.dice.below(1 << 20));
         }
         let call = Turn::Call { thought, id: id.clone(), command };
-        self.score.end(now, ticket, &answer(habits.format, &call, number.is_multiple_of(2)));
+        self.score.end(now, handle, &answer(habits.format, &call, number.is_multiple_of(2)));
         let next = now + tool;
         let opening = number <= 2;
         if !opening && self.dice.chance(habits.again) {
@@ -444,7 +444,7 @@ fn agents_of_mini_swe_agent_are_told_apart() {
     assert!(bodies.len() >= 18 && flights.len() >= 100);
     // A step starts as soon as its agent's last one has ended, so that as many as can be are in flight at once.
     let mut next: HashMap<u64, usize> = HashMap::new();
-    let mut tickets: Vec<Option<Ticket>> = flights.iter().map(|_| None).collect();
+    let mut handles: Vec<Option<StepHandle>> = flights.iter().map(|_| None).collect();
     let follower = |at: usize| (at + 1..flights.len()).find(|later| flights[*later].0 == flights[at].0);
     for (at, (agent, ..)) in flights.iter().enumerate() {
         next.entry(*agent).or_insert(at);
@@ -452,14 +452,14 @@ fn agents_of_mini_swe_agent_are_told_apart() {
     let mut firsts: Vec<usize> = next.into_values().collect();
     firsts.sort_unstable();
     for at in firsts {
-        tickets[at] = Some(score.start(Duration::ZERO, flights[at].0, flights[at].1.clone()));
+        handles[at] = Some(score.start(Duration::ZERO, flights[at].0, flights[at].1.clone()));
     }
     for at in 0..flights.len() {
         let now = Duration::from_millis(at as u64);
-        let ticket = tickets[at].take().expect("it has started");
-        score.end(now, &ticket, &flights[at].2);
+        let handle = handles[at].take().expect("it has started");
+        score.end(now, &handle, &flights[at].2);
         if let Some(later) = follower(at) {
-            tickets[later] = Some(score.start(now, flights[later].0, flights[later].1.clone()));
+            handles[later] = Some(score.start(now, flights[later].0, flights[later].1.clone()));
         }
     }
     let (precision, recall) = (score.precision(), score.recall());

@@ -1,6 +1,6 @@
 //! Another configuration while the server runs: read and validated whole, then taken over, or not at all.
 
-use super::{App, AppError, Settings};
+use super::{App, AppError, Live};
 use crate::config::Failure;
 use crate::logging;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl App {
     /// Every mistake, and every change that needs a new process; then all is as before.
     pub fn reload(&self) -> Result<(), ReloadError> {
         let _one_at_a_time = self.reloading.lock();
-        let done = self.take_over();
+        let done = self.apply();
         self.telemetry.metrics.config_reloaded(done.is_ok());
         match &done {
             Ok(()) => log::info!("the configuration was loaded anew"),
@@ -33,9 +33,9 @@ impl App {
         done
     }
 
-    fn take_over(&self) -> Result<(), ReloadError> {
+    fn apply(&self) -> Result<(), ReloadError> {
         let old = self.settings();
-        let new = Arc::new(Settings::new(Arc::new(self.flags.reload(&old)?)).map_err(AppError::from)?);
+        let new = Arc::new(Live::new(Arc::new(self.flags.reload(&old)?)).map_err(AppError::from)?);
         // All that can fail comes first.
         self.telemetry.reload(&old, &new).map_err(AppError::from)?;
         logging::set_level(&new.logging.level);

@@ -15,7 +15,7 @@ use url::Url;
 
 /// One entry of `GET /backends`.
 #[derive(Serialize)]
-pub(super) struct Entry<'a> {
+pub(super) struct BackendListing<'a> {
     id: u32,
     url: &'a str,
     model: &'a str,
@@ -59,10 +59,10 @@ pub(super) fn list(app: &App) -> ControlResponse {
     ControlResponse::json(&json!({"backends": entries(&overview, &app.settings())}))
 }
 
-pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<Entry<'a>> {
+pub(super) fn entries<'a>(overview: &'a Overview, config: &'a Config) -> Vec<BackendListing<'a>> {
     let entry = |status: &'a BackendStatus| {
         let load = overview.loads.get(&status.backend.id);
-        Entry::new(status, load, model_name(config, status.backend.pool))
+        BackendListing::new(status, load, model_name(config, status.backend.pool))
     };
     overview.statuses.iter().map(entry).collect()
 }
@@ -139,9 +139,9 @@ pub(super) fn is_at(status: &BackendStatus, url: &str) -> bool {
     same(url) || Url::parse(url).is_ok_and(|url| same(url.as_str()))
 }
 
-// === impl Entry ===
+// === impl BackendListing ===
 
-impl<'a> Entry<'a> {
+impl<'a> BackendListing<'a> {
     fn new(status: &'a BackendStatus, load: Option<&LoadView>, model: &'a str) -> Self {
         let gauges = status.gauges.as_ref();
         Self {

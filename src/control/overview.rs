@@ -5,7 +5,7 @@ use crate::config::{Config, Routing};
 use crate::fleet::BackendStatus;
 use crate::gate::{LoadView, PoolId, ProgramView};
 use crate::scheduler::BackendId;
-use crate::telemetry::{BackendMirror, Mirror};
+use crate::telemetry::{BackendMetrics, CurrentMetrics};
 use std::collections::HashMap;
 
 /// Programs, ledgers and backends at one time (each read under its own lock).
@@ -70,24 +70,24 @@ impl Overview {
     }
 
     /// `held_steps`: those without a program too.
-    pub(super) fn mirror(&self, config: &Config, held_steps: usize) -> Mirror {
+    pub(super) fn current(&self, config: &Config, held_steps: usize) -> CurrentMetrics {
         let states = [Activity::Running, Activity::Held, Activity::Idle, Activity::Paused];
         let programs = states.map(|state| {
             let is = |(pool, view): &&(PoolId, ProgramView)| Activity::of(*pool, view, config) == state;
             let count = self.programs.iter().filter(is).count();
             (state.label(), count as u64)
         });
-        Mirror {
+        CurrentMetrics {
             programs: programs.to_vec(),
             held_steps: held_steps as u64,
-            backends: self.statuses.iter().map(|status| self.backend_mirror(status, config)).collect(),
+            backends: self.statuses.iter().map(|status| self.backend_metrics(status, config)).collect(),
         }
     }
 
-    fn backend_mirror(&self, status: &BackendStatus, config: &Config) -> BackendMirror {
+    fn backend_metrics(&self, status: &BackendStatus, config: &Config) -> BackendMetrics {
         let load = self.loads.get(&status.backend.id);
         let effective = load.and_then(|load| load.effective_capacity).map(|n| n.0);
-        BackendMirror {
+        BackendMetrics {
             url: status.backend.url.clone(),
             model: model_name(config, status.backend.pool).to_owned(),
             healthy: status.healthy,

@@ -2,7 +2,7 @@
 
 use super::message::{ControlRequest, ControlResponse, Listener};
 use super::overview::{Overview, model_name};
-use super::thunderagent::Program;
+use super::thunderagent::ProgramJson;
 use crate::app::App;
 use crate::config::{self, Config};
 use crate::gate::{PoolId, ProgramView};
@@ -31,7 +31,7 @@ pub(super) struct ProgramDetail<'a> {
     tenant: &'a str,
     model: &'a str,
     #[serde(flatten)]
-    program: Program<'a>,
+    program: ProgramJson<'a>,
     /// A backend keeps room for it.
     leased: bool,
     footprint_tokens: u64,
@@ -45,7 +45,7 @@ pub(super) struct ProgramDetail<'a> {
 }
 
 #[derive(Serialize)]
-struct Details<'a> {
+struct ShownProgram<'a> {
     #[serde(flatten)]
     busiest: ProgramDetail<'a>,
     /// The same id in other pools or tenants.
@@ -102,7 +102,7 @@ pub(super) fn list(app: &App, scope: &Scope) -> ControlResponse {
     let mut programs = std::mem::take(&mut overview.programs);
     // Of an id known in several pools the busiest is shown.
     programs.sort_by_key(activity_rank);
-    let listed: BTreeMap<Cow<'_, str>, Program<'_>> = programs
+    let listed: BTreeMap<Cow<'_, str>, ProgramJson<'_>> = programs
         .iter()
         .filter(|(_, view)| scope.sees(&view.key))
         .map(|(pool, view)| (scope.name(&view.key), thunderagent(*pool, view, &overview, app)))
@@ -121,7 +121,7 @@ pub(super) fn show(app: &App, scope: &Scope, id: &str) -> ControlResponse {
         detail(*pool, view, program, &settings)
     });
     match details.next() {
-        Some(busiest) => ControlResponse::json(&Details { busiest, others: details.collect() }),
+        Some(busiest) => ControlResponse::json(&ShownProgram { busiest, others: details.collect() }),
         None => unknown(id),
     }
 }
@@ -205,16 +205,16 @@ pub(super) fn profile(app: &App, scope: &Scope, id: &str) -> ControlResponse {
     }
 }
 
-fn thunderagent<'a>(pool: PoolId, view: &ProgramView, overview: &'a Overview, app: &App) -> Program<'a> {
+fn thunderagent<'a>(pool: PoolId, view: &ProgramView, overview: &'a Overview, app: &App) -> ProgramJson<'a> {
     let backend = view.backend.and_then(|id| overview.url(id));
     let profile = app.telemetry.profiles().and_then(|p| p.get(&view.key));
-    Program::new(pool, view, backend, profile, &app.settings())
+    ProgramJson::new(pool, view, backend, profile, &app.settings())
 }
 
 pub(super) fn detail<'a>(
     pool: PoolId,
     view: &'a ProgramView,
-    program: Program<'a>,
+    program: ProgramJson<'a>,
     config: &'a Config,
 ) -> ProgramDetail<'a> {
     ProgramDetail {

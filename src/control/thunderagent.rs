@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// A value of `GET /programs`.
 #[derive(Serialize)]
-pub(super) struct Program<'a> {
+pub(super) struct ProgramJson<'a> {
     pub(super) backend: Option<&'a str>,
     /// The last exact total of tokens.
     pub(super) context_len: u64,
@@ -29,7 +29,7 @@ pub(super) struct Program<'a> {
 
 /// `GET /health`.
 #[derive(Serialize)]
-pub(super) struct Health<'a> {
+pub(super) struct HealthJson<'a> {
     status: &'static str,
     router_mode: &'static str,
     scheduling_enabled: bool,
@@ -54,14 +54,14 @@ struct BackendPrograms {
 
 /// `GET /metrics`.
 #[derive(Serialize)]
-pub(super) struct Metrics<'a> {
+pub(super) struct MetricsJson<'a> {
     metrics_enabled: bool,
     metrics_interval: Option<f64>,
-    backends: BTreeMap<&'a str, Backend<'a>>,
+    backends: BTreeMap<&'a str, BackendJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Backend<'a> {
+struct BackendJson<'a> {
     url: &'a str,
     active_program_tokens: u64,
     reasoning_program_tokens: u64,
@@ -84,7 +84,7 @@ struct Backend<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_config: Option<CacheConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    metrics: Option<EngineMetrics>,
+    metrics: Option<EngineJson>,
 }
 
 #[derive(Serialize)]
@@ -96,7 +96,7 @@ enum CacheConfig {
 }
 
 #[derive(Serialize)]
-struct EngineMetrics {
+struct EngineJson {
     num_requests_running: u64,
     num_requests_waiting: u64,
     #[serde(flatten)]
@@ -135,9 +135,9 @@ enum OwnMetrics {
     },
 }
 
-// === impl Program ===
+// === impl ProgramJson ===
 
-impl<'a> Program<'a> {
+impl<'a> ProgramJson<'a> {
     pub(super) fn new(
         pool: PoolId,
         view: &ProgramView,
@@ -161,12 +161,12 @@ impl<'a> Program<'a> {
 // === impl Overview ===
 
 impl Overview {
-    pub(super) fn health(&self, app: &App) -> Health<'_> {
+    pub(super) fn health(&self, app: &App) -> HealthJson<'_> {
         let status = if app.draining() { "draining" } else { "ok" };
         self.health_of(&app.settings(), status, app.telemetry.profiles().is_some())
     }
 
-    pub(super) fn health_of(&self, config: &Config, status: &'static str, profile_enabled: bool) -> Health<'_> {
+    pub(super) fn health_of(&self, config: &Config, status: &'static str, profile_enabled: bool) -> HealthJson<'_> {
         let scheduled = |pool: &crate::config::Pool| pool.routing == Routing::Program;
         let scheduling_enabled = config.models.iter().any(scheduled);
         let count = |is: fn(Activity) -> bool| {
@@ -174,7 +174,7 @@ impl Overview {
             views.filter(|(pool, view)| is(Activity::of(*pool, view, config))).count()
         };
         let reasoning_count = count(Activity::is_reasoning);
-        Health {
+        HealthJson {
             status,
             router_mode: if scheduling_enabled { "tr" } else { "default" },
             scheduling_enabled,
@@ -205,7 +205,7 @@ impl Overview {
         self.statuses.iter().map(|status| (status.backend.url.as_str(), entry(status))).collect()
     }
 
-    pub(super) fn metrics(&self, config: &Config) -> Metrics<'_> {
+    pub(super) fn metrics(&self, config: &Config) -> MetricsJson<'_> {
         let paused = self.paused_by_backend(config);
         let enabled = config.metrics.enabled;
         let mut backends = BTreeMap::new();
@@ -216,14 +216,14 @@ impl Overview {
             backend.paused_program_count = paused.get(&status.backend.id).copied().unwrap_or(0);
             backends.insert(backend.url, backend);
         }
-        Metrics {
+        MetricsJson {
             metrics_enabled: enabled,
             metrics_interval: enabled.then_some(config.metrics.interval.as_secs_f64()),
             backends,
         }
     }
 
-    fn backend_metrics<'a>(&'a self, status: &'a BackendStatus, engine: Engine) -> Backend<'a> {
+    fn backend_metrics<'a>(&'a self, status: &'a BackendStatus, engine: Engine) -> BackendJson<'a> {
         let load = self.loads.get(&status.backend.id);
         let (running, idle) = load.map_or((0, 0), |load| (load.charged_running.0, load.charged_idle.0));
         let (leased_running, leased_idle) = load.map_or((0, 0), |load| (load.leased_running, load.leased_idle));
@@ -233,7 +233,7 @@ impl Overview {
             Some(capacity) if capacity > 0 => charged as f64 / capacity as f64,
             _ => 0.0,
         };
-        Backend {
+        BackendJson {
             url: &status.backend.url,
             active_program_tokens: charged,
             reasoning_program_tokens: running,
@@ -276,7 +276,7 @@ fn cache_config(status: &BackendStatus, engine: Engine, effective: Option<u64>) 
 }
 
 /// Absent before the first reading, as in ThunderAgent; and of an engine that tells nothing.
-fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineMetrics> {
+fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineJson> {
     let gauges: &Gauges = status.gauges.as_ref()?;
     let read_at = unix_time().saturating_sub(status.scrape_age.unwrap_or(Duration::ZERO));
     let own = match engine {
@@ -303,7 +303,7 @@ fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineMetric
             num_engines: gauges.engines,
         },
     };
-    Some(EngineMetrics {
+    Some(EngineJson {
         num_requests_running: gauges.running as u64,
         num_requests_waiting: gauges.waiting as u64,
         own,

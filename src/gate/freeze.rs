@@ -9,11 +9,11 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct WeightSync {
     gate: Gate,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Freeze>>,
 }
 
 #[derive(Default)]
-struct State {
+struct Freeze {
     active: bool,
     /// Counts the begins and ends, so that a timer knows whether its begin is still the last one.
     generation: u64,

@@ -15,9 +15,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, Echo};
+pub use answer::{ReplyDigest, ReplyHash};
 pub use conversation::Conversation;
-pub use table::{Bounds, End, Table, Ticket};
+pub use table::{Bounds, End, Table, StepHandle};
 
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -35,11 +35,11 @@ pub struct Fingerprints {
 
 /// A step of a recognised program, from its arrival to the end of its answer. Dropped before: it failed.
 #[derive(Debug)]
-pub struct Trail {
+pub struct Fingerprint {
     all: Arc<Fingerprints>,
-    ticket: Ticket,
+    handle: StepHandle,
     /// `None`: the step is over.
-    echo: Option<Echo>,
+    digest: Option<ReplyDigest>,
 }
 
 // === impl Fingerprints ===
@@ -58,10 +58,10 @@ impl Fingerprints {
 
     /// The program that the conversation belongs to, a new one if it goes on with none.
     #[must_use]
-    pub fn step(self: &Arc<Self>, bounds: Bounds, conversation: &Conversation<'_>) -> Trail {
-        let ticket = self.table.lock().step(self.start.elapsed(), bounds, conversation);
-        let echo = Some(ticket.echo());
-        Trail { all: Arc::clone(self), ticket, echo }
+    pub fn step(self: &Arc<Self>, bounds: Bounds, conversation: &Conversation<'_>) -> Fingerprint {
+        let handle = self.table.lock().step(self.start.elapsed(), bounds, conversation);
+        let digest = Some(handle.digest());
+        Fingerprint { all: Arc::clone(self), handle, digest }
     }
 }
 
@@ -71,38 +71,38 @@ impl Default for Fingerprints {
     }
 }
 
-// === impl Trail ===
+// === impl Fingerprint ===
 
-impl Trail {
+impl Fingerprint {
     /// The program's id.
     #[must_use]
     pub fn id(&self) -> String {
-        self.ticket.id()
+        self.handle.id()
     }
 
     fn finish(&self, end: End) {
-        self.all.table.lock().finish(self.all.start.elapsed(), &self.ticket, end);
+        self.all.table.lock().finish(self.all.start.elapsed(), &self.handle, end);
     }
 
     /// Some of the answer came.
     pub fn heard(&mut self, piece: &[u8]) {
-        if let Some(echo) = &mut self.echo {
-            echo.feed(piece);
+        if let Some(digest) = &mut self.digest {
+            digest.feed(piece);
         }
     }
 
     /// The answer came whole. To be said before the client has its last byte.
     pub fn answered(mut self) {
-        if let Some(echo) = self.echo.take() {
-            let (answer, name) = echo.read();
+        if let Some(digest) = self.digest.take() {
+            let (answer, name) = digest.read();
             self.finish(End::Answered { answer, name });
         }
     }
 }
 
-impl Drop for Trail {
+impl Drop for Fingerprint {
     fn drop(&mut self) {
-        if self.echo.is_some() {
+        if self.digest.is_some() {
             self.finish(End::Broken);
         }
     }

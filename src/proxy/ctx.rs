@@ -8,7 +8,7 @@ use crate::body::budget::Charge;
 use crate::error::Refusal;
 use crate::fleet::{Backend, PendingAnswer};
 use crate::gate::{Admission, PoolId, Step};
-use crate::identity::fingerprint::Trail;
+use crate::identity::fingerprint::Fingerprint;
 use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
 use bytes::Bytes;
@@ -70,7 +70,7 @@ pub struct Work {
     pub pool: Option<PoolId>,
     pub program: Option<ProgramKey>,
     /// Fingerprint state; only set when the client named no program.
-    pub trail: Option<Trail>,
+    pub trail: Option<Fingerprint>,
     pub step: Option<Step>,
     /// The gate's word that has not been acted on yet.
     pub admission: Option<Admission>,

@@ -1,7 +1,7 @@
 //! The two text formats of `GET /metrics`, and which one a scraper asks for.
 
 use super::metrics::Metrics;
-use super::mirror::Mirror;
+use super::current::CurrentMetrics;
 use prometheus_client::encoding::text;
 
 /// A text format for metrics.
@@ -47,13 +47,13 @@ impl Exposition {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Everything counted, and `mirror`, as text.
+    /// Everything counted, and `current`, as text.
     #[must_use]
-    pub fn encode(&self, mirror: &Mirror, format: Exposition) -> String {
+    pub fn encode(&self, current: &CurrentMetrics, format: Exposition) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail, and no metric of ours does.
         let encoded =
-            text::encode_registry(&mut out, &self.registry).and_then(|()| text::encode(&mut out, &mirror.registry()));
+            text::encode_registry(&mut out, &self.registry).and_then(|()| text::encode(&mut out, &current.registry()));
         debug_assert!(encoded.is_ok());
         match format {
             Exposition::OpenMetrics => out,

@@ -1,4 +1,4 @@
-//! Everything that is counted, by event. Gauges that mirror the ledger and the fleet are not here: see `mirror`.
+//! Everything that is counted, by event. Gauges that show the ledger and the fleet are not here: see `current`.
 
 use super::labels::{HoldClass, MoveReason, Released, UpstreamError};
 use super::model::{self, ModelMetrics};

@@ -27,11 +27,11 @@ fn counted() -> Metrics {
     metrics
 }
 
-fn mirror() -> Mirror {
-    Mirror {
+fn current() -> CurrentMetrics {
+    CurrentMetrics {
         programs: vec![("running", 2), ("held", 1)],
         held_steps: 1,
-        backends: vec![BackendMirror {
+        backends: vec![BackendMetrics {
             url: "http://gpu1:8000".into(),
             model: "glm \"x\"\n".into(),
             healthy: true,
@@ -56,7 +56,7 @@ fn sample<'a>(text: &'a str, series: &str) -> Option<&'a str> {
 fn every_event_moves_its_own_series() {
     let metrics = counted();
     let guards = [metrics.in_flight(), metrics.in_flight()];
-    let text = metrics.encode(&mirror(), Exposition::Prometheus);
+    let text = metrics.encode(&current(), Exposition::Prometheus);
     let expected = [
         ("requests_total{model=\"glm\",code=\"200\"}", "1"),
         ("requests_total{model=\"\",code=\"404\"}", "1"),
@@ -95,13 +95,13 @@ fn every_event_moves_its_own_series() {
         assert_eq!(found, Some(value), "{series}\n{text}");
     }
     drop(guards);
-    let text = metrics.encode(&mirror(), Exposition::Prometheus);
+    let text = metrics.encode(&current(), Exposition::Prometheus);
     assert_eq!(sample(&text, "thundergate_inflight_requests"), Some("0"));
 }
 
 #[test]
 fn backend_gauges_show_what_is_known_and_escape_names() {
-    let text = counted().encode(&mirror(), Exposition::Prometheus);
+    let text = counted().encode(&current(), Exposition::Prometheus);
     let labels = r#"{backend="http://gpu1:8000",model="glm \"x\"\n"}"#;
     for (name, value) in [
         ("backend_capacity_tokens", "1000"),
@@ -122,7 +122,7 @@ fn backend_gauges_show_what_is_known_and_escape_names() {
 
 #[test]
 fn prometheus_text_names_every_family_as_its_samples() {
-    let text = counted().encode(&mirror(), Exposition::Prometheus);
+    let text = counted().encode(&current(), Exposition::Prometheus);
     let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
@@ -135,7 +135,7 @@ fn prometheus_text_names_every_family_as_its_samples() {
 
 #[test]
 fn open_metrics_text_keeps_its_own_names_and_ends_once() {
-    let text = counted().encode(&mirror(), Exposition::OpenMetrics);
+    let text = counted().encode(&current(), Exposition::OpenMetrics);
     assert!(text.contains("# TYPE thundergate_requests counter\n"));
     assert!(text.ends_with("# EOF\n"));
     assert_eq!(text.matches("# EOF").count(), 1);

@@ -60,7 +60,7 @@ enum Message<T> {
 struct Worker<F: Format> {
     format: F,
     path: PathBuf,
-    target: Option<Target>,
+    target: Option<Destination>,
     retry_at: Option<Instant>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
@@ -68,7 +68,7 @@ struct Worker<F: Format> {
     dropped: Counter,
 }
 
-enum Target {
+enum Destination {
     Stdout,
     Stderr,
     File(File),
@@ -185,15 +185,15 @@ impl<F: Format> Worker<F> {
     fn try_write(&mut self) -> io::Result<()> {
         let target = match &mut self.target {
             Some(target) => target,
-            none => none.insert(Target::open(&self.path, self.format.header())?),
+            none => none.insert(Destination::open(&self.path, self.format.header())?),
         };
         target.append(&self.buffer)
     }
 }
 
-// === impl Target ===
+// === impl Destination ===
 
-impl Target {
+impl Destination {
     fn open(path: &Path, header: &[u8]) -> io::Result<Self> {
         match path.to_str() {
             Some("stdout") => return Ok(Self::Stdout),

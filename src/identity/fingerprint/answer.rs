@@ -30,7 +30,7 @@ pub enum Form {
 
 /// The hash of an answer, to know it again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Answer {
+pub enum ReplyHash {
     #[default]
     Unknown,
     /// 0: there is none.
@@ -41,7 +41,7 @@ pub enum Answer {
 
 /// Listens to one answer.
 #[derive(Debug)]
-pub struct Echo {
+pub struct ReplyDigest {
     form: Form,
     /// Bytes that are still looked at; `None` if what it says is not wanted, or could not be followed.
     left: Option<usize>,
@@ -68,9 +68,9 @@ struct Call {
     arguments: String,
 }
 
-// === impl Answer ===
+// === impl ReplyHash ===
 
-impl Answer {
+impl ReplyHash {
     /// What turns of a request repeat, each given as JSON.
     pub fn of_turns<'a>(turns: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut said = Said::default();
@@ -107,9 +107,9 @@ impl Answer {
     }
 }
 
-// === impl Echo ===
+// === impl ReplyDigest ===
 
-impl Echo {
+impl ReplyDigest {
     /// `whole`: what the answer says is wanted; `named`: its name is.
     pub fn new(form: Form, whole: bool, named: bool) -> Self {
         let head_limit = if named { HEAD } else { 0 };
@@ -143,10 +143,10 @@ impl Echo {
     }
 
     /// The answer, and the hash of its name in the responses API.
-    pub fn read(mut self) -> (Answer, Option<u64>) {
+    pub fn read(mut self) -> (ReplyHash, Option<u64>) {
         let name = name(&self.head).map(xxh3_64);
         if self.left.is_none() {
-            return (Answer::Unknown, name);
+            return (ReplyHash::Unknown, name);
         }
         if self.in_one_piece(&[]) {
             self.said.event(&serde_json::from_slice(&self.rest).unwrap_or_default());
@@ -278,7 +278,7 @@ impl Said {
         self.calls.push(Call { id: text(id), name: text(name), arguments });
     }
 
-    fn answer(&self, form: Form) -> Answer {
+    fn answer(&self, form: Form) -> ReplyHash {
         match form {
             Form::Text => start_of_text(&self.text, START),
             Form::Ids => start_of_ids(&self.ids, START),
@@ -286,7 +286,7 @@ impl Said {
                 let text = self.text.rsplit(THOUGHT).next().unwrap_or_default().trim();
                 let text = if text.is_empty() { 0 } else { xxh3_64(text.as_bytes()) };
                 let calls = self.calls.iter().fold(0, |chain, call| call.hash(chain));
-                if text == 0 && calls == 0 { Answer::Unknown } else { Answer::Turns { text, calls } }
+                if text == 0 && calls == 0 { ReplyHash::Unknown } else { ReplyHash::Turns { text, calls } }
             }
         }
     }
@@ -310,21 +310,21 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn start_of_text(text: &str, count: usize) -> Answer {
+fn start_of_text(text: &str, count: usize) -> ReplyHash {
     let text = text.trim();
     let end = text.char_indices().nth(count).map_or(text.len(), |(at, _)| at);
     let start = text[..end].trim_end();
     match start.chars().count() {
-        0 => Answer::Unknown,
-        count => Answer::Start { count, hash: xxh3_64(start.as_bytes()) },
+        0 => ReplyHash::Unknown,
+        count => ReplyHash::Start { count, hash: xxh3_64(start.as_bytes()) },
     }
 }
 
-fn start_of_ids(ids: &[u64], count: usize) -> Answer {
+fn start_of_ids(ids: &[u64], count: usize) -> ReplyHash {
     let start = &ids[..ids.len().min(count)];
     match start.len() {
-        0 => Answer::Unknown,
-        count => Answer::Start { count, hash: start.iter().fold(0, |chain, id| super::canon::link(chain, *id)) },
+        0 => ReplyHash::Unknown,
+        count => ReplyHash::Start { count, hash: start.iter().fold(0, |chain, id| super::canon::link(chain, *id)) },
     }
 }
 

@@ -1,8 +1,8 @@
 //! What one step sends, as prefixes: by message where there are messages, by blocks of bytes where there is one text.
 
-use super::answer::{Answer, Form};
+use super::answer::{ReplyHash, Form};
 use super::canon::{self, Turn};
-use super::program::{Place, Seat};
+use super::program::{Position, ProgramEntry};
 use crate::body::envelope::{Envelope, Field};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -13,7 +13,7 @@ const BLOCK: usize = 256;
 #[derive(Debug)]
 pub struct Conversation<'a> {
     raw: &'a [u8],
-    kind: Kind,
+    kind: PromptKind,
     /// The hash of the first `n` turns or blocks at `n`.
     prefixes: Vec<u64>,
     /// The endpoint names its answers, so that the next step need not repeat them.
@@ -23,7 +23,7 @@ pub struct Conversation<'a> {
 }
 
 #[derive(Debug)]
-enum Kind {
+enum PromptKind {
     /// `messages`, or a list as `input`. `joined`: the server knows what came before them.
     Turns { turns: Vec<Turn>, joined: bool },
     /// A text or a list of token ids, as it is written.
@@ -69,7 +69,7 @@ impl<'a> Conversation<'a> {
         let kept = canon::hash(envelope.bytes(Field::Conversation));
         if kept != 0 {
             let prefixes = vec![0, canon::link(scope, kept)];
-            return Some(Self { raw, kind: Kind::Kept, prefixes, named: true, scope });
+            return Some(Self { raw, kind: PromptKind::Kept, prefixes, named: true, scope });
         }
         let turns = match raw.first() {
             Some(b'"') => vec![Turn { hash: canon::hash(raw), start: 0, end: raw.len(), first: true, answer: false }],
@@ -81,14 +81,14 @@ impl<'a> Conversation<'a> {
             None => canon::link(scope, canon::hash(envelope.bytes(Field::Instructions))),
         };
         let prefixes = chain(start, &turns);
-        Some(Self { raw, kind: Kind::Turns { turns, joined: before.is_some() }, prefixes, named: true, scope })
+        Some(Self { raw, kind: PromptKind::Turns { turns, joined: before.is_some() }, prefixes, named: true, scope })
     }
 
     /// Chat and messages.
     fn messages(envelope: &'a Envelope, turns: Vec<Turn>, scope: u64) -> Self {
         let prefixes = chain(canon::link(scope, canon::hash(envelope.bytes(Field::System))), &turns);
         let raw = envelope.bytes(Field::Messages);
-        Self { raw, kind: Kind::Turns { turns, joined: false }, prefixes, named: false, scope }
+        Self { raw, kind: PromptKind::Turns { turns, joined: false }, prefixes, named: false, scope }
     }
 
     fn text(raw: &'a [u8], scope: u64) -> Option<Self> {
@@ -107,7 +107,7 @@ impl<'a> Conversation<'a> {
             Some(*chain)
         });
         let prefixes = std::iter::once(scope).chain(chain).collect();
-        Some(Self { raw: inside, kind: Kind::Text { ids }, prefixes, named: false, scope })
+        Some(Self { raw: inside, kind: PromptKind::Text { ids }, prefixes, named: false, scope })
     }
 
     /// Whether the endpoint's answers have names.
@@ -122,63 +122,63 @@ impl<'a> Conversation<'a> {
     /// How the answer is going to come back.
     pub(super) fn form(&self) -> Form {
         match self.kind {
-            Kind::Turns { .. } | Kind::Kept => Form::Turns,
-            Kind::Text { ids: false } => Form::Text,
-            Kind::Text { ids: true } => Form::Ids,
+            PromptKind::Turns { .. } | PromptKind::Kept => Form::Turns,
+            PromptKind::Text { ids: false } => Form::Text,
+            PromptKind::Text { ids: true } => Form::Ids,
         }
     }
 
     /// Where the program is after this step.
-    pub(super) fn whole(&self) -> Place {
+    pub(super) fn whole(&self) -> Position {
         let at = self.prefixes.last().copied().unwrap_or_default();
         let tail = match self.kind {
-            Kind::Text { .. } => &self.raw[(self.prefixes.len() - 1) * BLOCK..],
+            PromptKind::Text { .. } => &self.raw[(self.prefixes.len() - 1) * BLOCK..],
             _ => &[],
         };
-        Place::new(at, tail)
+        Position::new(at, tail)
     }
 
     /// The hashes of all prefixes that a program's last step may have ended with, longest first.
     pub(super) fn prefixes(&self) -> impl Iterator<Item = (usize, u64)> {
         let last = self.prefixes.len() - 1;
         let known = match self.kind {
-            Kind::Turns { joined: true, .. } => 0..last,
-            Kind::Turns { joined: false, .. } => 1..last,
-            Kind::Text { .. } => 0..last + 1,
-            Kind::Kept => 0..0,
+            PromptKind::Turns { joined: true, .. } => 0..last,
+            PromptKind::Turns { joined: false, .. } => 1..last,
+            PromptKind::Text { .. } => 0..last + 1,
+            PromptKind::Kept => 0..0,
         };
         known.rev().map(|n| (n, self.prefixes[n]))
     }
 
-    /// Whether this step can be the next one of the program in `seat`, whose place is prefix number `n`.
-    pub(super) fn fits(&self, n: usize, seat: &Seat) -> Option<Fit> {
+    /// Whether this step can be the next one of the program in `entry`, whose place is prefix number `n`.
+    pub(super) fn fits(&self, n: usize, entry: &ProgramEntry) -> Option<Fit> {
         match &self.kind {
             // The server was told by name.
-            Kind::Turns { joined: true, .. } if n == 0 => Some(Fit::Said),
-            Kind::Turns { turns, .. } => {
-                match (turns.get(n)?.answer, seat.grown, seat.answer) {
-                    (true, _, Answer::Unknown) | (false, true, _) => return Some(Fit::Unknown),
+            PromptKind::Turns { joined: true, .. } if n == 0 => Some(Fit::Said),
+            PromptKind::Turns { turns, .. } => {
+                match (turns.get(n)?.answer, entry.grown, entry.answer) {
+                    (true, _, ReplyHash::Unknown) | (false, true, _) => return Some(Fit::Unknown),
                     (false, false, answer) => return (!answer.has_calls()).then_some(Fit::Otherwise),
                     (true, ..) => {}
                 }
                 let said = turns[n..].iter().take_while(|turn| turn.answer).filter(|turn| turn.first);
-                let said = Answer::of_turns(said.map(|turn| &self.raw[turn.start..turn.end]));
-                Some(Fit::of(seat.answer.is_repeated_by(said)))
+                let said = ReplyHash::of_turns(said.map(|turn| &self.raw[turn.start..turn.end]));
+                Some(Fit::of(entry.answer.is_repeated_by(said)))
             }
-            Kind::Text { ids } => {
-                let after = seat.place.behind(&self.raw[n * BLOCK..]).filter(|after| !after.is_empty())?;
-                Some(match seat.answer {
-                    Answer::Unknown => Fit::Unknown,
+            PromptKind::Text { ids } => {
+                let after = entry.place.behind(&self.raw[n * BLOCK..]).filter(|after| !after.is_empty())?;
+                Some(match entry.answer {
+                    ReplyHash::Unknown => Fit::Unknown,
                     answer => Fit::of(answer.starts(after, *ids)),
                 })
             }
-            Kind::Kept => None,
+            PromptKind::Kept => None,
         }
     }
 
     /// The client has said that it is one conversation.
     pub(super) fn is_kept(&self) -> bool {
-        matches!(self.kind, Kind::Kept)
+        matches!(self.kind, PromptKind::Kept)
     }
 }
 

@@ -1,15 +1,15 @@
 //! What is known of one program without an id.
 
-use super::answer::Answer;
+use super::answer::ReplyHash;
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What is known of one program.
 #[derive(Debug)]
-pub(super) struct Seat {
-    pub place: Place,
+pub(super) struct ProgramEntry {
+    pub place: Position,
     /// What the model said to the last step.
-    pub answer: Answer,
+    pub answer: ReplyHash,
     /// It had more than one step.
     pub grown: bool,
     /// The place that the answer's name gives, 0 if it has none.
@@ -25,15 +25,15 @@ pub(super) struct Seat {
 
 /// The end of what a program has sent: the hash of a prefix, and of the few bytes of a text behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub at: u64,
     tail: u64,
     tail_len: u16,
 }
 
-// === impl Place ===
+// === impl Position ===
 
-impl Place {
+impl Position {
     pub fn new(at: u64, tail: &[u8]) -> Self {
         Self { at, tail: xxh3_64(tail), tail_len: tail.len() as u16 }
     }

@@ -1,8 +1,8 @@
 //! The programs without an id, and where each of them is. Sans I/O: times are given.
 
-use super::answer::{Answer, Echo, Form};
+use super::answer::{ReplyHash, ReplyDigest, Form};
 use super::conversation::{Conversation, Fit, place_of_name};
-use super::program::{Place, Seat};
+use super::program::{Position, ProgramEntry};
 use lru::LruCache;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Table {
     /// The longest idle is the least recently used.
-    seats: LruCache<u64, Seat>,
+    entries: LruCache<u64, ProgramEntry>,
     /// Who is at a place, in the order in which they came.
     places: HashMap<u64, SmallVec<[u64; 2]>>,
     random: RandomState,
@@ -32,7 +32,7 @@ pub struct Table {
 
 /// One step of a program.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct StepHandle {
     /// The program.
     pub program: u64,
     /// It was known before.
@@ -50,7 +50,7 @@ pub struct Ticket {
 pub enum End {
     /// `name`: hash of the answer's own name.
     Answered {
-        answer: Answer,
+        answer: ReplyHash,
         name: Option<u64>,
     },
     Broken,
@@ -58,7 +58,7 @@ pub enum End {
 
 /// How sure it is that a step belongs to a program, least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Likeness {
+enum Similarity {
     /// It goes on behind a step that is not over yet: its client did not wait for the last bytes.
     Early,
     /// It is the same step again while the other one is in flight.
@@ -72,19 +72,19 @@ enum Likeness {
 }
 
 /// The likeliest program so far, of equals the first.
-struct Best(Option<(Likeness, u64)>);
+struct Best(Option<(Similarity, u64)>);
 
 // === impl Table ===
 
 impl Table {
     /// The program that a step belongs to, and its end to be told later.
     #[must_use]
-    pub fn step(&mut self, now: Duration, bounds: Bounds, conversation: &Conversation<'_>) -> Ticket {
+    pub fn step(&mut self, now: Duration, bounds: Bounds, conversation: &Conversation<'_>) -> StepHandle {
         self.expire(now, bounds.idle_ttl);
         let whole = conversation.whole();
         let found = self.find(conversation, whole);
         let program = found.unwrap_or_else(|| self.new_program(now, bounds.max, whole));
-        let mut ticket = Ticket {
+        let mut handle = StepHandle {
             program,
             known: found.is_some(),
             step: 0,
@@ -93,48 +93,48 @@ impl Table {
             watch: false,
             named: conversation.is_named(),
         };
-        if self.seats.peek(&program).is_some_and(|seat| seat.place != whole) {
+        if self.entries.peek(&program).is_some_and(|entry| entry.place != whole) {
             self.go_on(program, whole);
         }
         let twins = self.places.get(&whole.at).map_or(0, SmallVec::len);
-        if let Some(seat) = self.seats.get_mut(&program) {
-            seat.flying += 1;
-            seat.used = now;
-            ticket.step = seat.step;
-            ticket.watch = !seat.grown || twins > 1;
+        if let Some(entry) = self.entries.get_mut(&program) {
+            entry.flying += 1;
+            entry.used = now;
+            handle.step = entry.step;
+            handle.watch = !entry.grown || twins > 1;
         }
-        ticket
+        handle
     }
 
     /// A step is over.
-    pub fn finish(&mut self, now: Duration, ticket: &Ticket, end: End) {
-        let Some(seat) = self.seats.get_mut(&ticket.program).filter(|seat| seat.step == ticket.step) else {
+    pub fn finish(&mut self, now: Duration, handle: &StepHandle, end: End) {
+        let Some(entry) = self.entries.get_mut(&handle.program).filter(|entry| entry.step == handle.step) else {
             return;
         };
-        seat.flying = seat.flying.saturating_sub(1);
-        seat.used = now;
+        entry.flying = entry.flying.saturating_sub(1);
+        entry.used = now;
         let End::Answered { answer, name } = end else {
             return;
         };
         // Of several answers to one step the client goes on with any.
-        seat.answer = if seat.done && seat.answer != answer { Answer::Unknown } else { answer };
-        seat.done = true;
-        let old = std::mem::replace(&mut seat.named, name.map_or(0, |name| place_of_name(ticket.scope, name)));
-        let new = seat.named;
-        self.leave(old, ticket.program);
+        entry.answer = if entry.done && entry.answer != answer { ReplyHash::Unknown } else { answer };
+        entry.done = true;
+        let old = std::mem::replace(&mut entry.named, name.map_or(0, |name| place_of_name(handle.scope, name)));
+        let new = entry.named;
+        self.leave(old, handle.program);
         if new != 0 {
-            self.places.entry(new).or_default().push(ticket.program);
+            self.places.entry(new).or_default().push(handle.program);
         }
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.seats.len()
+        self.entries.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.seats.is_empty()
+        self.entries.is_empty()
     }
 
     /// Places that somebody is at.
@@ -143,78 +143,78 @@ impl Table {
         self.places.len()
     }
 
-    fn find(&self, conversation: &Conversation<'_>, whole: Place) -> Option<u64> {
+    fn find(&self, conversation: &Conversation<'_>, whole: Position) -> Option<u64> {
         let mut best = Best(None);
-        for (program, seat) in self.at(whole.at).filter(|(_, seat)| seat.place == whole) {
-            match seat.flying {
+        for (program, entry) in self.at(whole.at).filter(|(_, entry)| entry.place == whole) {
+            match entry.flying {
                 // It failed, and is tried again.
-                0 if !seat.done => return Some(program),
-                0 if seat.grown || conversation.is_kept() => best.offer(Likeness::Again, program),
-                1.. if seat.grown || conversation.is_kept() => best.offer(Likeness::Double, program),
+                0 if !entry.done => return Some(program),
+                0 if entry.grown || conversation.is_kept() => best.offer(Similarity::Again, program),
+                1.. if entry.grown || conversation.is_kept() => best.offer(Similarity::Double, program),
                 // Another program with the same task.
                 _ => {}
             }
         }
         for (n, at) in conversation.prefixes() {
             let mut otherwise = [None; 2];
-            for (program, seat) in self.at(at) {
-                match conversation.fits(n, seat) {
+            for (program, entry) in self.at(at) {
+                match conversation.fits(n, entry) {
                     None => {}
-                    Some(_) if !seat.done && seat.flying > 0 => best.offer(Likeness::Early, program),
+                    Some(_) if !entry.done && entry.flying > 0 => best.offer(Similarity::Early, program),
                     Some(Fit::Said) => return Some(program),
-                    Some(Fit::Unknown) => best.offer(Likeness::Next, program),
+                    Some(Fit::Unknown) => best.offer(Similarity::Next, program),
                     Some(Fit::Otherwise) => otherwise = [Some(program), otherwise[0]],
                 }
             }
             if let [Some(program), None] = otherwise {
-                best.offer(Likeness::Rewritten, program);
+                best.offer(Similarity::Rewritten, program);
             }
-            if best.0.is_some_and(|(likeness, _)| likeness == Likeness::Next) {
+            if best.0.is_some_and(|(similarity, _)| similarity == Similarity::Next) {
                 break;
             }
         }
         best.0.map(|(_, program)| program)
     }
 
-    fn at(&self, at: u64) -> impl Iterator<Item = (u64, &Seat)> {
+    fn at(&self, at: u64) -> impl Iterator<Item = (u64, &ProgramEntry)> {
         let there = self.places.get(&at).map_or(&[][..], SmallVec::as_slice);
-        there.iter().filter_map(|program| Some((*program, self.seats.peek(program)?)))
+        there.iter().filter_map(|program| Some((*program, self.entries.peek(program)?)))
     }
 
-    fn new_program(&mut self, now: Duration, max: usize, place: Place) -> u64 {
-        while self.seats.len() >= max
+    fn new_program(&mut self, now: Duration, max: usize, place: Position) -> u64 {
+        while self.entries.len() >= max
             && let Some((longest, _)) = self.longest_idle(now)
         {
             self.forget(longest);
         }
         if self.places.get(&place.at).is_some_and(|there| there.len() >= CROWD) {
-            let longest = self.at(place.at).min_by_key(|(_, seat)| (seat.flying > 0, seat.used));
+            let longest = self.at(place.at).min_by_key(|(_, entry)| (entry.flying > 0, entry.used));
             if let Some((longest, _)) = longest {
                 self.forget(longest);
             }
         }
         self.next += 1;
         let program = self.random.hash_one(self.next);
-        let seat =
-            Seat { place, answer: Answer::Unknown, grown: false, named: 0, step: 0, flying: 0, done: false, used: now };
-        self.seats.push(program, seat);
+        let entry =
+            ProgramEntry { place, answer: ReplyHash::Unknown, grown: false, named: 0, step: 0, flying: 0, done: false, used: now };
+        self.entries.push(program, entry);
         self.places.entry(place.at).or_default().push(program);
         program
     }
 
     /// Moves a program to where its next step ends.
-    fn go_on(&mut self, program: u64, place: Place) {
-        let Some(seat) = self.seats.peek_mut(&program) else {
+    fn go_on(&mut self, program: u64, place: Position) {
+        let Some(entry) = self.entries.peek_mut(&program) else {
             return;
         };
-        let left = [seat.place.at, seat.named];
-        seat.place = place;
-        seat.answer = Answer::Unknown;
-        seat.grown = true;
-        seat.named = 0;
-        seat.step = seat.step.wrapping_add(1);
-        seat.flying = 0;
-        seat.done = false;
+        let left = [entry.place.at, entry.named];
+        entry.place = place;
+        entry.answer = ReplyHash::Unknown;
+        entry.grown = true;
+        entry.named = 0;
+        entry.step = entry.step.wrapping_add(1);
+        entry.flying = 0;
+        entry.done = false;
         for at in left {
             self.leave(at, program);
         }
@@ -231,9 +231,9 @@ impl Table {
     }
 
     fn forget(&mut self, program: u64) {
-        if let Some(seat) = self.seats.pop(&program) {
-            self.leave(seat.place.at, program);
-            self.leave(seat.named, program);
+        if let Some(entry) = self.entries.pop(&program) {
+            self.leave(entry.place.at, program);
+            self.leave(entry.named, program);
         }
     }
 
@@ -246,12 +246,12 @@ impl Table {
     /// The longest idle program, and when it was last used. One with a step in flight is in use.
     fn longest_idle(&mut self, now: Duration) -> Option<(u64, Duration)> {
         loop {
-            let (&program, seat) = self.seats.peek_lru()?;
-            if seat.flying == 0 || seat.used >= now {
-                return Some((program, seat.used));
+            let (&program, entry) = self.entries.peek_lru()?;
+            if entry.flying == 0 || entry.used >= now {
+                return Some((program, entry.used));
             }
-            if let Some(seat) = self.seats.get_mut(&program) {
-                seat.used = now;
+            if let Some(entry) = self.entries.get_mut(&program) {
+                entry.used = now;
             }
         }
     }
@@ -259,23 +259,23 @@ impl Table {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { seats: LruCache::unbounded(), places: HashMap::new(), random: RandomState::new(), next: 0 }
+        Self { entries: LruCache::unbounded(), places: HashMap::new(), random: RandomState::new(), next: 0 }
     }
 }
 
 // === impl Best ===
 
 impl Best {
-    fn offer(&mut self, likeness: Likeness, program: u64) {
-        if self.0.is_none_or(|(best, _)| likeness > best) {
-            self.0 = Some((likeness, program));
+    fn offer(&mut self, similarity: Similarity, program: u64) {
+        if self.0.is_none_or(|(best, _)| similarity > best) {
+            self.0 = Some((similarity, program));
         }
     }
 }
 
-// === impl Ticket ===
+// === impl StepHandle ===
 
-impl Ticket {
+impl StepHandle {
     /// The program's id.
     #[must_use]
     pub fn id(&self) -> String {
@@ -284,7 +284,7 @@ impl Ticket {
 
     /// Collects what the table wants to know of the answer.
     #[must_use]
-    pub fn echo(&self) -> Echo {
-        Echo::new(self.form, self.watch, self.named)
+    pub fn digest(&self) -> ReplyDigest {
+        ReplyDigest::new(self.form, self.watch, self.named)
     }
 }

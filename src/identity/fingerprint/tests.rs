@@ -15,28 +15,28 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn start(&mut self, body: &Value) -> Ticket {
+    fn start(&mut self, body: &Value) -> StepHandle {
         self.start_raw(&body.to_string())
     }
 
-    fn start_raw(&mut self, body: &str) -> Ticket {
+    fn start_raw(&mut self, body: &str) -> StepHandle {
         let envelope = Envelope::scan(Bytes::copy_from_slice(body.as_bytes()), 128).unwrap();
         let conversation = Conversation::of(&envelope, 7).expect("a conversation");
         self.table.step(self.now, BOUNDS, &conversation)
     }
 
-    fn end(&mut self, ticket: &Ticket, answer: &str) {
-        let mut echo = ticket.echo();
-        answer.as_bytes().chunks(7).for_each(|piece| echo.feed(piece));
-        let (answer, name) = echo.read();
-        self.table.finish(self.now, ticket, End::Answered { answer, name });
+    fn end(&mut self, handle: &StepHandle, answer: &str) {
+        let mut digest = handle.digest();
+        answer.as_bytes().chunks(7).for_each(|piece| digest.feed(piece));
+        let (answer, name) = digest.read();
+        self.table.finish(self.now, handle, End::Answered { answer, name });
     }
 
     /// A step with its whole answer.
     fn step(&mut self, body: &Value, answer: &Value) -> u64 {
-        let ticket = self.start(body);
-        self.end(&ticket, &answer.to_string());
-        ticket.program
+        let handle = self.start(body);
+        self.end(&handle, &answer.to_string());
+        handle.program
     }
 }
 
@@ -116,8 +116,8 @@ fn a_branch_of_a_conversation_is_another_program() {
 #[test]
 fn samples_of_one_task_are_told_apart_by_their_answers() {
     let mut all = Fixture::default();
-    let tickets: Vec<Ticket> = (0..8).map(|_| all.start(&chat(&json!([user("task")])))).collect();
-    for (n, ticket) in tickets.iter().enumerate() {
+    let handles: Vec<StepHandle> = (0..8).map(|_| all.start(&chat(&json!([user("task")])))).collect();
+    for (n, handle) in handles.iter().enumerate() {
         // With the same tool call each, streamed.
         let call = json!({"index": 0, "id": format!("call-{n}"), "function": {"name": "bash", "arguments": "{\"a\""}});
         let more = json!({"index": 0, "function": {"arguments": ": 1}"}});
@@ -128,7 +128,7 @@ fn samples_of_one_task_are_told_apart_by_their_answers() {
             json!({"choices": [{"index": 0, "delta": {"tool_calls": [more]}, "finish_reason": "tool_calls"}]}),
         ];
         let stream: String = events.iter().map(|event| format!("data: {event}\r\n\r\n")).collect();
-        all.end(ticket, &(stream + "data: [DONE]\r\n\r\n"));
+        all.end(handle, &(stream + "data: [DONE]\r\n\r\n"));
     }
     for n in [5, 3, 7, 0, 1, 2, 6, 4] {
         let id = format!("call-{n}");
@@ -137,7 +137,7 @@ fn samples_of_one_task_are_told_apart_by_their_answers() {
             json!({"tool_calls": [call], "content": [{"type": "text", "text": "I look. "}], "role": "assistant"});
         let tool = json!({"role": "tool", "tool_call_id": id, "content": "same"});
         let program = all.step(&chat(&json!([user("task"), answer, tool])), &said("x"));
-        assert_eq!(program, tickets[n].program, "{n}");
+        assert_eq!(program, handles[n].program, "{n}");
     }
 }
 
@@ -156,16 +156,16 @@ fn what_was_thought_need_not_come_back() {
 #[test]
 fn an_answer_that_the_client_could_not_use_may_be_dropped() {
     let mut all = Fixture::default();
-    let tickets: Vec<Ticket> = (0..3).map(|_| all.start(&chat(&json!([user("task")])))).collect();
-    for (n, ticket) in tickets.iter().enumerate() {
+    let handles: Vec<StepHandle> = (0..3).map(|_| all.start(&chat(&json!([user("task")])))).collect();
+    for (n, handle) in handles.iter().enumerate() {
         let calls = if n == 1 { json!([]) } else { json!([{"id": n.to_string(), "function": {"name": "f"}}]) };
         let message = json!({"role": "assistant", "content": "I look.", "tool_calls": calls});
-        all.end(ticket, &json!({"choices": [{"message": message}]}).to_string());
+        all.end(handle, &json!({"choices": [{"message": message}]}).to_string());
     }
     let complaint = chat(&json!([user("task"), user("no call")]));
-    assert_eq!(all.step(&complaint, &said("sorry")), tickets[1].program);
+    assert_eq!(all.step(&complaint, &said("sorry")), handles[1].program);
     let complaint = chat(&json!([user("task"), user("no call"), user("no call")]));
-    assert_eq!(all.step(&complaint, &said("sorry")), tickets[1].program);
+    assert_eq!(all.step(&complaint, &said("sorry")), handles[1].program);
 }
 
 #[test]
@@ -183,10 +183,10 @@ fn a_client_that_rewrites_the_answer_is_known_when_nobody_else_can_be_meant() {
     let mut all = Fixture::default();
     let first = all.step(&chat(&json!([user("task")])), &said("one two three"));
     assert_eq!(all.step(&chat(&json!([user("task"), assistant("ONE"), user("on")])), &said("x")), first);
-    let tickets: Vec<Ticket> = (0..2).map(|_| all.start(&chat(&json!([user("other")])))).collect();
-    tickets.iter().for_each(|ticket| all.end(ticket, &said("said").to_string()));
+    let handles: Vec<StepHandle> = (0..2).map(|_| all.start(&chat(&json!([user("other")])))).collect();
+    handles.iter().for_each(|handle| all.end(handle, &said("said").to_string()));
     let program = all.step(&chat(&json!([user("other"), assistant("neither"), user("on")])), &said("x"));
-    assert!(tickets.iter().all(|ticket| ticket.program != program));
+    assert!(handles.iter().all(|handle| handle.program != program));
 }
 
 #[test]
@@ -249,8 +249,8 @@ fn marks_for_a_prompt_cache_and_ways_of_writing_do_not_count() {
 fn streamed_messages_tell_samples_apart() {
     let mut all = Fixture::default();
     let body = json!({"model": "m", "max_tokens": 9, "messages": [user("task")]});
-    let tickets = [all.start(&body), all.start(&body)];
-    for (ticket, path) in tickets.iter().zip(["x", "y"]) {
+    let handles = [all.start(&body), all.start(&body)];
+    for (handle, path) in handles.iter().zip(["x", "y"]) {
         let input = format!("{{\"path\": \"{path}\"}}");
         let events = [
             json!({"type": "message_start", "message": {"id": "msg", "content": [], "usage": {}}}),
@@ -264,15 +264,15 @@ fn streamed_messages_tell_samples_apart() {
             json!({"type": "message_stop"}),
         ];
         let stream = events.map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap()));
-        all.end(ticket, &stream.concat());
+        all.end(handle, &stream.concat());
     }
-    for (ticket, path) in tickets.iter().zip(["x", "y"]).rev() {
+    for (handle, path) in handles.iter().zip(["x", "y"]).rev() {
         let thought = json!({"type": "thinking", "thinking": "hm", "signature": "s"});
         let call = json!({"type": "tool_use", "id": "t", "name": "ls", "input": {"path": path}});
         let answer = json!({"role": "assistant", "content": [thought, {"type": "text", "text": "I look."}, call]});
         let result = json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "z"}]});
         let next = json!({"model": "m", "max_tokens": 9, "messages": [user("task"), answer, result]});
-        assert_eq!(all.step(&next, &json!({"type": "message", "content": []})), ticket.program, "{path}");
+        assert_eq!(all.step(&next, &json!({"type": "message", "content": []})), handle.program, "{path}");
     }
 }
 
@@ -289,11 +289,11 @@ fn responses_go_on_by_their_items_or_by_name() {
     let request =
         |input: &Value, previous: Value| json!({"model": "m", "input": input, "previous_response_id": previous});
     let first = json!([user("task")]);
-    let tickets: Vec<Ticket> = (0..3).map(|_| all.start(&request(&first, Value::Null))).collect();
-    for (n, ticket) in tickets.iter().enumerate() {
+    let handles: Vec<StepHandle> = (0..3).map(|_| all.start(&request(&first, Value::Null))).collect();
+    for (n, handle) in handles.iter().enumerate() {
         let event = json!({"type": "response.completed", "response": answer(n)});
         let created = json!({"type": "response.created", "response": {"id": format!("resp_{n}"), "output": []}});
-        all.end(ticket, &format!("event: x\ndata: {created}\n\nevent: y\ndata: {event}\n\n"));
+        all.end(handle, &format!("event: x\ndata: {created}\n\nevent: y\ndata: {event}\n\n"));
     }
     let output = |n: usize| json!({"type": "function_call_output", "call_id": format!("c{n}"), "output": "o"});
     // By name, by name with a text as input, and by items.
@@ -307,9 +307,9 @@ fn responses_go_on_by_their_items_or_by_name() {
     let by_items = all.start(&request(&json!(items), Value::Null));
     all.end(&by_items, &answer(11).to_string());
     let found = [by_text.program, by_items.program, by_name.program];
-    assert_eq!(found, [tickets[0].program, tickets[1].program, tickets[2].program]);
+    assert_eq!(found, [handles[0].program, handles[1].program, handles[2].program]);
     // A text counts as one item, and the name of the first answer is not known any more.
-    assert_eq!(all.start(&request(&json!([output(12)]), json!("resp_12"))).program, tickets[2].program);
+    assert_eq!(all.start(&request(&json!([output(12)]), json!("resp_12"))).program, handles[2].program);
     assert!(!all.start(&request(&json!("again"), json!("resp_2"))).known);
 }
 
@@ -334,17 +334,17 @@ fn a_text_that_grows_is_one_program_whatever_its_length() {
             _ => json!({"text": text, "meta_info": {}}),
         };
         let mut texts = ["System. Task \u{e9}\n\"", "System. Task \u{e9}\n\""].map(str::to_owned);
-        let tickets: Vec<Ticket> = texts.iter().map(|text| all.start(&json!({key: text}))).collect();
-        for (ticket, n) in tickets.iter().zip(0..) {
-            all.end(ticket, &answer(&format!(" answer\n\u{1f600} {n}")).to_string());
+        let handles: Vec<StepHandle> = texts.iter().map(|text| all.start(&json!({key: text}))).collect();
+        for (handle, n) in handles.iter().zip(0..) {
+            all.end(handle, &answer(&format!(" answer\n\u{1f600} {n}")).to_string());
         }
         for (text, n) in texts.iter_mut().zip(0..) {
             text.push_str(&format!("answer\n\u{1f600} {n}. Output: "));
         }
         for round in 0..40 {
-            for (text, ticket) in texts.iter_mut().zip(&tickets).rev() {
+            for (text, handle) in texts.iter_mut().zip(&handles).rev() {
                 text.push_str(&"x".repeat(round * 13 % 97));
-                assert_eq!(all.step(&json!({key: text}), &answer("y")), ticket.program, "{key} {round}");
+                assert_eq!(all.step(&json!({key: text}), &answer("y")), handle.program, "{key} {round}");
                 text.push('y');
             }
         }
@@ -359,18 +359,18 @@ fn token_ids_grow_as_texts_do() {
     for (key, answers) in [("prompt", "choices"), ("input_ids", "output_ids")] {
         let mut all = Fixture::default();
         let prompt: Vec<u64> = (1000..1200).collect();
-        let tickets: Vec<Ticket> = (0..4).map(|_| all.start(&json!({key: prompt}))).collect();
-        for (ticket, n) in tickets.iter().zip(0..) {
+        let handles: Vec<StepHandle> = (0..4).map(|_| all.start(&json!({key: prompt}))).collect();
+        for (handle, n) in handles.iter().zip(0..) {
             let answer = match answers {
                 "choices" => json!({"choices": [{"index": 0, "text": "t", "token_ids": [5, 6, n]}]}),
                 _ => json!({"text": "t", "output_ids": [5, 6, n]}),
             };
-            all.end(ticket, &answer.to_string());
+            all.end(handle, &answer.to_string());
         }
         for n in [2, 0, 3, 1] {
             let mut next = prompt.clone();
             next.extend([5, 6, n, 77, 78]);
-            assert_eq!(all.step(&json!({key: next}), &json!({})), tickets[n as usize].program, "{key} {n}");
+            assert_eq!(all.step(&json!({key: next}), &json!({})), handles[n as usize].program, "{key} {n}");
         }
     }
 }
@@ -400,9 +400,9 @@ fn scopes_and_models_are_apart() {
     let mut program = |model: &str, scope| {
         let body = json!({"model": model, "messages": [user("a"), assistant("b"), user("c")]}).to_string();
         let envelope = Envelope::scan(body.into(), 128).unwrap();
-        let ticket = table.step(Duration::ZERO, BOUNDS, &Conversation::of(&envelope, scope).unwrap());
-        table.finish(Duration::ZERO, &ticket, End::Broken);
-        ticket.program
+        let handle = table.step(Duration::ZERO, BOUNDS, &Conversation::of(&envelope, scope).unwrap());
+        table.finish(Duration::ZERO, &handle, End::Broken);
+        handle.program
     };
     let [a, b, c] = [program("m", 1), program("m", 2), program("n", 1)];
     assert!(a != b && b != c && a != c);
@@ -443,20 +443,20 @@ fn no_more_programs_are_kept_than_allowed_and_idle_ones_are_forgotten() {
 
 #[test]
 fn an_answer_that_is_too_long_is_not_known_and_not_kept() {
-    let echo = |pieces: &[String]| {
+    let digest = |pieces: &[String]| {
         let mut all = Fixture::default();
-        let mut echo = all.start(&chat(&json!([user("task")]))).echo();
-        pieces.iter().for_each(|piece| echo.feed(piece.as_bytes()));
-        echo
+        let mut digest = all.start(&chat(&json!([user("task")]))).digest();
+        pieces.iter().for_each(|piece| digest.feed(piece.as_bytes()));
+        digest
     };
     let event = |text: &str| format!("data: {}\n\n", json!({"choices": [{"delta": {"content": text}}]}));
     let events = |count: usize| (0..count).map(|n| event(&n.to_string())).collect::<Vec<_>>();
-    assert_ne!(echo(&events(10_000)).read(), echo(&events(10_001)).read(), "long, and known");
+    assert_ne!(digest(&events(10_000)).read(), digest(&events(10_001)).read(), "long, and known");
     let megabytes = vec![event(&"x".repeat(100_000)); 50];
     for pieces in [megabytes, vec![event(&"x".repeat(300_000))], vec![said(&"x".repeat(300_000)).to_string()]] {
-        let echo = echo(&pieces);
-        assert!(echo.kept() < 1 << 17);
-        assert_eq!(echo.read().0, Answer::Unknown);
+        let digest = digest(&pieces);
+        assert!(digest.kept() < 1 << 17);
+        assert_eq!(digest.read().0, ReplyHash::Unknown);
     }
 }
 

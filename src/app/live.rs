@@ -7,15 +7,15 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// Replaced as a whole by a reload.
-pub struct Settings {
+pub struct Live {
     config: Arc<Config>,
     pub sources: Sources,
     pub keys: Keys,
 }
 
-// === impl Settings ===
+// === impl Live ===
 
-impl Settings {
+impl Live {
     /// # Errors
     /// A name in `identity.sources` cannot be used, which validation refuses.
     pub fn new(config: Arc<Config>) -> Result<Self, SourceError> {
@@ -27,7 +27,7 @@ impl Settings {
     }
 }
 
-impl Deref for Settings {
+impl Deref for Live {
     type Target = Config;
 
     fn deref(&self) -> &Config {

@@ -1,4 +1,4 @@
-//! Gauges that mirror the ledger and the fleet: read at scrape time, kept nowhere.
+//! Gauges that show the ledger and the fleet: read at scrape time, kept nowhere.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,16 +11,16 @@ type Real = Gauge<f64, AtomicU64>;
 
 /// What the gauges show now.
 #[derive(Clone, Debug, Default)]
-pub struct Mirror {
+pub struct CurrentMetrics {
     /// Programs by state; the states do not overlap.
     pub programs: Vec<(&'static str, u64)>,
     pub held_steps: u64,
-    pub backends: Vec<BackendMirror>,
+    pub backends: Vec<BackendMetrics>,
 }
 
 /// One backend now. What is not known has no series.
 #[derive(Clone, Debug, Default)]
-pub struct BackendMirror {
+pub struct BackendMetrics {
     pub url: String,
     /// The pool's name.
     pub model: String,
@@ -42,11 +42,11 @@ pub struct BackendMirror {
 type Labels<const N: usize> = [(&'static str, String); N];
 
 /// A gauge of every backend: its name, its help, and where its value is.
-type Column<T> = (&'static str, &'static str, fn(&BackendMirror) -> Option<T>);
+type Column<T> = (&'static str, &'static str, fn(&BackendMetrics) -> Option<T>);
 
-// === impl Mirror ===
+// === impl CurrentMetrics ===
 
-impl Mirror {
+impl CurrentMetrics {
     /// A registry for this one scrape: a backend that was removed leaves no series behind.
     pub(super) fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("thundergate");
@@ -132,9 +132,9 @@ impl Mirror {
     }
 }
 
-// === impl BackendMirror ===
+// === impl BackendMetrics ===
 
-impl BackendMirror {
+impl BackendMetrics {
     fn labels(&self) -> Labels<2> {
         [("backend", self.url.clone()), ("model", self.model.clone())]
     }
