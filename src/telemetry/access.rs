@@ -4,9 +4,12 @@ use super::writer::Format;
 use crate::config::AccessFormat;
 use crate::logging::is_unsafe_to_show;
 use crate::scheduler::Usage;
-use std::io::Write as _;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +42,33 @@ pub struct AccessRecord {
     pub error: Option<&'static str>,
 }
 
+/// A record as it is written, in this order.
+#[derive(Serialize)]
+struct Line<'a> {
+    /// RFC 3339, UTC, milliseconds.
+    time: String,
+    request_id: &'a str,
+    client: Option<SocketAddr>,
+    method: &'a str,
+    path: &'a str,
+    status: u16,
+    model: Option<&'a str>,
+    program: Option<&'a str>,
+    backend: Option<&'a str>,
+    held_ms: u64,
+    ttft_ms: Option<u64>,
+    duration_ms: u64,
+    prompt_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    error: Option<&'a str>,
+}
+
+/// JSON in which characters that may harm a reader are escaped, not only those that JSON asks for.
+struct Harmless;
+
 // === impl AccessFormat ===
 
 impl Format for AccessFormat {
@@ -56,151 +86,86 @@ impl Format for AccessFormat {
 // === impl AccessRecord ===
 
 impl AccessRecord {
-    /// One object with every field.
+    /// One object with every field; `null` for what is not known.
     fn push_json(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{\"time\":\"");
-        push_time(out, self.time);
-        out.push(b'"');
-        let [request_id, names @ .., error] = self.strings();
-        let string = |out: &mut _, (name, value)| push_member(out, name, value, push_string);
-        string(out, request_id);
-        push_member(out, "client", self.client, |out, client| {
-            out.push(b'"');
-            push_address(out, client);
-            out.push(b'"');
-        });
-        string(out, ("method", Some(self.method.as_str())));
-        string(out, ("path", Some(&self.path)));
-        push_member(out, "status", Some(self.status.into()), push_number);
-        names.into_iter().for_each(|name| string(out, name));
-        for (name, value) in self.numbers() {
-            push_member(out, name, value, push_number);
-        }
-        string(out, error);
-        out.push(b'}');
+        // Writing to memory cannot fail, and the line has no map with other keys than strings.
+        let written = self.line().serialize(&mut Serializer::with_formatter(out, Harmless));
+        debug_assert!(written.is_ok());
     }
 
-    /// `time client method "path" status key=value …`; absent values are left out, strings are quoted as in JSON.
+    /// `time client method "path" status key=value …`, first the strings and then the numbers; absent values are left
+    /// out, strings are quoted as in JSON.
     fn push_text(&self, out: &mut Vec<u8>) {
-        push_time(out, self.time);
-        out.push(b' ');
-        match self.client {
-            Some(client) => push_address(out, client),
-            None => out.push(b'-'),
+        let line = self.line();
+        let client = self.client.map_or_else(|| "-".to_owned(), |client| client.to_string());
+        let _ = write!(out, "{} {client} {} ", line.time, line.method);
+        push_value(out, line.path);
+        let _ = write!(out, " {}", line.status);
+        let strings = [("request_id", Some(line.request_id)), ("model", line.model), ("program", line.program)];
+        let strings = strings.into_iter().chain([("backend", line.backend), ("error", line.error)]);
+        for (name, value) in strings.filter_map(|(name, value)| Some((name, value?))) {
+            let _ = write!(out, " {name}=");
+            push_value(out, value);
         }
-        let _ = write!(out, " {} ", self.method);
-        push_string(out, &self.path);
-        out.push(b' ');
-        push_number(out, self.status.into());
-        for (name, value) in self.strings() {
-            if let Some(value) = value {
-                let _ = write!(out, " {name}=");
-                push_string(out, value);
-            }
-        }
-        for (name, value) in self.numbers() {
-            if let Some(value) = value {
-                let _ = write!(out, " {name}={value}");
-            }
+        let numbers = [
+            ("held_ms", Some(line.held_ms)),
+            ("ttft_ms", line.ttft_ms),
+            ("duration_ms", Some(line.duration_ms)),
+            ("prompt_tokens", line.prompt_tokens),
+            ("cached_tokens", line.cached_tokens),
+            ("completion_tokens", line.completion_tokens),
+            ("bytes_in", Some(line.bytes_in)),
+            ("bytes_out", Some(line.bytes_out)),
+        ];
+        for (name, value) in numbers.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            let _ = write!(out, " {name}={value}");
         }
     }
 
-    fn strings(&self) -> [(&'static str, Option<&str>); 5] {
-        [
-            ("request_id", Some(&self.request_id)),
-            ("model", self.model.as_deref()),
-            ("program", self.program.as_deref()),
-            ("backend", self.backend.as_deref()),
-            ("error", self.error),
-        ]
-    }
-
-    fn numbers(&self) -> [(&'static str, Option<u64>); 8] {
+    fn line(&self) -> Line<'_> {
         let millis = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
-        [
-            ("held_ms", Some(millis(self.held))),
-            ("ttft_ms", self.ttft.map(millis)),
-            ("duration_ms", Some(millis(self.duration))),
-            ("prompt_tokens", self.usage.map(|usage| usage.prompt.0)),
-            ("cached_tokens", self.usage.and_then(|usage| usage.cached).map(|cached| cached.0)),
-            ("completion_tokens", self.usage.map(|usage| usage.completion.0)),
-            ("bytes_in", Some(self.bytes_in)),
-            ("bytes_out", Some(self.bytes_out)),
-        ]
+        // No time is shown when the clock is beyond the year 9999.
+        let time = Timestamp::try_from(self.time).map_or_else(|_| String::new(), |time| format!("{time:.3}"));
+        Line {
+            time,
+            request_id: &self.request_id,
+            client: self.client,
+            method: self.method.as_str(),
+            path: &self.path,
+            status: self.status,
+            model: self.model.as_deref(),
+            program: self.program.as_deref(),
+            backend: self.backend.as_deref(),
+            held_ms: millis(self.held),
+            ttft_ms: self.ttft.map(millis),
+            duration_ms: millis(self.duration),
+            prompt_tokens: self.usage.map(|usage| usage.prompt.0),
+            cached_tokens: self.usage.and_then(|usage| usage.cached).map(|cached| cached.0),
+            completion_tokens: self.usage.map(|usage| usage.completion.0),
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            error: self.error,
+        }
     }
 }
 
-/// A member that is not the first one.
-fn push_member<T>(out: &mut Vec<u8>, name: &str, value: Option<T>, push: impl Fn(&mut Vec<u8>, T)) {
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b"\":");
-    match value {
-        Some(value) => push(out, value),
-        None => out.extend_from_slice(b"null"),
-    }
+fn push_value(out: &mut Vec<u8>, value: &str) {
+    let written = value.serialize(&mut Serializer::with_formatter(out, Harmless));
+    debug_assert!(written.is_ok());
 }
 
-fn push_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-}
+// === impl Harmless ===
 
-fn push_address(out: &mut Vec<u8>, address: SocketAddr) {
-    let SocketAddr::V4(v4) = address else {
-        let _ = write!(out, "{address}");
-        return;
-    };
-    for (octet, end) in v4.ip().octets().into_iter().zip(*b"...:") {
-        push_number(out, octet.into());
-        out.push(end);
-    }
-    push_number(out, v4.port().into());
-}
-
-/// As JSON. What JSON asks for (below U+0020) is escaped, and what may harm a reader.
-fn push_string(out: &mut Vec<u8>, text: &str) {
-    // No early end: so the compiler takes many bytes at once.
-    let as_it_is = |byte: &u8| (b' '..=b'~').contains(byte) & (*byte != b'"') & (*byte != b'\\');
-    if text.bytes().fold(true, |all, byte| all & as_it_is(&byte)) {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
-        return;
-    }
-    let json = serde_json::Value::from(text).to_string();
-    for c in json.chars() {
-        let _ = match is_unsafe_to_show(c) {
+impl Formatter for Harmless {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        if fragment.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return out.write_all(fragment.as_bytes());
+        }
+        fragment.chars().try_for_each(|c| match is_unsafe_to_show(c) {
             true => write!(out, "\\u{:04x}", u32::from(c)),
             false => write!(out, "{c}"),
-        };
+        })
     }
-}
-
-/// RFC 3339, UTC, milliseconds; nothing when it is beyond the year 9999.
-fn push_time(out: &mut Vec<u8>, time: SystemTime) {
-    let Ok(stamp) = jiff::Timestamp::try_from(time) else {
-        return;
-    };
-    let time = jiff::tz::Offset::UTC.to_datetime(stamp);
-    if time.year() < 0 {
-        let _ = write!(out, "{stamp:.3}");
-        return;
-    }
-    let mut text = *b"0000-00-00T00:00:00.000Z";
-    let mut put = |place: Range<usize>, mut number: i16| {
-        for digit in text[place].iter_mut().rev() {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
-        }
-    };
-    put(0..4, time.year());
-    put(5..7, time.month().into());
-    put(8..10, time.day().into());
-    put(11..13, time.hour().into());
-    put(14..16, time.minute().into());
-    put(17..19, time.second().into());
-    put(20..23, time.millisecond());
-    out.extend_from_slice(&text);
 }
 
 #[cfg(test)]
