@@ -28,7 +28,7 @@ use std::time::Instant;
 /// The running proxy.
 pub struct App {
     settings: ArcSwap<Live>,
-    /// Where a reload reads from.
+    /// Command-line flags, from which a reload starts again.
     flags: Flags,
     reloading: Mutex<()>,
     pub gate: Gate,
@@ -36,12 +36,12 @@ pub struct App {
     pub telemetry: Arc<Telemetry>,
     pub started: Instant,
     pub weight_sync: WeightSync,
-    /// Requests on their way to a backend, and those that wait to be.
+    /// Requests from arrival to the last byte of their answers.
     pub open: Arc<Open>,
     pub retries: Retries,
-    /// Programs that name themselves by no id.
+    /// Programs whose clients send no id.
     pub fingerprints: Arc<Fingerprints>,
-    /// What their bodies take.
+    /// Memory for request bodies.
     pub bodies: Arc<Budget>,
     draining: AtomicBool,
 }
@@ -58,7 +58,7 @@ pub enum AppError {
 // === impl App ===
 
 impl App {
-    /// An app that cannot be reloaded.
+    /// An app without flags: a reload finds no file to read.
     ///
     /// # Errors
     /// Those of [`App::with_flags`].
@@ -93,13 +93,13 @@ impl App {
         })
     }
 
-    /// The configuration, until the next reload. Not to be held for long.
+    /// The configuration up to the next reload. A caller must not hold the guard across an `await`.
     #[must_use]
     pub fn settings(&self) -> Guard<Arc<Live>> {
         self.settings.load()
     }
 
-    /// Refuses held and new steps from now on; readiness fails first.
+    /// Refuses held and new steps from now on. Readiness fails before the first refusal.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.gate.drain();

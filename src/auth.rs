@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// All keys by their SHA-256, as they may be given. What is shown is hashed too before it is looked up, so that the
-/// time that takes tells nothing of any key, and does not grow with their number.
+/// All keys by their SHA-256. A key that a client shows is hashed before it is looked up, so that the time of the search
+/// tells nothing of any key and does not grow with the number of keys.
 pub struct Keys {
     by_hash: HashMap<[u8; 32], Arc<Key>>,
     required: bool,
@@ -23,27 +23,27 @@ pub struct Key {
 // === impl Keys ===
 
 impl Keys {
-    /// Without any, everybody may.
+    /// Without keys in `auth`, every client may.
     #[must_use]
     pub fn new(auth: &Auth) -> Self {
         let key = |key: &crate::config::ApiKey| {
             let entry = Arc::new(Key { name: key.name.clone(), tenant: key.tenant().into() });
-            // Validation refuses what is no hash; here it is a key that nobody has.
+            // Validation refuses a malformed hash. Here the entry is left out, and nobody has that key.
             Some((key.key.digest().ok()?, entry))
         };
         Self { by_hash: auth.keys.iter().filter_map(key).collect(), required: !auth.keys.is_empty() }
     }
 
-    /// Clients need a key.
+    /// Whether clients need a key.
     #[must_use]
     pub fn required(&self) -> bool {
         self.required
     }
 
-    /// Whose key the request has, in `Authorization: Bearer` or `x-api-key`; `None` when none is needed.
+    /// Whose key the request has, in `Authorization: Bearer` or `x-api-key`. `None`: no key is needed.
     ///
     /// # Errors
-    /// `Unauthorized`.
+    /// `Unauthorized` for a missing or unknown key.
     pub fn check(&self, headers: &HeaderMap) -> Result<Option<&Arc<Key>>, Refusal> {
         if !self.required() {
             return Ok(None);

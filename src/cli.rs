@@ -19,7 +19,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Read a YAML file and tell every mistake in it, with line and column
+    /// Read a YAML file and list every mistake in it, with line and column
     Check(Check),
     /// Print the JSON Schema of the YAML, for editors
     Schema,

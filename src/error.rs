@@ -53,10 +53,10 @@ pub enum Refusal {
     Internal,
 }
 
-/// As much of a client's own words as is told back.
+/// Characters of a client's own words that are told back.
 const ECHO: usize = 200;
 
-/// A client's own words, cut short: an answer is no longer for a request that is.
+/// A client's own words, cut short, so that a long request gets no long answer.
 #[must_use]
 pub fn echo(text: &str) -> String {
     match text.char_indices().nth(ECHO) {
@@ -118,7 +118,7 @@ impl Refusal {
         }
     }
 
-    /// What the client is told to wait before it tries again (`Retry-After`, whole seconds, rounded up).
+    /// Time after which the client may try again: `Retry-After`, in whole seconds, rounded up.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

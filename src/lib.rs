@@ -1,8 +1,8 @@
 //! Thundergate: a program-aware load balancer for vLLM fleets, on Pingora.
 //!
-//! A request walks through the rooms in this order: [`proxy`] reads it, [`body`] finds the fields that
-//! matter, [`identity`] names its program, [`gate`] asks the [`scheduler`] when and where it may run,
-//! and [`proxy`] streams the backend's answer back. [`fleet`] keeps what is known of each backend.
+//! A request passes these modules in this order: [`proxy`] reads the request, [`body`] finds the fields that matter,
+//! [`identity`] names its program, [`gate`] asks the [`scheduler`] when and where it may run, and [`proxy`] streams the
+//! backend's answer back. [`fleet`] knows the state of each backend.
 
 pub mod app;
 pub mod auth;

@@ -1,4 +1,4 @@
-//! The process's own log, on standard error. Its level may change while it runs.
+//! The process's own log, on standard error. A reload may change its level.
 
 use arc_swap::ArcSwapOption;
 use env_logger::fmt::Formatter;
@@ -8,25 +8,25 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 
-/// Below this the libraries under us log headers and bodies as they pass: keys and prompts. Of theirs, nothing more
-/// detailed is ever written, whatever the filter says.
+/// The most detailed level that is written for libraries, whatever the filter says. In more detail they log headers and
+/// bodies, that is keys and prompts.
 const OTHERS: LevelFilter = LevelFilter::Info;
 
 static LOG: Discreet = Discreet(ArcSwapOption::const_empty());
 
 struct Discreet(ArcSwapOption<Logger>);
 
-/// Text that a terminal or a reader of lines takes for nothing but text.
+/// Text in which every character that a terminal or a log viewer would obey is escaped.
 struct Escaped(String);
 
-/// Logs from now on. `level` is as in `logging.level`; `RUST_LOG` wins over it.
+/// Starts the log. `level` is as in `logging.level`; `RUST_LOG` wins over `level`.
 pub fn init(level: &str) {
     if log::set_logger(&LOG).is_ok() {
         put(level);
     }
 }
 
-/// Another level. Without [`init`], as in tests, nothing happens.
+/// Sets another level. Without [`init`], as in tests, nothing happens.
 pub fn set_level(level: &str) {
     if LOG.0.load().is_some() {
         put(level);
@@ -66,11 +66,11 @@ fn may_tell(metadata: &Metadata<'_>) -> bool {
     metadata.level() <= OTHERS || target == "thundergate" || target.starts_with("thundergate::")
 }
 
-/// `[time level module] message`, on one line whatever a client has put into it.
+/// `[time level module] message`, always one line, whatever a client has put into the message.
 fn line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let level = record.level();
     let mut text = Escaped(String::new());
-    // A `String` takes all.
+    // Writing to a `String` cannot fail.
     let _ = write!(text, "{}", record.args());
     writeln!(out, "[{} {level:<5} {}] {}", out.timestamp(), record.target(), text.0)
 }

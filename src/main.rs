@@ -7,7 +7,8 @@ use thundergate::cli::{Check, Cli, Command};
 use thundergate::config::{self, Failure, Flags, Pool};
 use thundergate::{lab, logging, server};
 
-/// A body of 1 MB costs two fifths less CPU than with glibc's, which maps and unmaps it; less memory than with mimalloc.
+/// Against glibc's allocator, which maps and unmaps large blocks, a request body of 1 MB costs two fifths less CPU.
+/// Against mimalloc it needs less memory.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     ExitCode::from(error.downcast_ref().map_or(1, Failure::exit_code))
 }
 
-/// `thundergate check`: like `nginx -t`.
+/// `thundergate check`: validates a file as `nginx -t` does.
 fn tell(check: &Check) -> Done {
     let config = config::from_file(&check.config)?;
     if check.print_policy {

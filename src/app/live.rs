@@ -1,4 +1,4 @@
-//! The configuration as it is now, and what is made of it once.
+//! The configuration as it is now, and the tables that are made from it once.
 
 use crate::auth::Keys;
 use crate::config::Config;
@@ -6,7 +6,7 @@ use crate::identity::{SourceError, Sources};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// Replaced as a whole by a reload.
+/// The configuration and its tables. A reload replaces all of it at once.
 pub struct Live {
     config: Arc<Config>,
     pub sources: Sources,

@@ -12,12 +12,13 @@ pub struct Open {
     busy: Notify,
 }
 
-/// One of them; counted until it is dropped.
+/// One request, counted until the guard is dropped.
 pub struct OpenGuard(Arc<Open>);
 
 // === impl Open ===
 
 impl Open {
+    /// Counts one more.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> OpenGuard {
         if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
@@ -26,6 +27,7 @@ impl Open {
         OpenGuard(Arc::clone(self))
     }
 
+    /// How many are open now.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -43,7 +45,7 @@ impl Open {
 
     async fn until(&self, change: &Notify, holds: impl Fn(usize) -> bool) {
         loop {
-            // Registered before the count is read, so that no change is missed.
+            // The waiter is registered before the count is read, so that it misses no change.
             let changed = change.notified();
             if holds(self.count.load(Ordering::Acquire)) {
                 return;

@@ -1,4 +1,5 @@
-//! Another configuration while the server runs: read and validated whole, then taken over, or not at all.
+//! Another configuration while the server runs. The whole file is read and validated first; then all of it counts, or
+//! nothing.
 
 use super::{App, AppError, Live};
 use crate::config::Failure;
@@ -15,10 +16,10 @@ pub enum ReloadError {
 }
 
 impl App {
-    /// Reads the configuration file again. Blocks for as long as that takes.
+    /// Reads the configuration file again. Blocks while the file is read and directories are created.
     ///
     /// # Errors
-    /// Every mistake, and every change that needs a new process; then all is as before.
+    /// Every mistake, and every change that needs a new process. After an error the old configuration stays.
     pub fn reload(&self) -> Result<(), ReloadError> {
         let _one_at_a_time = self.reloading.lock();
         let done = self.apply();

@@ -1,15 +1,18 @@
-//! How many requests may be tried again. When a fleet fails, retries must not become its load.
+//! How many requests may be tried again: when a fleet fails, retries must not become its load.
+//!
+//! `tower`'s `TpsBudget` has the same window and reserve, but rounds one over the share down to a whole number: a share of
+//! 0.7 would grant a retry for every request.
 
 use crate::gate::PoolId;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use tokio::time::Instant;
 
-/// Seconds that are looked back.
+/// Seconds that the budget looks back.
 const WINDOW: u64 = 10;
 
-/// Retries a second that need no requests to stand on: one backend's steps may all fail at the same moment. This and
-/// the window are what Finagle and linkerd have.
+/// Retries a second that are granted without any requests, since all steps of one backend may fail at the same moment.
+/// Finagle and linkerd have the same reserve and window.
 const RESERVE: u64 = 10;
 
 /// The budgets of all pools.
@@ -19,10 +22,10 @@ pub struct Retries {
     pools: Vec<[Second; WINDOW as usize]>,
 }
 
-/// What happened in one second. Two threads that enter a new one at once may lose a count: nobody is harmed.
+/// Counts of one second. Two threads that enter a new second at once may lose a count, which harms nobody.
 #[derive(Debug, Default)]
 struct Second {
-    /// After the start, from one.
+    /// Seconds since the start, plus one.
     number: AtomicU64,
     requests: AtomicU32,
     retries: AtomicU32,
@@ -44,7 +47,7 @@ impl Retries {
         }
     }
 
-    /// Takes one retry out of the budget, a share of the requests; `false` if it is used up.
+    /// Takes one retry out of the budget, which is a share of the requests. `false`: the budget is used up.
     #[must_use]
     pub fn take(&self, pool: PoolId, budget: f64) -> bool {
         let Some((second, number)) = self.now(pool) else {
