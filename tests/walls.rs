@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 12] = [
     &["telemetry", "identity", "auth"],
     &["gate"],
     &["fleet"],
-    &["app", "state", "exchange", "patience", "simulate"],
+    &["app", "state", "exchange", "simulate"],
     &["control"],
     &["proxy"],
     &["server"],
