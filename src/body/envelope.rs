@@ -19,7 +19,7 @@ pub use splice::{AskUsage, Edits, Forwarded};
 use crate::error::Refusal;
 use crate::units::{BYTES_PER_TOKEN, Tokens};
 use bytes::Bytes;
-use fault::{Complaint, Fault};
+use fault::{Complaint, JsonFault};
 use memchr::memmem;
 use outline::Outline;
 
@@ -170,8 +170,8 @@ fn text_bytes(value: &[u8]) -> u64 {
     value.len() as u64
 }
 
-fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, Fault> {
-    let fault = |what, at| Fault { what, at };
+fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, JsonFault> {
+    let fault = |what, at| JsonFault { what, at };
     let text = simdutf8::compat::from_utf8(body).map_err(|error| fault(Complaint::NotUtf8, error.valid_up_to()))?;
     if text.starts_with('\u{feff}') {
         return Err(fault(Complaint::ByteOrderMark, 0));

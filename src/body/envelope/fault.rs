@@ -2,7 +2,7 @@
 
 /// What is wrong with a body, and at which byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct JsonFault {
     pub what: Complaint,
     pub at: usize,
 }
@@ -25,9 +25,9 @@ pub(super) enum Complaint {
     ControlCharacter,
 }
 
-// === impl Fault ===
+// === impl JsonFault ===
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for JsonFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (what, remedy) = self.what.words();
         write!(f, "{what} at byte {}; {remedy}", self.at)

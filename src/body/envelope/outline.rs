@@ -1,6 +1,6 @@
 //! Finds the fields that matter in a request body, and what of it does not go upstream.
 
-use super::fault::{Complaint, Fault};
+use super::fault::{Complaint, JsonFault};
 use super::scan::{Scanner, Span};
 
 /// A field that matters to Thundergate, by its place in the body.
@@ -41,7 +41,7 @@ const FIELDS: usize = Field::Role as usize + 1;
 
 /// An object whose members are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scope {
+enum Container {
     Top,
     ExtraBody,
     Xargs,
@@ -72,7 +72,7 @@ struct Walked {
 // === impl Outline ===
 
 impl Outline {
-    pub fn read(text: &str, depth: usize) -> Result<Self, Fault> {
+    pub fn read(text: &str, depth: usize) -> Result<Self, JsonFault> {
         let mut outline = Self { fields: [Span::default(); FIELDS], cuts: Vec::new(), close: 0 };
         let mut scanner = Scanner::new(text, depth);
         scanner.blank();
@@ -86,7 +86,7 @@ impl Outline {
                 return Err(scanner.complain(Complaint::NotAnObject));
             }
         }
-        outline.walk(&mut scanner, Scope::Top)?;
+        outline.walk(&mut scanner, Container::Top)?;
         outline.close = scanner.at - 1;
         scanner.end()?;
         Ok(outline)
@@ -99,7 +99,7 @@ impl Outline {
 
     /// Walks one object, notes its fields and cuts its members out. A member is cut with the comma before
     /// it if any member before it stays, else with the comma after it.
-    fn walk(&mut self, scanner: &mut Scanner<'_>, scope: Scope) -> Result<Walked, Fault> {
+    fn walk(&mut self, scanner: &mut Scanner<'_>, container: Container) -> Result<Walked, JsonFault> {
         let mut walked = Walked::default();
         let mut last_end = scanner.at;
         let mut leading: Option<usize> = None;
@@ -108,7 +108,7 @@ impl Outline {
                 self.cuts[cut].end = key.start;
             }
             let inner_cuts = self.cuts.len();
-            if self.member(scanner, scope, &key.text)? {
+            if self.member(scanner, container, &key.text)? {
                 walked.kept = true;
             } else {
                 walked.cut = true;
@@ -125,11 +125,11 @@ impl Outline {
     }
 
     /// Goes past one member's value; tells whether the member goes upstream.
-    fn member(&mut self, scanner: &mut Scanner<'_>, scope: Scope, key: &str) -> Result<bool, Fault> {
+    fn member(&mut self, scanner: &mut Scanner<'_>, container: Container, key: &str) -> Result<bool, JsonFault> {
         let start = scanner.at;
-        let mut keep = !is_ours(scope, key);
-        match inner_scope(scope, key) {
-            Some(Scope::Opening) => self.turns(scanner)?,
+        let mut keep = !is_ours(container, key);
+        match inner_container(container, key) {
+            Some(Container::Opening) => self.turns(scanner)?,
             Some(inner) => {
                 self.forget(inner);
                 if scanner.peek() == Some(b'{') {
@@ -141,15 +141,15 @@ impl Outline {
             }
             None => scanner.skip()?,
         }
-        if let Some(field) = field_at(scope, key) {
+        if let Some(field) = field_at(container, key) {
             self.set(field, start, scanner.at);
         }
         Ok(keep)
     }
 
     /// Goes past `messages` or `input`, and notes the first message of a conversation.
-    fn turns(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
-        self.forget(Scope::Opening);
+    fn turns(&mut self, scanner: &mut Scanner<'_>) -> Result<(), JsonFault> {
+        self.forget(Container::Opening);
         if scanner.peek() != Some(b'[') {
             return scanner.skip();
         }
@@ -158,7 +158,7 @@ impl Outline {
                 return scanner.skip();
             }
             let start = scanner.at;
-            self.walk(scanner, Scope::Opening)?;
+            self.walk(scanner, Container::Opening)?;
             self.set(Field::Opening, start, scanner.at);
             Ok(())
         })
@@ -169,15 +169,15 @@ impl Outline {
     }
 
     /// What an earlier duplicate of this object said does not count.
-    fn forget(&mut self, scope: Scope) {
-        let fields: &[Field] = match scope {
-            Scope::Top => &[],
-            Scope::ExtraBody => &[Field::ExtraProgramId],
-            Scope::Xargs | Scope::Agentic => &[Field::AgenticProgramId],
-            Scope::Metadata => &[Field::SessionId, Field::UserId],
-            Scope::StreamOptions => &[Field::IncludeUsage, Field::ContinuousUsage],
-            Scope::Sampling => &[Field::MaxNewTokens],
-            Scope::Opening => &[Field::Opening, Field::Role],
+    fn forget(&mut self, container: Container) {
+        let fields: &[Field] = match container {
+            Container::Top => &[],
+            Container::ExtraBody => &[Field::ExtraProgramId],
+            Container::Xargs | Container::Agentic => &[Field::AgenticProgramId],
+            Container::Metadata => &[Field::SessionId, Field::UserId],
+            Container::StreamOptions => &[Field::IncludeUsage, Field::ContinuousUsage],
+            Container::Sampling => &[Field::MaxNewTokens],
+            Container::Opening => &[Field::Opening, Field::Role],
         };
         for field in fields {
             self.set(*field, 0, 0);
@@ -186,52 +186,52 @@ impl Outline {
 }
 
 /// Written for Thundergate, of no use to an engine.
-fn is_ours(scope: Scope, key: &str) -> bool {
-    matches!(scope, Scope::Top | Scope::ExtraBody) && matches!(key, "program_id" | "docker_ids")
+fn is_ours(container: Container, key: &str) -> bool {
+    matches!(container, Container::Top | Container::ExtraBody) && matches!(key, "program_id" | "docker_ids")
 }
 
-fn inner_scope(scope: Scope, key: &str) -> Option<Scope> {
-    Some(match (scope, key) {
-        (Scope::Top, "extra_body") => Scope::ExtraBody,
-        (Scope::Top, "vllm_xargs") => Scope::Xargs,
-        (Scope::Xargs, "agentic_context") => Scope::Agentic,
-        (Scope::Top, "metadata") => Scope::Metadata,
-        (Scope::Top, "stream_options") => Scope::StreamOptions,
-        (Scope::Top, "sampling_params") => Scope::Sampling,
-        (Scope::Top, "messages" | "input") => Scope::Opening,
+fn inner_container(container: Container, key: &str) -> Option<Container> {
+    Some(match (container, key) {
+        (Container::Top, "extra_body") => Container::ExtraBody,
+        (Container::Top, "vllm_xargs") => Container::Xargs,
+        (Container::Xargs, "agentic_context") => Container::Agentic,
+        (Container::Top, "metadata") => Container::Metadata,
+        (Container::Top, "stream_options") => Container::StreamOptions,
+        (Container::Top, "sampling_params") => Container::Sampling,
+        (Container::Top, "messages" | "input") => Container::Opening,
         _ => return None,
     })
 }
 
-fn field_at(scope: Scope, key: &str) -> Option<Field> {
-    Some(match (scope, key) {
-        (Scope::Top, "program_id") => Field::ProgramId,
-        (Scope::ExtraBody, "program_id") => Field::ExtraProgramId,
-        (Scope::Agentic, "program_id") => Field::AgenticProgramId,
-        (Scope::Top, "prompt_cache_key") => Field::PromptCacheKey,
-        (Scope::Metadata, "session_id") => Field::SessionId,
-        (Scope::Metadata, "user_id") => Field::UserId,
-        (Scope::Top, "model") => Field::Model,
-        (Scope::Top, "stream") => Field::Stream,
-        (Scope::Top, "n") => Field::Choices,
-        (Scope::Top, "stream_options") => Field::StreamOptions,
-        (Scope::StreamOptions, "include_usage") => Field::IncludeUsage,
-        (Scope::StreamOptions, "continuous_usage_stats") => Field::ContinuousUsage,
-        (Scope::Top, "max_tokens") => Field::MaxTokens,
-        (Scope::Top, "max_completion_tokens") => Field::MaxCompletionTokens,
-        (Scope::Top, "max_output_tokens") => Field::MaxOutputTokens,
-        (Scope::Sampling, "max_new_tokens") => Field::MaxNewTokens,
-        (Scope::Top, "messages") => Field::Messages,
-        (Scope::Top, "prompt") => Field::Prompt,
-        (Scope::Top, "input") => Field::Input,
-        (Scope::Top, "tools") => Field::Tools,
-        (Scope::Top, "system") => Field::System,
-        (Scope::Top, "instructions") => Field::Instructions,
-        (Scope::Top, "text") => Field::Text,
-        (Scope::Top, "input_ids") => Field::InputIds,
-        (Scope::Top, "previous_response_id") => Field::PreviousResponse,
-        (Scope::Top, "conversation") => Field::Conversation,
-        (Scope::Opening, "role") => Field::Role,
+fn field_at(container: Container, key: &str) -> Option<Field> {
+    Some(match (container, key) {
+        (Container::Top, "program_id") => Field::ProgramId,
+        (Container::ExtraBody, "program_id") => Field::ExtraProgramId,
+        (Container::Agentic, "program_id") => Field::AgenticProgramId,
+        (Container::Top, "prompt_cache_key") => Field::PromptCacheKey,
+        (Container::Metadata, "session_id") => Field::SessionId,
+        (Container::Metadata, "user_id") => Field::UserId,
+        (Container::Top, "model") => Field::Model,
+        (Container::Top, "stream") => Field::Stream,
+        (Container::Top, "n") => Field::Choices,
+        (Container::Top, "stream_options") => Field::StreamOptions,
+        (Container::StreamOptions, "include_usage") => Field::IncludeUsage,
+        (Container::StreamOptions, "continuous_usage_stats") => Field::ContinuousUsage,
+        (Container::Top, "max_tokens") => Field::MaxTokens,
+        (Container::Top, "max_completion_tokens") => Field::MaxCompletionTokens,
+        (Container::Top, "max_output_tokens") => Field::MaxOutputTokens,
+        (Container::Sampling, "max_new_tokens") => Field::MaxNewTokens,
+        (Container::Top, "messages") => Field::Messages,
+        (Container::Top, "prompt") => Field::Prompt,
+        (Container::Top, "input") => Field::Input,
+        (Container::Top, "tools") => Field::Tools,
+        (Container::Top, "system") => Field::System,
+        (Container::Top, "instructions") => Field::Instructions,
+        (Container::Top, "text") => Field::Text,
+        (Container::Top, "input_ids") => Field::InputIds,
+        (Container::Top, "previous_response_id") => Field::PreviousResponse,
+        (Container::Top, "conversation") => Field::Conversation,
+        (Container::Opening, "role") => Field::Role,
         _ => return None,
     })
 }

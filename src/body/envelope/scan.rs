@@ -4,7 +4,7 @@
 //! `NaN`, `Infinity` and `-Infinity`, plus escapes of lone surrogates. Raw control characters in strings,
 //! leading zeros, comments and trailing commas are refused there and here.
 
-use super::fault::{Complaint, Fault};
+use super::fault::{Complaint, JsonFault};
 use super::text;
 use crate::body::quoted::{self, Skimmed};
 use std::borrow::Cow;
@@ -20,7 +20,7 @@ pub(super) struct Span {
 }
 
 /// A member's key: where its opening quote is, and its text with escapes resolved.
-pub(super) struct Key<'a> {
+pub(super) struct MemberKey<'a> {
     pub start: usize,
     pub text: Cow<'a, str>,
 }
@@ -62,7 +62,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Nothing but white space may be left.
-    pub fn end(&mut self) -> Result<(), Fault> {
+    pub fn end(&mut self) -> Result<(), JsonFault> {
         self.blank();
         match self.peek() {
             None => Ok(()),
@@ -71,7 +71,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes past the value that starts here, whatever it is and however deep.
-    pub fn skip(&mut self) -> Result<(), Fault> {
+    pub fn skip(&mut self) -> Result<(), JsonFault> {
         let floor = self.nesting.depth;
         loop {
             match self.peek() {
@@ -103,7 +103,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// A value has ended: goes to the next one above `floor`, if there is one.
-    fn next_value(&mut self, floor: usize) -> Result<bool, Fault> {
+    fn next_value(&mut self, floor: usize) -> Result<bool, JsonFault> {
         while self.nesting.depth > floor {
             self.blank();
             match (self.peek(), self.nesting.in_object()) {
@@ -124,7 +124,10 @@ impl<'a> Scanner<'a> {
 
     /// Walks the members of the object that starts here. `each` is called in front of every value and must
     /// go past it.
-    pub fn members(&mut self, mut each: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>) -> Result<(), Fault> {
+    pub fn members(
+        &mut self,
+        mut each: impl FnMut(&mut Self, MemberKey<'a>) -> Result<(), JsonFault>,
+    ) -> Result<(), JsonFault> {
         self.enter(true)?;
         if self.peek() == Some(b'}') {
             self.leave();
@@ -140,7 +143,10 @@ impl<'a> Scanner<'a> {
     }
 
     /// Walks the elements of the array that starts here, in the way of [`Self::members`].
-    pub fn elements(&mut self, mut each: impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
+    pub fn elements(
+        &mut self,
+        mut each: impl FnMut(&mut Self, usize) -> Result<(), JsonFault>,
+    ) -> Result<(), JsonFault> {
         self.enter(false)?;
         if self.peek() == Some(b']') {
             self.leave();
@@ -156,7 +162,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// After a member or element: whether another one follows. If not, goes past the `close`.
-    fn goes_on(&mut self, close: u8) -> Result<bool, Fault> {
+    fn goes_on(&mut self, close: u8) -> Result<bool, JsonFault> {
         self.blank();
         match self.peek() {
             Some(b',') => {
@@ -172,7 +178,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn enter(&mut self, object: bool) -> Result<(), Fault> {
+    fn enter(&mut self, object: bool) -> Result<(), JsonFault> {
         if self.nesting.depth >= self.limit {
             return Err(self.complain(Complaint::TooDeep));
         }
@@ -187,16 +193,16 @@ impl<'a> Scanner<'a> {
         self.at += 1;
     }
 
-    fn key(&mut self) -> Result<Key<'a>, Fault> {
+    fn key(&mut self) -> Result<MemberKey<'a>, JsonFault> {
         let start = self.at;
         let (end, escaped) = self.skip_key()?;
         let raw = &self.text[start + 1..end - 1];
         let text = if escaped { text::decode(raw) } else { Cow::Borrowed(raw) };
-        Ok(Key { start, text })
+        Ok(MemberKey { start, text })
     }
 
     /// Goes past a key and its colon, to the value. Gives the end of the key, and whether it has escapes.
-    fn skip_key(&mut self) -> Result<(usize, bool), Fault> {
+    fn skip_key(&mut self) -> Result<(usize, bool), JsonFault> {
         if self.peek() != Some(b'"') {
             return Err(self.fault(Complaint::NoKey));
         }
@@ -212,7 +218,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes past a string; tells whether it has escapes.
-    fn string(&mut self) -> Result<bool, Fault> {
+    fn string(&mut self) -> Result<bool, JsonFault> {
         let bytes = self.text.as_bytes();
         let start = self.at + 1;
         let mut at = start + plain(&bytes[start..bytes.len().min(start + SHORT)]);
@@ -247,7 +253,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn number(&mut self) -> Result<(), Fault> {
+    fn number(&mut self) -> Result<(), JsonFault> {
         if self.peek() == Some(b'-') {
             self.at += 1;
             if self.peek() == Some(b'I') {
@@ -274,7 +280,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// One digit at least.
-    fn digits(&mut self) -> Result<(), Fault> {
+    fn digits(&mut self) -> Result<(), JsonFault> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
             self.at += 1;
@@ -285,7 +291,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    fn literal(&mut self) -> Result<(), Fault> {
+    fn literal(&mut self) -> Result<(), JsonFault> {
         let tail = &self.text.as_bytes()[self.at..];
         let known: [&[u8]; 5] = [b"true", b"false", b"null", b"NaN", b"Infinity"];
         match known.iter().find(|word| tail.starts_with(word)) {
@@ -297,12 +303,12 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    pub fn complain(&self, what: Complaint) -> Fault {
-        Fault { what, at: self.at }
+    pub fn complain(&self, what: Complaint) -> JsonFault {
+        JsonFault { what, at: self.at }
     }
 
     /// A complaint about the byte here; at the end of the text there is only one to make.
-    fn fault(&self, what: Complaint) -> Fault {
+    fn fault(&self, what: Complaint) -> JsonFault {
         self.complain(match self.peek() {
             Some(_) => what,
             None => Complaint::CutShort,
