@@ -1,4 +1,4 @@
-//! Request bodies: what they say, and what of them goes upstream.
+//! Request bodies: the fields that matter in them, and the bytes that go upstream.
 
 pub mod budget;
 pub mod envelope;

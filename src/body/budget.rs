@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What is told to a client whose body does not fit: bodies leave with every answer that ends.
+/// Time after which a client whose body does not fit may try again. Memory becomes free whenever an answer ends.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// `limits.body_total`.
+/// The memory for all request bodies: `limits.body_total`.
 pub struct Budget {
     limit: AtomicUsize,
     used: AtomicUsize,
 }
 
-/// What one body takes of it, until it is dropped. The default is charged to nobody.
+/// The bytes that one body takes of the budget, given back on drop. The default belongs to no budget.
 #[derive(Default)]
 pub struct Charge {
     budget: Option<Arc<Budget>>,
@@ -30,12 +30,13 @@ impl Budget {
         Arc::new(Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) })
     }
 
+    /// A charge of no bytes yet.
     #[must_use]
     pub fn charge(self: &Arc<Self>) -> Charge {
         Charge { budget: Some(Arc::clone(self)), bytes: 0 }
     }
 
-    /// Another limit, in bytes. What is here already stays, beyond it too.
+    /// Sets another limit, in bytes. Bodies that are here already stay, even beyond the limit.
     pub fn resize(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
@@ -44,7 +45,7 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Bytes.
+    /// Bytes that all bodies take now.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -54,11 +55,11 @@ impl Budget {
 // === impl Charge ===
 
 impl Charge {
-    /// Whether so many bytes would fit now. Nothing is set aside: a client that only announces a body would take the
-    /// room of those that send one.
+    /// Whether a body of `bytes` would fit now. Nothing is reserved for the body: otherwise clients that only announce
+    /// bodies would take the room of clients that send theirs.
     ///
     /// # Errors
-    /// `Overloaded`.
+    /// `Overloaded` when the body would not fit.
     pub fn expect(&self, bytes: usize) -> Result<(), Refusal> {
         match &self.budget {
             Some(budget) if bytes > budget.limit().saturating_sub(budget.used()) => Err(overloaded()),
@@ -66,10 +67,10 @@ impl Charge {
         }
     }
 
-    /// So many bytes more are here.
+    /// Counts `bytes` that have arrived.
     ///
     /// # Errors
-    /// `Overloaded`: they do not fit.
+    /// `Overloaded` when they do not fit.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         if let Some(budget) = &self.budget {
             self.bytes += bytes;

@@ -1,8 +1,8 @@
-//! The envelope of a step: what its JSON body says that matters here, and the body that goes upstream.
+//! The envelope of a step: the fields of its JSON body that matter here, and the body that goes upstream.
 //!
-//! One pass over the bytes checks the whole grammar and notes where the known fields are; nothing is built.
-//! What goes upstream is the same bytes with a few spans cut or replaced, so number spelling, key order,
-//! duplicate keys, escapes and white space survive.
+//! One pass over the bytes checks the whole grammar and notes where the known fields are; no tree is built. The same bytes
+//! go upstream, with a few spans cut or replaced, so that the spelling of numbers, the order of keys, duplicate keys,
+//! escapes and white space survive.
 
 mod fault;
 mod outline;
@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A request body that was found to be a JSON object, and where its fields are.
 ///
-/// Holds a handle on the body, until [`Envelope::forward`] gives the bytes to send.
+/// Holds the body until [`Envelope::forward`] gives the bytes to send.
 #[derive(Debug)]
 pub struct Envelope {
     body: Bytes,
@@ -39,10 +39,10 @@ pub struct Envelope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotScalar;
 
-/// Text in a system prompt that Claude Code writes anew for each request, and that engines leave out.
+/// Start of a text in the system prompt that Claude Code writes anew for each request. Engines leave that text out.
 const BILLING_HEADER: &[u8] = b"\"x-anthropic-billing-header";
 
-/// What of a body becomes the prompt.
+/// The fields that become the prompt.
 const PROMPT: [Field; 8] = [
     Field::Messages,
     Field::Prompt,
@@ -70,8 +70,8 @@ impl Envelope {
         }
     }
 
-    /// The bytes to send upstream: without what was written for Thundergate, and with `edits`, which are made in place
-    /// if nobody else holds the body.
+    /// The bytes to send upstream: without the members that were written for Thundergate, and with `edits`. The bytes are
+    /// changed in place if nobody else holds the body.
     #[must_use]
     pub fn forward(self, edits: &Edits<'_>) -> Forwarded {
         splice::forward(self, edits)
@@ -100,14 +100,14 @@ impl Envelope {
             .min()
     }
 
-    /// Size of what becomes the prompt, in bytes of JSON; of a prompt in token ids what as many tokens of text have.
+    /// Size of the prompt in bytes of JSON. A token id counts as [`BYTES_PER_TOKEN`] bytes, as if it were text.
     #[must_use]
     pub fn prompt_bytes(&self) -> u64 {
         PROMPT.iter().map(|field| text_bytes(self.bytes(*field))).sum()
     }
 
-    /// Hash of the model and the first system message: bodies of one class share the start of their prompt.
-    /// The same on every machine and in every release.
+    /// Hash of the model and the first system message: prompts of bodies of one class begin in the same way. The hash is
+    /// the same on every machine and in every release.
     #[must_use]
     pub fn class(&self) -> u64 {
         let role = self.string(Field::Role).unwrap_or_default();
@@ -124,11 +124,11 @@ impl Envelope {
         parts.iter().fold(0, |seed, part| xxh3_64_with_seed(part, seed))
     }
 
-    /// A field as text: a string's own text, a number or boolean as it is written. `null` and the empty
+    /// A field as text: a string without quotes and escapes, a number or boolean as it is written. `null` and the empty
     /// string count as absent.
     ///
     /// # Errors
-    /// `NotScalar` when it is an object or array.
+    /// `NotScalar` when the field is an object or array.
     pub fn scalar(&self, field: Field) -> Result<Option<Cow<'_, str>>, NotScalar> {
         let Some(raw) = self.raw(field) else {
             return Ok(None);
@@ -141,7 +141,7 @@ impl Envelope {
         }
     }
 
-    /// A field's text if it is a string.
+    /// A field's text, if the field is a string.
     fn string(&self, field: Field) -> Option<Cow<'_, str>> {
         let raw = self.raw(field)?;
         let inside = raw.strip_prefix('"')?.strip_suffix('"')?;
@@ -154,7 +154,7 @@ impl Envelope {
         std::str::from_utf8(bytes).ok().filter(|raw| !raw.is_empty())
     }
 
-    /// A field's bytes, none when it is absent.
+    /// A field's bytes; none when the field is absent.
     pub(crate) fn bytes(&self, field: Field) -> &[u8] {
         let span = self.outline.span(field).unwrap_or_default();
         &self.body[span.start..span.end]
@@ -179,7 +179,7 @@ fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, JsonFault> {
     Outline::read(text, json_depth)
 }
 
-/// The part of a system prompt (as JSON) behind the header that differs from request to request.
+/// The part of a system prompt (as JSON) behind Claude Code's header, which differs from request to request.
 fn without_billing_header(system: &[u8]) -> &[u8] {
     let Some(header) = memmem::find(system, BILLING_HEADER) else {
         return system;

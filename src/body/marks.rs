@@ -1,4 +1,4 @@
-//! Where the marks of a JSON text are that comes in pieces, 64 bytes at a time, without a look at single bytes.
+//! Finds the brackets, quotes, colons and commas of a JSON text that comes in pieces, 64 bytes at a time.
 
 use super::quoted::escapes;
 use fearless_simd::prelude::*;
@@ -9,13 +9,13 @@ mod tests;
 
 /// Bytes in a block.
 const BLOCK: usize = 64;
-/// Blocks that are looked at in one go.
+/// Blocks that are searched in one call.
 const BLOCKS: usize = 16;
 
-/// The marks of one block: a bit for each byte, the first byte's is the lowest.
+/// The marks of one block: one bit for each byte, the lowest bit for the first byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// Those that begin or end a string. All others are outside of strings.
+    /// Quotes that begin or end a string. All other marks are those outside of strings.
     pub quotes: u64,
     /// `{` and `[`.
     pub opens: u64,
@@ -25,16 +25,16 @@ pub struct Marks {
     pub commas: u64,
 }
 
-/// What goes on from one block to the next.
+/// State from one block to the next.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Marker {
-    /// All bits, if the last byte was in a string.
+    /// All bits set if the last byte was in a string, else none.
     quoted: u64,
-    /// 1, if the last byte was a backslash that begins an escape.
+    /// 1 if the last byte was a backslash that begins an escape, else 0.
     escape: u64,
 }
 
-/// Marks as they are found, with those in strings.
+/// Marks before those in strings are left out.
 #[derive(Clone, Copy, Default)]
 struct Found {
     backslashes: u64,
@@ -44,7 +44,7 @@ struct Found {
 // === impl Marker ===
 
 impl Marker {
-    /// Calls `each` with the marks of every block of a piece, and where in the piece the block begins.
+    /// Calls `each` for every block of a piece, with the position of the block in the piece and its marks.
     pub fn feed(&mut self, piece: &[u8], mut each: impl FnMut(usize, Marks)) {
         let mut found = [Found::default(); BLOCKS];
         let mut at = 0;
@@ -57,7 +57,7 @@ impl Marker {
         }
     }
 
-    /// `len`: bytes in the block; blanks follow.
+    /// `len`: bytes in the block; the rest of the block is blanks.
     fn outside_strings(&mut self, found: &Found, len: usize) -> Marks {
         let first = escapes(found.backslashes & !self.escape);
         let quotes = found.marks.quotes & !(first << 1 | self.escape);
@@ -75,12 +75,12 @@ impl Marker {
     }
 }
 
-/// Each bit tells whether the number of bits up to it, itself included, is odd.
+/// A bit is set where the number of set bits up to and including it is odd.
 fn odd_so_far(bits: u64) -> u64 {
     [1, 2, 4, 8, 16, 32].iter().fold(bits, |bits, shift| bits ^ bits << shift)
 }
 
-/// Up to [`BLOCKS`] blocks; blanks behind the last byte.
+/// Searches up to [`BLOCKS`] blocks. The last one is filled up with blanks.
 fn find(bytes: &[u8], found: &mut [Found; BLOCKS]) {
     dispatch!(Level::new(), simd => find_with(simd, bytes, found));
 }

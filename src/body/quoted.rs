@@ -1,4 +1,4 @@
-//! Inside of a JSON string: to its end, 64 bytes at a time, however many escapes there are.
+//! Finds the end of a JSON string 64 bytes at a time, also where there are many escapes.
 
 use fearless_simd::prelude::*;
 use fearless_simd::{Level, dispatch, u8x64};
@@ -6,23 +6,23 @@ use fearless_simd::{Level, dispatch, u8x64};
 #[cfg(test)]
 mod tests;
 
-/// How far a string surely goes.
+/// A position up to which a string is known to be well formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Skimmed {
-    /// Where its closing quote is, or a byte up to which all is well: behind it are fewer than 64 bytes, or something is
-    /// wrong with the next 64. Never within an escape.
+    /// Position of the closing quote; or of a byte up to which the string is well formed, because fewer than 64 bytes are
+    /// left or something is wrong with the next 64. Never within an escape.
     pub at: usize,
-    /// Whether there was an escape.
+    /// Whether an escape was passed.
     pub escaped: bool,
 }
 
-/// Goes through the string that `bytes` are in at `at`, which is not within an escape.
+/// Goes through the string that contains the byte `at`, which is not within an escape.
 #[must_use]
 pub fn skim(bytes: &[u8], at: usize) -> Skimmed {
     dispatch!(Level::new(), simd => skim_with(simd, bytes, at))
 }
 
-/// A mask has a bit for each of 64 bytes, the first byte's is the lowest.
+/// A mask has one bit for each of 64 bytes, the lowest bit for the first byte.
 #[inline(always)]
 fn skim_with<S: Simd>(simd: S, bytes: &[u8], mut at: usize) -> Skimmed {
     let mut escaped = false;
@@ -60,10 +60,10 @@ fn skim_with<S: Simd>(simd: S, bytes: &[u8], mut at: usize) -> Skimmed {
     Skimmed { at, escaped }
 }
 
-/// Where escapes begin: every other backslash of a run. The first byte is not within one.
+/// The backslashes that begin an escape: every other one of a run. The first byte must not be within an escape.
 #[inline(always)]
 pub(super) fn escapes(backslashes: u64) -> u64 {
-    /// Every other byte, from the first.
+    /// The bits of every other byte, from the first on.
     const EVEN: u64 = u64::MAX / 3;
     let starts = backslashes & !(backslashes << 1);
     // The carry of the addition clears a run.
@@ -71,8 +71,8 @@ pub(super) fn escapes(backslashes: u64) -> u64 {
     (from_even & EVEN) | (backslashes & !from_even & !EVEN)
 }
 
-/// Looks at escapes that are rare in most texts, given by their second bytes. `None` if one is none; else whether the
-/// digits of the last one go on behind the block.
+/// Checks escapes that are rare in most texts; `rare` marks their second bytes. `None`: one of them is no valid escape.
+/// Else whether the digits of the last escape go on behind the block.
 #[inline(always)]
 fn check<S: Simd>(block: u8x64<S>, rare: u64) -> Option<bool> {
     // b and f differ in one bit.
@@ -84,8 +84,8 @@ fn check<S: Simd>(block: u8x64<S>, rare: u64) -> Option<bool> {
     (wrong == 0).then_some(unicode >> 60 != 0)
 }
 
-/// From the end of a block to the last escape in it, which it cuts. A call, so that which block is next is guessed, and
-/// does not wait for this one's masks.
+/// The position of the last escape in a block, which the end of the block cuts. This is a call of its own, so that the
+/// processor predicts which block is next and does not wait for the masks of this one.
 #[cold]
 #[inline(never)]
 fn back(end: usize, escapes: u64) -> usize {

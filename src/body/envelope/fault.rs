@@ -1,6 +1,6 @@
-//! What is wrong with a body, where, and what to do about it.
+//! Mistakes in a body: what is wrong, where, and what to do about it.
 
-/// What is wrong with a body, and at which byte.
+/// One mistake in a body, and the byte at which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JsonFault {
     pub what: Complaint,

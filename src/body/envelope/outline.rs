@@ -1,4 +1,4 @@
-//! Finds the fields that matter in a request body, and what of it does not go upstream.
+//! Finds the fields that matter in a request body, and the members that do not go upstream.
 
 use super::fault::{Complaint, JsonFault};
 use super::scan::{Scanner, Span};
@@ -39,7 +39,7 @@ pub enum Field {
 
 const FIELDS: usize = Field::Role as usize + 1;
 
-/// An object whose members are looked at.
+/// An object whose members matter.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Container {
     Top,
@@ -52,17 +52,17 @@ enum Container {
     Opening,
 }
 
-/// Where everything is in one body. Of duplicate keys the last one counts, as in Python.
+/// Positions of the known fields in one body. Of duplicate keys the last one counts, as in Python.
 #[derive(Debug)]
 pub(super) struct Outline {
     fields: [Span; FIELDS],
-    /// What does not go upstream, commas included; in order, apart from each other.
+    /// Spans that do not go upstream, commas included. They are in order and do not touch each other.
     pub cuts: Vec<Span>,
-    /// Where the body's own closing brace is.
+    /// Position of the body's own closing brace.
     pub close: usize,
 }
 
-/// What became of an object's members.
+/// Whether any member of an object stays, and whether any was cut.
 #[derive(Default)]
 struct Walked {
     kept: bool,
@@ -80,7 +80,7 @@ impl Outline {
             Some(b'{') => {}
             None => return Err(scanner.complain(Complaint::Empty)),
             Some(_) => {
-                // Malformed or not an object: two different complaints.
+                // A malformed value and a value that is no object get different complaints.
                 scanner.skip()?;
                 scanner.at = 0;
                 return Err(scanner.complain(Complaint::NotAnObject));
@@ -97,8 +97,8 @@ impl Outline {
         (!span.is_empty()).then_some(span)
     }
 
-    /// Walks one object, notes its fields and cuts its members out. A member is cut with the comma before
-    /// it if any member before it stays, else with the comma after it.
+    /// Walks one object, notes its fields and cuts out the members that are for Thundergate alone. A member is cut with the
+    /// comma before it if an earlier member stays, else with the comma after it.
     fn walk(&mut self, scanner: &mut Scanner<'_>, container: Container) -> Result<Walked, JsonFault> {
         let mut walked = Walked::default();
         let mut last_end = scanner.at;
@@ -168,7 +168,7 @@ impl Outline {
         self.fields[field as usize] = Span { start, end };
     }
 
-    /// What an earlier duplicate of this object said does not count.
+    /// Forgets the fields of an earlier duplicate of this object.
     fn forget(&mut self, container: Container) {
         let fields: &[Field] = match container {
             Container::Top => &[],
@@ -185,7 +185,7 @@ impl Outline {
     }
 }
 
-/// Written for Thundergate, of no use to an engine.
+/// Whether a member is written for Thundergate and of no use to an engine.
 fn is_ours(container: Container, key: &str) -> bool {
     matches!(container, Container::Top | Container::ExtraBody) && matches!(key, "program_id" | "docker_ids")
 }

@@ -1,25 +1,25 @@
-//! Walks a JSON text once: checks its grammar whole, builds nothing.
+//! Walks a JSON text once, checks all of its grammar and builds nothing.
 //!
-//! The yardstick is what the engines themselves read bodies with, Python's `json`: the JSON grammar, plus
-//! `NaN`, `Infinity` and `-Infinity`, plus escapes of lone surrogates. Raw control characters in strings,
-//! leading zeros, comments and trailing commas are refused there and here.
+//! The grammar is that of Python's `json`, with which the engines read bodies: JSON, plus `NaN`, `Infinity` and
+//! `-Infinity`, plus escapes of lone surrogates. Both refuse raw control characters in strings, leading zeros, comments
+//! and trailing commas.
 
 use super::fault::{Complaint, JsonFault};
 use super::text;
 use crate::body::quoted::{self, Skimmed};
 use std::borrow::Cow;
 
-/// Most strings are keys and single words. Up to so many bytes a few words of eight are the fastest way through.
+/// Length in bytes up to which a string is scanned eight bytes at a time, which is fastest for keys and single words.
 const SHORT: usize = 32;
 
-/// Bytes `start..end` of the body. No JSON value is empty, so an empty span says "not there".
+/// Bytes `start..end` of the body. No JSON value is empty, so an empty span means that the field is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {
     pub start: usize,
     pub end: usize,
 }
 
-/// A member's key: where its opening quote is, and its text with escapes resolved.
+/// A member's key: the position of its opening quote, and its text with escapes resolved.
 pub(super) struct MemberKey<'a> {
     pub start: usize,
     pub text: Cow<'a, str>,
@@ -30,16 +30,16 @@ pub(super) struct Scanner<'a> {
     /// The next byte to look at.
     pub at: usize,
     nesting: Nesting,
-    /// How many containers may be open at once.
+    /// Most containers that may be open at once.
     limit: usize,
 }
 
-/// Which containers are open: one bit each, set for an object; the innermost is the lowest.
+/// The open containers, one bit each: set for an object, clear for an array. The innermost is the lowest bit.
 #[derive(Default)]
 struct Nesting {
     depth: usize,
     bits: u64,
-    /// Full words of the outer levels. Never used by a body of ordinary depth.
+    /// Full words of the outer levels, empty up to a depth of 64.
     outer: Vec<u64>,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Nothing but white space may be left.
+    /// Checks that nothing but white space is left.
     pub fn end(&mut self) -> Result<(), JsonFault> {
         self.blank();
         match self.peek() {
@@ -70,7 +70,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Goes past the value that starts here, whatever it is and however deep.
+    /// Goes past the value that starts here, of any type and depth.
     pub fn skip(&mut self) -> Result<(), JsonFault> {
         let floor = self.nesting.depth;
         loop {
@@ -102,7 +102,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A value has ended: goes to the next one above `floor`, if there is one.
+    /// Goes from the end of a value to the next value that is nested deeper than `floor`; `false` if there is none.
     fn next_value(&mut self, floor: usize) -> Result<bool, JsonFault> {
         while self.nesting.depth > floor {
             self.blank();
@@ -122,8 +122,8 @@ impl<'a> Scanner<'a> {
         Ok(false)
     }
 
-    /// Walks the members of the object that starts here. `each` is called in front of every value and must
-    /// go past it.
+    /// Walks the members of the object that starts here. `each` is called in front of every value and must go past that
+    /// value.
     pub fn members(
         &mut self,
         mut each: impl FnMut(&mut Self, MemberKey<'a>) -> Result<(), JsonFault>,
@@ -161,7 +161,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// After a member or element: whether another one follows. If not, goes past the `close`.
+    /// Whether another member or element follows. If none does, goes past the bracket `close`.
     fn goes_on(&mut self, close: u8) -> Result<bool, JsonFault> {
         self.blank();
         match self.peek() {
@@ -201,7 +201,7 @@ impl<'a> Scanner<'a> {
         Ok(MemberKey { start, text })
     }
 
-    /// Goes past a key and its colon, to the value. Gives the end of the key, and whether it has escapes.
+    /// Goes past a key and its colon, to the value. Returns the end of the key, and whether the key has escapes.
     fn skip_key(&mut self) -> Result<(usize, bool), JsonFault> {
         if self.peek() != Some(b'"') {
             return Err(self.fault(Complaint::NoKey));
@@ -217,7 +217,7 @@ impl<'a> Scanner<'a> {
         Ok((end, escaped))
     }
 
-    /// Goes past a string; tells whether it has escapes.
+    /// Goes past a string. Returns whether the string has escapes.
     fn string(&mut self) -> Result<bool, JsonFault> {
         let bytes = self.text.as_bytes();
         let start = self.at + 1;
@@ -279,7 +279,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// One digit at least.
+    /// Goes past digits, of which there must be one at least.
     fn digits(&mut self) -> Result<(), JsonFault> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
@@ -307,7 +307,7 @@ impl<'a> Scanner<'a> {
         JsonFault { what, at: self.at }
     }
 
-    /// A complaint about the byte here; at the end of the text there is only one to make.
+    /// A complaint about the byte here. At the end of the text the complaint is always `CutShort`.
     fn fault(&self, what: Complaint) -> JsonFault {
         self.complain(match self.peek() {
             Some(_) => what,
@@ -316,8 +316,8 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How many leading bytes stand for themselves in a string: no quote, no backslash, no control character.
-/// Eight bytes at a time; the tests on a word are exact up to its first hit, which is all that is used.
+/// How many leading bytes stand for themselves in a string, that is, are no quote, backslash or control character. The
+/// loop tests eight bytes at a time. Its tests on a word are exact up to the first hit, and only the first hit is used.
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const TOPS: u64 = ONES << 7;

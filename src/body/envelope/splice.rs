@@ -1,4 +1,4 @@
-//! Makes the body that goes upstream out of the one that came: cuts, replacements, insertions.
+//! Makes the body that goes upstream from the body that came, by cuts, replacements and insertions.
 
 use super::outline::Field;
 use super::scan::Span;
@@ -7,25 +7,25 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 
-/// What is to be changed besides cutting out what was written for Thundergate.
+/// Changes to a body, besides cutting out the members that were written for Thundergate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Edits<'a> {
-    /// Write this model name in place of the client's.
+    /// Model name to write in place of the client's.
     pub model: Option<&'a str>,
     /// Whether to ask for usage on the client's behalf.
     pub usage: AskUsage,
 }
 
-/// Whether a streamed step's usage is asked for when its client did not.
+/// Whether, and how, usage is asked for when the client of a streamed step did not ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AskUsage {
     /// The endpoint has no `stream_options`, or nobody wants to know.
     #[default]
     Never,
-    /// The engine takes a `stream_options` object without `include_usage` for a yes, and ignores
-    /// `continuous_usage_stats` without usage: vLLM.
+    /// As vLLM reads the options: a `stream_options` object without `include_usage` asks for usage, and
+    /// `continuous_usage_stats` counts only with usage.
     Vllm,
-    /// The engine takes it for a no: SGLang, OpenAI.
+    /// As SGLang and OpenAI read the options: without `include_usage` there is no usage.
     Openai,
 }
 
@@ -33,16 +33,16 @@ pub enum AskUsage {
 #[derive(Clone, Debug)]
 pub struct Forwarded {
     pub body: Bytes,
-    /// The client did not ask for the usage event that this body asks for: it is to be taken out of the
-    /// answer.
+    /// Whether this body asks for a usage event that the client did not ask for. The answer then goes to the client
+    /// without that event.
     pub usage_added: bool,
 }
 
-/// Each patch in place moves all that is behind it. An ordinary body has three at most; one with an id in every other
-/// member would keep a core busy for hours.
+/// Most patches that are made in place. Each of them moves all bytes behind it: an ordinary body has three patches at
+/// most, and a body with an id in every other member would keep a core busy for hours.
 const IN_PLACE: usize = 8;
 
-/// Bytes to be written in place of a span, which is empty for an insertion.
+/// A span and the bytes to write in its place. For an insertion the span is empty.
 type Patch = (Span, Cow<'static, str>);
 
 pub(super) fn forward(envelope: Envelope, edits: &Edits<'_>) -> Forwarded {
@@ -62,8 +62,8 @@ pub(super) fn forward(envelope: Envelope, edits: &Edits<'_>) -> Forwarded {
     Forwarded { body: apply(envelope.body, &patches), usage_added }
 }
 
-/// Adds what makes the engine report usage, if the client did not ask for it. What the engine will refuse
-/// is left alone, so that the client gets the engine's own error.
+/// Makes the engine report usage if the client did not ask for usage. Options that the engine will refuse stay as they are,
+/// so that the client gets the engine's own error.
 fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let Some(options) = envelope.outline.span(Field::StreamOptions) else {
         let close = envelope.outline.close;
@@ -93,8 +93,8 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     }
 }
 
-/// The answer will have more than one choice. Asked for usage, vLLM moves `system_fingerprint` from the end
-/// of every choice to the usage event; from there only the last of them could get it back in time.
+/// Whether the answer will have more than one choice. When usage is asked for, vLLM moves `system_fingerprint` from the
+/// end of every choice to the usage event, and from that event only the last choice could get it back in time.
 fn several_choices(envelope: &Envelope) -> bool {
     let one = matches!(envelope.raw(Field::Choices), None | Some("null" | "1"));
     let prompt = envelope.raw(Field::Prompt).unwrap_or_default();
@@ -102,7 +102,7 @@ fn several_choices(envelope: &Envelope) -> bool {
     !one || (prompts && serde_json::from_str::<Vec<IgnoredAny>>(prompt).is_ok_and(|prompts| prompts.len() > 1))
 }
 
-/// In vLLM, `continuous_usage_stats` wakes up once usage is asked for, and would put usage into every event.
+/// Turns off `continuous_usage_stats`: once usage is asked for, vLLM would put usage into every event.
 fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
     if let (AskUsage::Vllm, Some(true), Some(span)) = (engine, wanted, envelope.outline.span(Field::ContinuousUsage)) {
@@ -110,7 +110,7 @@ fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patc
     }
 }
 
-/// The client wrote that it does not want usage.
+/// Whether the client declined usage in so many words.
 fn declined(envelope: &Envelope) -> bool {
     let raw = envelope.raw(Field::IncludeUsage).unwrap_or_default();
     raw == "null" || text::truth(raw) == Some(false)
@@ -120,7 +120,8 @@ fn insertion(at: usize) -> Span {
     Span { start: at, end: at }
 }
 
-/// The body with all patches, which are in order and do not overlap. A few are made in place, if nobody else holds it.
+/// The body with all patches, which are in order and do not overlap. A few patches are made in place, if nobody else holds
+/// the body.
 fn apply(body: Bytes, patches: &[Patch]) -> Bytes {
     match patches.len() {
         0 => body,

@@ -1,4 +1,4 @@
-//! What single JSON values say: strings with their escapes resolved, and the booleans that engines accept.
+//! The meaning of single JSON values: strings with their escapes resolved, and the booleans that engines accept.
 
 use std::borrow::Cow;
 
@@ -46,8 +46,8 @@ fn unicode_escape(raw: &str) -> (char, usize) {
     }
 }
 
-/// A value as pydantic (which the engines check their bodies with) reads it into a `bool`; `None` when it
-/// would refuse. `null` is for the caller to tell.
+/// A value as a `bool`, as pydantic reads it, with which the engines check bodies. `None`: pydantic would refuse the value,
+/// or the value is `null`.
 pub(super) fn truth(value: &str) -> Option<bool> {
     let word = match value.strip_prefix('"') {
         Some(quoted) => decode(quoted.strip_suffix('"').unwrap_or(quoted)).to_ascii_lowercase(),
