@@ -53,8 +53,8 @@ use std::sync::Arc;
 /// The largest body that a control endpoint reads, bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
-/// Answers a control request. On the admin listener it asks for the admin token itself; API keys of the main one are
-/// the proxy's to check ([`ControlRoute::needs_key`]).
+/// Answers a control request. The admin token of the admin listener is checked here. API keys of the main listener are
+/// checked by the proxy ([`ControlRoute::needs_key`]).
 pub async fn handle(app: &Arc<App>, request: ControlRequest) -> ControlResponse {
     let mut response = answer(app, &request).await.unwrap_or_else(|refusal| ControlResponse::refusal(&refusal));
     if request.method == Method::HEAD {
@@ -108,7 +108,8 @@ async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlRespo
     })
 }
 
-/// Prometheus text for those who ask for it, and for all on the admin listener; else ThunderAgent's JSON.
+/// The text format that `Accept` asks for. Where it asks for none: Prometheus text on the admin listener, ThunderAgent's
+/// JSON on the main one.
 fn metrics(app: &App, request: &ControlRequest) -> ControlResponse {
     let accept = request.headers.get(ACCEPT);
     let accepted = Exposition::accepted(accept.and_then(|v| v.to_str().ok()).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Who may use the admin listener.
+//! Who may use the admin listener, and who may change the fleet and the configuration.
 
 use super::message::{ControlRequest, ControlResponse, Listener};
 use crate::app::App;
@@ -11,9 +11,12 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Lets a request pass when no token is set, or when it brings the token: as `Bearer TOKEN`, or, so that a browser
-/// can open `/console`, as the password of HTTP basic authentication. A browser sends that one by itself, also when
-/// another site makes it: it reads only.
+/// Lets a request pass when no token is set, or when the request brings the token: as `Bearer TOKEN`, or, so that a
+/// browser can open `/console`, as the password of HTTP basic authentication. A browser also sends that password when
+/// another site makes it send a request, so a password is enough for safe methods only.
+///
+/// # Errors
+/// `AdminUnauthorized`.
 pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Result<(), Refusal> {
     let Some(token) = admin.and_then(|admin| admin.token.as_ref()) else {
         return Ok(());
@@ -31,16 +34,16 @@ pub(super) fn authorize(admin: Option<&Admin>, request: &ControlRequest) -> Resu
     allowed.then_some(()).ok_or(Refusal::AdminUnauthorized)
 }
 
-/// Compares in a time that tells neither content nor length.
+/// Compares in a time that tells neither content nor length of the secret.
 fn is_secret(given: &[u8], secret: &Secret) -> bool {
-    // Validation refuses what is no hash.
+    // Validation refuses a malformed hash.
     secret.digest().is_ok_and(|digest| Sha256::digest(given).as_slice().ct_eq(&digest).into())
 }
 
-/// Whether a request may add backends, or have the configuration read again. That is more than any other call: a
-/// backend reads prompts, and the proxy connects to it; mistakes in the configuration are quoted in the answer. So it
-/// takes the admin token; where none is set, a client on this machine, with nothing between (whose own clients could be
-/// anywhere) and no browser (which sends what any page tells it to).
+/// Whether a request may add backends, or have the configuration read again. These two do more than any other call: a
+/// backend reads prompts, the proxy connects to the backend's address, and the answer to a reload quotes mistakes in the
+/// configuration. So they need the admin token. Where no token is set, the client must be on this machine, without a proxy
+/// between (its own clients could be anywhere) and no browser (a browser sends what any page tells it to send).
 pub(super) fn is_operator(app: &App, request: &ControlRequest) -> bool {
     let settings = app.settings();
     let admin = settings.admin.as_ref();
@@ -49,7 +52,7 @@ pub(super) fn is_operator(app: &App, request: &ControlRequest) -> bool {
     with_token || (request.local && !between.iter().any(|name| request.headers.contains_key(*name)))
 }
 
-/// Not silently: trainers of other machines that add their workers need to be told how.
+/// The refusal says how to do it right, for trainers on other machines that add their workers.
 pub(super) fn not_an_operator() -> ControlResponse {
     ControlResponse::detail(
         StatusCode::FORBIDDEN,

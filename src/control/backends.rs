@@ -22,9 +22,9 @@ pub(super) struct BackendListing<'a> {
     healthy: bool,
     draining: bool,
     down_because: Option<&'a str>,
-    /// `check`, `connect`, `reset`, `error` or `no_progress`.
+    /// Cause of the last ejection: `check`, `connect`, `reset`, `error` or `no_progress`.
     down_cause: Option<&'static str>,
-    /// At the earliest; `null` if only its checks keep it out.
+    /// Seconds until the backend returns at the earliest; `null` if only its health checks keep it out.
     returns_in_seconds: Option<f64>,
     weight: u32,
     steps_in_flight: usize,
@@ -32,9 +32,9 @@ pub(super) struct BackendListing<'a> {
     programs_idle: usize,
     charged_running_tokens: u64,
     charged_idle_tokens: u64,
-    /// As configured, or as the backend reports it.
+    /// Size of the KV cache, as configured or as the backend reports it.
     capacity_tokens: Option<u64>,
-    /// After headroom, and as learned.
+    /// Tokens that the scheduler fills: the capacity after headroom and after what the scheduler has learned.
     effective_capacity_tokens: Option<u64>,
     kv_usage_ratio: Option<f64>,
     prefix_hit_ratio: Option<f64>,
@@ -86,12 +86,12 @@ pub(super) fn add(app: &App, request: &ControlRequest) -> ControlResponse {
     }
 }
 
-/// `DELETE /backends/{id}`; the id may be the URL. Steps in flight there finish first.
+/// `DELETE /backends/{id}`, where the id may be the backend's URL. Steps in flight on the backend finish first.
 pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
     let statuses = app.fleet.statuses();
     let named = |status: &BackendStatus| id.parse() == Ok(status.backend.id.0) || is_at(status, id);
     let found: Vec<&BackendStatus> = statuses.iter().filter(|status| named(status)).collect();
-    // With a rank go those beside it.
+    // All ranks of a server are removed together.
     let server = |status: &BackendStatus| (status.backend.pool, status.backend.server().to_owned());
     let beside = statuses.iter().filter(|status| found.iter().any(|named| server(named) == server(status)));
     let removed: Vec<_> = beside
@@ -105,8 +105,10 @@ pub(super) fn remove(app: &App, id: &str) -> ControlResponse {
     ControlResponse::json_with(StatusCode::ACCEPTED, &json!({"draining": removed}))
 }
 
+/// Adds a backend to the pool that serves its model.
+///
 /// # Errors
-/// What is wrong with it.
+/// A sentence that says what is wrong with the backend.
 pub(super) fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, String> {
     let pool = pool_for(app, new.model.as_deref())?;
     let backend = config::Backend {
@@ -125,7 +127,7 @@ pub(super) fn add_backend(app: &App, new: NewBackend) -> Result<BackendId, Strin
     app.fleet.add(pool, &backend, Origin::Api)
 }
 
-/// The one that serves `model`; without one the only or the unnamed pool.
+/// The pool that serves `model`; without a model the only pool or the unnamed one.
 fn pool_for(app: &App, model: Option<&str>) -> Result<PoolId, String> {
     app.fleet.pool_for(model).ok_or_else(|| match model {
         Some(model) => format!("no pool serves the model `{model}`"),

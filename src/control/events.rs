@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-/// Shorter than the idle timeouts of common proxies (30 s and more).
+/// Time between two comments that keep the stream open: shorter than the idle timeouts of common proxies (30 s and more).
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// One event for each decision, from now on; the stream begins with a comment, so that its header goes out at once.
+/// One event for each decision from now on. The stream begins with a comment, so that the response header goes out at
+/// once.
 pub(super) fn stream(decisions: Receiver<Arc<str>>) -> ControlResponse {
     let hello = stream::once(async { Bytes::from_static(b": connected\n\n") });
     let events = stream::unfold(decisions, async |mut decisions| Some((next(&mut decisions).await?, decisions)));
@@ -22,7 +23,7 @@ pub(super) fn stream(decisions: Receiver<Arc<str>>) -> ControlResponse {
     response
 }
 
-/// `None` when the gate is gone.
+/// The next event; `None` when the gate is gone.
 async fn next(decisions: &mut Receiver<Arc<str>>) -> Option<Bytes> {
     match tokio::time::timeout(KEEP_ALIVE, decisions.recv()).await {
         Ok(Ok(json)) => Some(Bytes::from(format!("data: {json}\n\n"))),

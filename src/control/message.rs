@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// Which door a request came through.
+/// The listener that a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
     Main,
@@ -21,27 +21,29 @@ pub enum Listener {
 #[derive(Clone, Debug)]
 pub struct ControlRequest {
     pub method: Method,
-    /// Still percent-encoded.
+    /// Path without the query, still percent-encoded.
     pub path: String,
     pub query: Option<String>,
     pub headers: HeaderMap,
     pub body: Bytes,
     pub listener: Listener,
-    /// The client is on this machine.
+    /// Whether the client is on this machine.
     pub local: bool,
-    /// The tenant of the API key on the main listener; `None` without authentication.
+    /// Tenant of the API key on the main listener; `None` without authentication.
     pub tenant: Option<Arc<str>>,
 }
 
+/// The answer to a [`ControlRequest`].
 pub struct ControlResponse {
     pub status: StatusCode,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: ControlBody,
 }
 
+/// The body of an answer, whole or in pieces.
 pub enum ControlBody {
     Full(Bytes),
-    /// Ends when the client leaves or the process does.
+    /// A body that ends when the client leaves or the process ends.
     Stream(BoxStream<'static, Bytes>),
 }
 

@@ -1,4 +1,4 @@
-//! One reading of gate and fleet, and what is computed from it.
+//! One reading of gate and fleet, and the figures that are computed from that reading.
 
 use crate::app::App;
 use crate::config::{Config, Routing};
@@ -8,7 +8,7 @@ use crate::scheduler::BackendId;
 use crate::telemetry::{BackendMetrics, CurrentMetrics};
 use std::collections::HashMap;
 
-/// Programs, ledgers and backends at one time (each read under its own lock).
+/// Programs, ledgers and backends at about one time: each is read under its own lock.
 pub(super) struct Overview {
     pub(super) programs: Vec<(PoolId, ProgramView)>,
     pub(super) loads: HashMap<BackendId, LoadView>,
@@ -18,13 +18,13 @@ pub(super) struct Overview {
 /// What a program is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
-    /// A step is at a backend.
+    /// A step runs on a backend.
     Running,
     /// A step waits.
     Held,
-    /// A tool runs; its KV is expected to stay.
+    /// A tool runs, and the program's KV cache is expected to stay on its backend.
     Idle,
-    /// No step, and no place on a backend.
+    /// The program has no step, and no lease on a backend.
     Paused,
 }
 
@@ -35,7 +35,7 @@ impl Overview {
         Self::new(app.gate.programs(), app.gate.loads(), app.fleet.statuses())
     }
 
-    /// Without the programs, of which there may be many.
+    /// A reading without the programs, of which there may be many.
     pub(super) fn of_backends(app: &App) -> Self {
         Self::new(Vec::new(), app.gate.loads(), app.fleet.statuses())
     }
@@ -56,7 +56,7 @@ impl Overview {
         Some(&status.backend.url)
     }
 
-    /// Programs without a place, by the backend that they were on last.
+    /// How many paused programs each backend had last.
     pub(super) fn paused_by_backend(&self, config: &Config) -> HashMap<BackendId, usize> {
         let mut paused = HashMap::new();
         for (pool, view) in &self.programs {
@@ -69,7 +69,7 @@ impl Overview {
         paused
     }
 
-    /// `held_steps`: those without a program too.
+    /// `held_steps` includes steps without a program.
     pub(super) fn current(&self, config: &Config, held_steps: usize) -> CurrentMetrics {
         let states = [Activity::Running, Activity::Held, Activity::Idle, Activity::Paused];
         let programs = states.map(|state| {

@@ -24,7 +24,7 @@ pub(super) enum Scope {
     All,
 }
 
-/// `GET /programs/{id}`: ThunderAgent's fields, and why it waits.
+/// `GET /programs/{id}`: ThunderAgent's fields, and why the program waits.
 #[derive(Serialize)]
 pub(super) struct ProgramDetail<'a> {
     program_id: &'a str,
@@ -32,14 +32,14 @@ pub(super) struct ProgramDetail<'a> {
     model: &'a str,
     #[serde(flatten)]
     program: ProgramJson<'a>,
-    /// A backend keeps room for it.
+    /// Whether a backend keeps room for the program.
     leased: bool,
     footprint_tokens: u64,
     steps_in_flight: usize,
     steps_held: usize,
     held_because: Option<&'static str>,
     held_seconds: Option<f64>,
-    /// Why it lost its place the last time.
+    /// Why the program lost its lease the last time.
     last_pause: Option<&'static str>,
     idle_seconds: Option<f64>,
 }
@@ -48,7 +48,7 @@ pub(super) struct ProgramDetail<'a> {
 struct ShownProgram<'a> {
     #[serde(flatten)]
     busiest: ProgramDetail<'a>,
-    /// The same id in other pools or tenants.
+    /// Programs of the same id in other pools or tenants.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     others: Vec<ProgramDetail<'a>>,
 }
@@ -70,7 +70,7 @@ impl Scope {
         }
     }
 
-    /// How a program is named in a list: by its id, with its tenant before it where ids of several may meet.
+    /// The program's name in a list: its id, with its tenant before the id where the list spans tenants.
     fn name<'a>(&self, key: &'a ProgramKey) -> Cow<'a, str> {
         match self {
             Self::All if !key.tenant.is_empty() => Cow::Owned(format!("{}/{}", key.tenant, key.id)),
@@ -78,7 +78,7 @@ impl Scope {
         }
     }
 
-    /// The programs that `id`, as a path or body gives it, may mean: one for each tenant in sight.
+    /// The programs that `id`, as a path or body writes it, may mean: one for each tenant in sight.
     fn keys(&self, id: &str, config: &Config) -> Vec<ProgramKey> {
         let key = |tenant: &str, id: &str| program_key(&tenant.into(), id, config.identity.max_bytes);
         match self {
@@ -100,7 +100,7 @@ impl Scope {
 pub(super) fn list(app: &App, scope: &Scope) -> ControlResponse {
     let mut overview = Overview::of(app);
     let mut programs = std::mem::take(&mut overview.programs);
-    // Of an id known in several pools the busiest is shown.
+    // An id may be known in several pools: then the busiest program is shown.
     programs.sort_by_key(activity_rank);
     let listed: BTreeMap<Cow<'_, str>, ProgramJson<'_>> = programs
         .iter()
@@ -145,10 +145,10 @@ pub(super) fn release_by_body(app: &App, scope: &Scope, body: &[u8]) -> ControlR
     }
 }
 
-/// The `program_id` of a release, as the same value on a step would name its program.
+/// The `program_id` of a release, read in the same way as that of a step.
 ///
 /// # Errors
-/// ThunderAgent's words for what is wrong.
+/// What is wrong, in ThunderAgent's words.
 pub(super) fn program_id(body: &[u8]) -> Result<String, &'static str> {
     let value: &RawValue = serde_json::from_slice(body).map_err(|_| "Invalid JSON")?;
     // A map and not a struct: of duplicate keys the last counts, as in Python.
@@ -165,7 +165,7 @@ pub(super) fn program_id(body: &[u8]) -> Result<String, &'static str> {
     }
 }
 
-/// What Python takes for false among the JSON scalars that are not strings.
+/// Whether Python takes a JSON scalar (other than a string) for false.
 fn falsy(json: &str) -> bool {
     matches!(json, "null" | "false") || json.parse() == Ok(0.0_f64)
 }
@@ -233,7 +233,7 @@ pub(super) fn detail<'a>(
     }
 }
 
-/// The busiest last.
+/// Sorts the busiest program last.
 fn activity_rank((_, view): &(PoolId, ProgramView)) -> (bool, bool, u64) {
     (view.in_flight > 0, view.held > 0, view.steps)
 }

@@ -1,11 +1,11 @@
-//! Which paths are ours, and where they answer. Asked before a body is read.
+//! Which paths are ours, and on which listener they answer. The proxy asks before it reads a body.
 
 use super::message::Listener;
 use crate::config::Config;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-/// What a path stands for.
+/// The endpoint that a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Programs,
@@ -36,9 +36,9 @@ pub enum Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlRoute {
     pub endpoint: Endpoint,
-    /// The last part of `/programs/{id}`, `/profiles/{id}`, `/backends/{id}`, percent-decoded.
+    /// The last part of `/programs/{id}`, `/profiles/{id}`, `/backends/{id}` or `/workers/{id}`, percent-decoded.
     pub id: Option<String>,
-    /// `false`: the answer is 405.
+    /// Whether the path takes the request's method; if not, the answer is 405.
     pub method_allowed: bool,
     pub(super) allow: &'static str,
 }
@@ -105,7 +105,7 @@ pub fn route(method: &Method, path: &str) -> Option<ControlRoute> {
 // === impl ControlRoute ===
 
 impl ControlRoute {
-    /// `false`: on this listener the path is not found.
+    /// Whether the path exists on this listener.
     #[must_use]
     pub fn answers_on(&self, listener: Listener, config: &Config) -> bool {
         let public = matches!(
@@ -116,18 +116,18 @@ impl ControlRoute {
             Listener::Admin => true,
             Listener::Main if public => true,
             Listener::Main if config.admin.is_some() => false,
-            // A tenant's key is not the operator's: with it one could add a backend and read others' prompts.
+            // A tenant's key must not do for operators' endpoints: a tenant could add a backend and read others' prompts.
             Listener::Main => config.auth.keys.is_empty() || !self.for_operators(),
         }
     }
 
-    /// On the main listener, with `auth.keys` set, asks for an API key. Probes have none.
+    /// Whether the main listener asks for an API key when `auth.keys` is set. Probes have no key.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         !matches!(self.endpoint, Endpoint::Health | Endpoint::Livez | Endpoint::Readyz)
     }
 
-    /// The body matters (at most [`super::BODY_LIMIT`] bytes); otherwise it need not be read.
+    /// Whether the endpoint reads a body (of at most [`super::BODY_LIMIT`] bytes).
     #[must_use]
     pub fn reads_body(&self) -> bool {
         use Endpoint::{AddWorker, Backends, Release, RemoveWorker, WeightSyncBegin, Workers};
@@ -135,7 +135,7 @@ impl ControlRoute {
             && matches!(self.endpoint, Release | Backends | AddWorker | RemoveWorker | Workers | WeightSyncBegin)
     }
 
-    /// Acts on, or shows, all tenants.
+    /// Whether the endpoint acts on, or shows, all tenants.
     fn for_operators(&self) -> bool {
         match self.endpoint {
             Endpoint::Programs

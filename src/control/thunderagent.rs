@@ -1,5 +1,5 @@
-//! ThunderAgent's JSON, to the key. Keys that mean nothing here (`marked_for_pause`, `future_paused_tokens`,
-//! `shared_tokens`, `buffer_per_program`) are 0: no running step is marked, and no token is charged twice or in advance.
+//! ThunderAgent's JSON, to the key. Some keys mean nothing here and are 0 (`marked_for_pause`, `future_paused_tokens`,
+//! `shared_tokens`, `buffer_per_program`): no running step is marked, and no token is charged twice or in advance.
 
 use super::overview::{Activity, Overview, prefix_hit_ratio};
 use crate::app::App;
@@ -16,9 +16,9 @@ use std::time::Duration;
 #[derive(Serialize)]
 pub(super) struct ProgramJson<'a> {
     pub(super) backend: Option<&'a str>,
-    /// The last exact total of tokens.
+    /// Tokens of the last finished step, prompt and answer, as the backend counted them.
     pub(super) context_len: u64,
-    /// With the estimate for a step on its way.
+    /// Tokens with the estimate for a step in flight.
     pub(super) total_tokens: u64,
     pub(super) step_count: u64,
     pub(super) status: &'static str,
@@ -78,7 +78,7 @@ struct BackendJson<'a> {
     capacity_overflow: u64,
     healthy: bool,
     monitoring: bool,
-    /// Of SkyRL alone, as in ThunderAgent.
+    /// Present for SkyRL alone, as in ThunderAgent.
     #[serde(skip_serializing_if = "Option::is_none")]
     backend_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,12 +101,12 @@ struct EngineJson {
     num_requests_waiting: u64,
     #[serde(flatten)]
     own: OwnMetrics,
-    /// Unix time, seconds.
+    /// Time of the last reading: Unix time, seconds.
     last_updated: f64,
     history_size: usize,
 }
 
-/// What is told of one kind of engine.
+/// Metrics that only one kind of engine has.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum OwnMetrics {
@@ -257,7 +257,7 @@ impl Overview {
     }
 }
 
-/// Absent while the capacity is not known, as in ThunderAgent.
+/// The cache's size. Absent while the capacity is not known, as in ThunderAgent.
 fn cache_config(status: &BackendStatus, engine: Engine, effective: Option<u64>) -> Option<CacheConfig> {
     let total_tokens_capacity = status.capacity.or(effective)?;
     let gauges = status.gauges.as_ref();
@@ -275,7 +275,7 @@ fn cache_config(status: &BackendStatus, engine: Engine, effective: Option<u64>) 
     })
 }
 
-/// Absent before the first reading, as in ThunderAgent; and of an engine that tells nothing.
+/// The engine's own metrics. Absent before the first reading, as in ThunderAgent, and for an engine without metrics.
 fn engine_metrics(status: &BackendStatus, engine: Engine) -> Option<EngineJson> {
     let gauges: &Gauges = status.gauges.as_ref()?;
     let read_at = unix_time().saturating_sub(status.scrape_age.unwrap_or(Duration::ZERO));

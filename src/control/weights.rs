@@ -7,13 +7,13 @@ use serde_json::json;
 use std::time::Duration;
 use url::form_urlencoded;
 
-/// A trainer that died must not stop the fleet for ever.
+/// Time after which dispatch goes on if nobody ends the weight sync: a trainer that died must not stop the fleet for ever.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Default, Deserialize)]
 struct Begin {
-    /// Seconds.
+    /// Time limit, seconds.
     timeout: Option<f64>,
 }
 

@@ -1,5 +1,5 @@
-//! Backends under the names that slime and sglang-router have for them: `/add_worker`, `/remove_worker` and
-//! `/list_workers` in older versions, `/workers` in newer ones.
+//! Backends under the names that slime and sglang-router give them: `/add_worker`, `/remove_worker` and `/list_workers` in
+//! older versions, `/workers` in newer ones.
 
 use super::admin;
 use super::backends::{self, NewBackend, add_backend, is_at};
@@ -14,7 +14,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use url::form_urlencoded;
 
-/// Who is meant: in the query, or in a JSON body. sglang-router takes many more members; they mean nothing here.
+/// The worker that a request names, in the query or in a JSON body. sglang-router takes many more members, which mean
+/// nothing here.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Named {
@@ -80,7 +81,7 @@ pub(super) fn list(app: &App) -> ControlResponse {
     ControlResponse::json(&json!({"total": workers.len(), "workers": workers}))
 }
 
-/// The backend that the request names, added unless it is there: adding it twice is no error, as in slime.
+/// Adds the backend that the request names, unless it is there already: adding a backend twice is no error, as in slime.
 fn ensure(app: &App, request: &ControlRequest) -> Result<(BackendId, String), ControlResponse> {
     if !admin::is_operator(app, request) {
         return Err(admin::not_an_operator());
@@ -105,7 +106,7 @@ fn changed(app: &App) -> ControlResponse {
     ControlResponse::json(&json!({"status": "success", "worker_urls": workers}))
 }
 
-/// Servers; of one with several ranks the first.
+/// Servers that are not draining. A server with several ranks counts once, by its first rank.
 fn staying(statuses: &[BackendStatus]) -> impl Iterator<Item = &BackendStatus> {
     statuses.iter().filter(|status| !status.draining && status.backend.rank.is_none_or(|rank| rank == 0))
 }

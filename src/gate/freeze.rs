@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The switch. Cheap to clone.
+/// The switch; its clones are one switch.
 #[derive(Clone)]
 pub struct WeightSync {
     gate: Gate,
@@ -15,7 +15,7 @@ pub struct WeightSync {
 #[derive(Default)]
 struct Freeze {
     active: bool,
-    /// Counts the begins and ends, so that a timer knows whether its begin is still the last one.
+    /// Count of begins and ends, so that a timer knows whether its own begin is still the last one.
     generation: u64,
 }
 
@@ -32,7 +32,7 @@ impl WeightSync {
         self.state.lock().active
     }
 
-    /// Stops dispatch, for `timeout` at most. Called again, it starts the time anew. Needs a tokio runtime.
+    /// Stops dispatch for `timeout` at most. A second call starts the time anew. Needs a tokio runtime.
     pub fn begin(&self, timeout: Duration) {
         let generation = self.set(true);
         let sync = self.clone();
@@ -48,7 +48,7 @@ impl WeightSync {
     }
 
     fn set(&self, active: bool) -> u64 {
-        // The gate is told under the lock, so that it hears begins and ends in order.
+        // The gate is told under the lock, so that begins and ends reach the gate in order.
         let mut state = self.state.lock();
         state.generation += 1;
         state.active = active;
