@@ -1,4 +1,4 @@
-//! What operators see: metrics, access log, step profiles.
+//! Metrics, access log and step profiles: all that operators see of requests.
 
 mod access;
 mod exposition;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use writer::Writer;
 
-/// Everything that is counted or written down. One per process.
+/// The metrics and logs of a process.
 pub struct Telemetry {
     pub metrics: Metrics,
     access: ArcSwapOption<AccessLog>,
@@ -49,7 +49,7 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// Takes over what `new` has changed against `old`, and opens log files anew, after they were rotated.
+    /// Applies the differences between `old` and `new`, and opens the log files anew, since they may have been rotated.
     ///
     /// # Errors
     /// Those of [`Telemetry::new`]; then nothing has changed.
@@ -68,7 +68,7 @@ impl Telemetry {
         Ok(())
     }
 
-    /// Starts writing to what is given here, or to nothing of it.
+    /// Starts the logs that are given here: all of them, or on an error none.
     fn write_to(&self, access: Option<&Access>, profile: Option<&Profile>, config: &Config) -> io::Result<()> {
         let log = access.map(|access| {
             let dropped = self.metrics.access_lines_dropped.clone();
@@ -88,14 +88,14 @@ impl Telemetry {
         Ok(())
     }
 
-    /// Logs a finished request; `record` is asked only when the log is on. Never waits.
+    /// Logs a finished request. `record` is called only when the log is on. Never waits.
     pub fn access(&self, record: impl FnOnce() -> AccessRecord) {
         if let Some(log) = &*self.access.load() {
             log.send(Box::new(record()));
         }
     }
 
-    /// `None` unless profiling is on.
+    /// The step profiles; `None` unless profiling is on.
     #[must_use]
     pub fn profiles(&self) -> Option<Arc<Profiles>> {
         self.profiles.load_full()
@@ -111,8 +111,8 @@ impl Telemetry {
         }
     }
 
-    /// Waits until every line so far is written; `false` when a file took longer than `limit`.
-    /// Blocks: for the end of the process, not for a request.
+    /// Waits until every line so far is written; `false` when a file took longer than `limit`. Blocks the thread, so it is
+    /// for the end of the process and not for a request.
     pub fn flush(&self, limit: Duration) -> bool {
         let logged = self.access.load().as_ref().is_none_or(|log| log.flush(limit));
         let profiled = self.profiles.load().as_ref().is_none_or(|p| p.flush(limit));

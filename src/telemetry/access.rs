@@ -13,32 +13,33 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What is logged of a request, once it is over.
+/// What is logged of a request once the request is over.
 #[derive(Clone, Debug)]
 pub struct AccessRecord {
-    /// When it arrived.
+    /// Time of arrival.
     pub time: SystemTime,
     pub request_id: String,
     pub client: Option<SocketAddr>,
     pub method: http::Method,
-    /// Without the query.
+    /// Path without the query.
     pub path: String,
-    /// 499 when the client left before there was an answer.
+    /// HTTP status of the answer; 499 when the client left before there was an answer.
     pub status: u16,
-    /// The pool that served it.
+    /// Name of the pool that served the request.
     pub model: Option<Arc<str>>,
     pub program: Option<Arc<str>>,
-    /// The backend's URL.
+    /// URL of the backend.
     pub backend: Option<String>,
     pub held: Duration,
-    /// From arrival to the first token.
+    /// Time from arrival to the first token.
     pub ttft: Option<Duration>,
     pub duration: Duration,
     pub usage: Option<Usage>,
-    /// Body bytes received from the client, and sent to it.
+    /// Body bytes received from the client.
     pub bytes_in: u64,
+    /// Body bytes sent to the client.
     pub bytes_out: u64,
-    /// The code of an error of our own.
+    /// Code of an error that Thundergate answered with.
     pub error: Option<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-//! Gauges that show the ledger and the fleet: read at scrape time, kept nowhere.
+//! Gauges that show the state of the gate and the fleet. They are read for each scrape and kept nowhere.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,27 +9,27 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 type Integer = Gauge<i64, AtomicI64>;
 type Real = Gauge<f64, AtomicU64>;
 
-/// What the gauges show now.
+/// The values of the gauges now.
 #[derive(Clone, Debug, Default)]
 pub struct CurrentMetrics {
-    /// Programs by state; the states do not overlap.
+    /// Number of programs by state; the states do not overlap.
     pub programs: Vec<(&'static str, u64)>,
     pub held_steps: u64,
     pub backends: Vec<BackendMetrics>,
 }
 
-/// One backend now. What is not known has no series.
+/// One backend now. A value that is not known has no series.
 #[derive(Clone, Debug, Default)]
 pub struct BackendMetrics {
     pub url: String,
-    /// The pool's name.
+    /// Name of the pool.
     pub model: String,
     pub healthy: bool,
-    /// How often it went down, by cause.
+    /// Ejections of the backend, by cause.
     pub downs: Vec<(&'static str, u64)>,
-    /// The KV cache, in tokens.
+    /// Size of the KV cache, tokens.
     pub capacity: Option<u64>,
-    /// What the scheduler fills: the capacity after headroom and what it has learned.
+    /// Tokens that the scheduler fills: the capacity after headroom and after what the scheduler has learned.
     pub effective_capacity: Option<u64>,
     pub charged_running: u64,
     pub charged_idle: u64,
@@ -38,10 +38,10 @@ pub struct BackendMetrics {
     pub scrape_age_seconds: Option<f64>,
 }
 
-/// `backend`, `model`, and `state` where there is one.
+/// `backend` and `model`, and a third label where there is one.
 type Labels<const N: usize> = [(&'static str, String); N];
 
-/// A gauge of every backend: its name, its help, and where its value is.
+/// A gauge of every backend: name, help, and the function that takes the value from a backend.
 type Column<T> = (&'static str, &'static str, fn(&BackendMetrics) -> Option<T>);
 
 // === impl CurrentMetrics ===

@@ -1,4 +1,4 @@
-//! The two text formats of `GET /metrics`, and which one a scraper asks for.
+//! The two text formats of `GET /metrics`, and the choice between them.
 
 use super::metrics::Metrics;
 use super::current::CurrentMetrics;
@@ -16,8 +16,8 @@ pub enum Exposition {
 // === impl Exposition ===
 
 impl Exposition {
-    /// What an `Accept` header names, the better liked of the two; `None` when it names neither.
-    /// A range (`*/*`, `text/*`) names neither: browsers and plain HTTP clients send those.
+    /// The format that an `Accept` header prefers; `None` when the header names neither. A range (`*/*`, `text/*`) names
+    /// neither: browsers and plain HTTP clients send ranges.
     #[must_use]
     pub fn accepted(accept: &str) -> Option<Self> {
         let quality = |wanted: &str| {
@@ -47,11 +47,11 @@ impl Exposition {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Everything counted, and `current`, as text.
+    /// All counters and histograms, and the gauges of `current`, as text.
     #[must_use]
     pub fn encode(&self, current: &CurrentMetrics, format: Exposition) -> String {
         let mut out = String::new();
-        // Writing to a String cannot fail, and no metric of ours does.
+        // Writing to a String cannot fail, and none of our metrics fails to encode.
         let encoded =
             text::encode_registry(&mut out, &self.registry).and_then(|()| text::encode(&mut out, &current.registry()));
         debug_assert!(encoded.is_ok());
@@ -71,8 +71,8 @@ fn parameter_q(parameters: &str) -> f64 {
         .map_or(1.0, |(_, q)| q.trim().parse().unwrap_or(0.0))
 }
 
-/// OpenMetrics names a counter's family without `_total`; Prometheus text 0.0.4 names it as its samples are, and
-/// has no `# UNIT` and `# EOF`.
+/// OpenMetrics text as Prometheus text 0.0.4, which old scrapers and people read. OpenMetrics names the family of a counter
+/// without `_total`; 0.0.4 names the family as its samples are named, and has no `# UNIT` and `# EOF`.
 fn to_prometheus(open_metrics: &str) -> String {
     let mut out = String::with_capacity(open_metrics.len() + 1024);
     let mut help = None;

@@ -1,26 +1,26 @@
-//! The label values that are ours to name. Those of the scheduler stand beside its own enums.
+//! Values of metric labels. Those of the scheduler stand beside the scheduler's own enums.
 
 use crate::scheduler::DispatchKind;
 
-/// Who was held.
+/// Kinds of held steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldClass {
-    /// First step of a program.
+    /// The first step of a program.
     New,
     /// A later step of a program.
     Started,
     /// A step without a program.
     Unlabelled,
-    /// Never dispatched: refused, or its client left.
+    /// A step that was never dispatched: it was refused, or its client left.
     Unserved,
 }
 
 /// Why a program was dispatched on another backend than last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveReason {
-    /// The last one is down, draining or gone.
+    /// The last backend is down, draining or gone.
     BackendDown,
-    /// Another place was cheaper or the only one with room.
+    /// Another backend was cheaper, or the only one with room.
     Room,
 }
 
@@ -48,7 +48,7 @@ pub enum UpstreamError {
     Broken,
     /// The response stalled for longer than `timeouts.stream_idle`.
     Stalled,
-    /// The backend answered with a 5xx of its own.
+    /// The backend itself answered with a 5xx.
     Status5xx,
 }
 

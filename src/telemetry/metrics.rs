@@ -1,4 +1,4 @@
-//! Everything that is counted, by event. Gauges that show the ledger and the fleet are not here: see `current`.
+//! Counters and histograms, by event. The gauges of gate and fleet are in `current`.
 
 use super::labels::{HoldClass, MoveReason, Released, UpstreamError};
 use super::model::{self, ModelMetrics};
@@ -16,19 +16,20 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Up to `scheduler.hold.max` (30 minutes by default).
+/// Bounds of `hold_seconds`: up to `scheduler.hold.max`, 30 minutes by default.
 const HOLD_SECONDS: [f64; 14] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0];
+/// Bounds of `estimate_error_ratio`.
 const ESTIMATE_ERROR: [f64; 13] = [-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
 
 /// The identity source of steps without a program.
 pub const NO_IDENTITY: &str = "none";
-/// Of steps whose program is known by what they send.
+/// The identity source of steps whose program is known by their conversation.
 pub const FINGERPRINT: &str = "fingerprint";
 
 /// All counters and histograms of the process.
 pub struct Metrics {
     pub(super) registry: Registry,
-    /// One per model pool, by [`PoolId`]; the last is for requests that reach no pool.
+    /// Metrics of each model pool, by [`PoolId`]; the last entry is for requests that reach no pool.
     models: Vec<ModelMetrics>,
     in_flight: Gauge,
     client_disconnects: Counter,
@@ -51,7 +52,7 @@ pub struct Metrics {
     pub(super) access_lines_dropped: Counter,
 }
 
-/// One request being served; counted until it is dropped.
+/// One request being served, counted until the guard is dropped.
 pub struct InFlight(Gauge);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -143,7 +144,7 @@ impl Metrics {
         metrics
     }
 
-    /// These are the identity sources from now on.
+    /// Sets the identity sources that are counted from now on.
     pub fn count_sources(&self, sources: &[String]) {
         let names = sources.iter().map(String::as_str).chain([FINGERPRINT, NO_IDENTITY]);
         let handle = |name: &str| (name.to_owned(), self.identity.get_or_create_owned(&[("source", name.to_owned())]));
@@ -174,22 +175,22 @@ impl Metrics {
         self.upstream_errors.get_or_create(&labels).inc();
     }
 
-    /// A step began to wait.
+    /// Counts a step that began to wait.
     pub fn held(&self, reason: HoldReason) {
         self.holds.inc(reason);
     }
 
-    /// A held step waits no longer: it was dispatched ([`HoldClass::from`] its kind) or gave up.
+    /// Counts a held step that waits no longer: it was dispatched ([`HoldClass::from`] its kind) or gave up.
     pub fn hold_ended(&self, class: HoldClass, held: Duration) {
         self.hold_seconds[class as usize].observe(held.as_secs_f64());
     }
 
-    /// A program lost its lease.
+    /// Counts a program that lost its lease.
     pub fn paused(&self, reason: PauseReason) {
         self.pauses.inc(reason);
     }
 
-    /// A held step was dispatched.
+    /// Counts a held step that was dispatched.
     pub fn resumed(&self, kind: DispatchKind) {
         self.resumes.inc(kind);
     }
@@ -198,7 +199,7 @@ impl Metrics {
         self.moves.inc(reason);
     }
 
-    /// A step was let in although it did not fit.
+    /// Counts a step that was let in although it did not fit.
     pub fn forced(&self) {
         self.forced.inc();
     }
@@ -207,12 +208,12 @@ impl Metrics {
         self.released.inc(how);
     }
 
-    /// `ratio`: (estimated − reported) / reported total tokens of a step.
+    /// Records the error of an estimate. `ratio`: (estimated − reported) / reported total tokens of a step.
     pub fn estimate_error(&self, ratio: f64) {
         self.estimate_error.observe(ratio);
     }
 
-    /// `source`: what named a step's program, as configured; [`NO_IDENTITY`] if nothing did.
+    /// Counts a step by the source that named its program, as configured; [`NO_IDENTITY`] if none did.
     pub fn identity_source(&self, source: impl AsRef<str>) {
         let source = source.as_ref();
         if let Some((_, counter)) = self.identity_sources.load().iter().find(|(name, _)| name == source) {

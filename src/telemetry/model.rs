@@ -1,4 +1,4 @@
-//! What is counted for each model pool.
+//! Counters and histograms of each model pool.
 
 use super::register::{Histograms, family};
 use crate::scheduler::Usage;
@@ -10,16 +10,16 @@ use prometheus_client::registry::Registry;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Bounds of a whole request, seconds: from a cached tool call to the longest reasoning step.
+/// Bounds of a request's duration, seconds: from a cached tool call to the longest reasoning step.
 const REQUEST_SECONDS: [f64; 14] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 1800.0];
 const TTFT_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0, 300.0, 1800.0];
 const INTER_TOKEN_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0];
 
-/// What is counted per model pool; its handles are resolved once.
+/// The metrics of one model pool. Their series are looked up once.
 pub struct ModelMetrics {
     model: Arc<str>,
     requests: Family<RequestLabels, Counter>,
-    /// Those of status 200, once there was one.
+    /// Requests of status 200, once there was one.
     served: OnceLock<Counter>,
     duration: Histogram,
     ttft: Histogram,
@@ -50,7 +50,7 @@ impl ModelMetrics {
         &self.model
     }
 
-    /// `code`: the HTTP status of the answer; 499 when the client left before there was one.
+    /// Counts a request. `code`: HTTP status of the answer; 499 when the client left before there was one.
     pub fn request_finished(&self, code: u16, duration: Duration) {
         let counter = || self.requests.get_or_create_owned(&RequestLabels { model: Arc::clone(&self.model), code });
         match code {
@@ -60,17 +60,17 @@ impl ModelMetrics {
         self.duration.observe(duration.as_secs_f64());
     }
 
-    /// From the request's arrival here, time held included, to the first token of the answer.
+    /// Records the time from a request's arrival to the first token of its answer, time held included.
     pub fn ttft(&self, since_arrival: Duration) {
         self.ttft.observe(since_arrival.as_secs_f64());
     }
 
-    /// Between two chunks of a streamed answer.
+    /// Records the time between two chunks of a streamed answer.
     pub fn inter_token(&self, gap: Duration) {
         self.inter_token.observe(gap.as_secs_f64());
     }
 
-    /// A request of which nothing was sent goes to another backend, or `retry.budget` does not let it.
+    /// Counts a request that failed before anything was sent: it goes to another backend, or `retry.budget` refuses that.
     pub fn retry(&self, granted: bool) {
         if granted {
             self.retries.inc()
@@ -79,7 +79,7 @@ impl ModelMetrics {
         };
     }
 
-    /// What the backend reported for a step.
+    /// Counts the tokens that the backend reported for a step.
     pub fn usage(&self, usage: Usage) {
         self.prompt_tokens.inc_by(usage.prompt.0);
         self.completion_tokens.inc_by(usage.completion.0);
@@ -87,7 +87,7 @@ impl ModelMetrics {
     }
 }
 
-/// One for each name, and a last one for requests that reach no pool.
+/// Metrics for each name, and last for requests that reach no pool.
 pub(super) fn register(registry: &mut Registry, names: &[String]) -> Vec<ModelMetrics> {
     let requests = family(registry, "requests", "Requests answered, by HTTP status");
     let duration = model_histogram(

@@ -1,4 +1,5 @@
-//! Where the time of a program's steps goes: `step_profiles.csv`, and averages in memory for `GET /profiles`.
+//! Step profiles: how long the parts of a program's steps took. Every step is a row of `step_profiles.csv`; averages by
+//! program stay in memory for `GET /profiles`.
 
 use super::writer::{Format, Writer};
 use crate::scheduler::{ProgramKey, Usage};
@@ -16,17 +17,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, Debug)]
 pub struct StepTimes {
     pub arrived: Instant,
-    /// The time held before it was sent.
+    /// Time that the step was held before it was sent.
     pub pause: Duration,
-    /// From the request sent to the first token.
+    /// Time from sending the request to the first token.
     pub prefill: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub decode: Duration,
     pub ended: Instant,
     pub usage: Option<Usage>,
 }
 
-/// All profiles. Bounded: the program that finished a step longest ago is forgotten first.
+/// The profiles of all programs. Their number is bounded: the program that finished a step longest ago is forgotten first.
 pub struct Profiles {
     programs: Mutex<LruCache<ProgramKey, History>>,
     max: usize,
@@ -40,9 +41,9 @@ pub struct ProfileSummary {
     pub avg_prefill_s: f64,
     pub avg_decode_s: f64,
     pub avg_pause_s: f64,
-    /// Over the steps that had one before them.
+    /// Average over the steps that had one before them.
     pub avg_tool_call_s: f64,
-    /// Over the steps whose backend reported cached tokens.
+    /// Average over the steps whose backend reported cached tokens.
     pub avg_kv_hit_rate: Option<f64>,
 }
 
@@ -75,7 +76,7 @@ struct Csv;
 // === impl Profiles ===
 
 impl Profiles {
-    /// Writes `step_profiles.csv` in `dir`, which is created; remembers `max` programs.
+    /// Writes `step_profiles.csv` in `dir`, which is created if need be, and remembers `max` programs.
     ///
     /// # Errors
     /// The directory or the writing thread could not be made.
@@ -115,7 +116,7 @@ impl Profiles {
         });
     }
 
-    /// The averages of a program; `None` when it has not finished a step.
+    /// The averages of a program; `None` when the program has not finished a step.
     #[must_use]
     pub fn get(&self, program: &ProgramKey) -> Option<ProfileSummary> {
         self.programs.lock().peek(program).map(History::summary)
@@ -128,7 +129,7 @@ impl Profiles {
         programs.iter().map(|(program, history)| (program.clone(), history.summary())).collect()
     }
 
-    /// The program ended.
+    /// Forgets a program that has ended.
     pub fn forget(&self, program: &ProgramKey) {
         self.programs.lock().pop(program);
     }
@@ -145,7 +146,7 @@ impl Profiles {
 // === impl History ===
 
 impl History {
-    /// Returns the tool call time before this step.
+    /// Adds a step. Returns the time of the tool call before the step.
     fn add(&mut self, times: &StepTimes, hit_rate: Option<f64>) -> Duration {
         // Steps of one program may overlap: then no tool ran in between.
         let tool_call = self.last_end.map_or(Duration::ZERO, |end| times.arrived.saturating_duration_since(end));

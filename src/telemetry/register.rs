@@ -1,4 +1,4 @@
-//! Shorthand for registering metrics.
+//! Shorthands for registering metrics.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Counters of one label with a small set of values, each resolved once.
+/// Counters of one label with a small set of values. Each series is looked up once.
 pub(super) struct Counters<K>(Vec<(K, Counter)>);
 
 pub(super) type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;

@@ -1,5 +1,5 @@
-//! Lines that a thread of their own writes to a file or to stdout. Whoever sends one never waits:
-//! when the disk is slow or full, lines are dropped and counted.
+//! A thread that writes lines to a file or to stdout. The sender of a line never waits: when the disk is slow or full, lines
+//! are dropped and counted.
 
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Lines that may wait for the disk. At a thousand requests a second: four seconds of a stalled disk.
+/// Lines that may wait for the disk: at a thousand requests a second, four seconds of a stalled disk.
 const QUEUE: usize = 4096;
-/// Between two writes, so that a busy proxy does not wake the thread for each line.
+/// Time between two writes, so that a busy proxy does not wake the thread for each line.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes gathered before one `write`, while lines keep coming.
 const BATCH: usize = 64 * 1024;
-/// A target that could not be opened or written is tried again this often.
+/// Time after which a file that could not be opened or written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How an item becomes bytes.
@@ -26,7 +26,7 @@ pub(super) trait Format: Send + 'static {
     type Item: Send + 'static;
     /// Appends the item and its line end.
     fn render(&self, item: Self::Item, out: &mut Vec<u8>);
-    /// What opens an empty file.
+    /// The first bytes of an empty file.
     fn header(&self) -> &'static [u8] {
         b""
     }
@@ -40,20 +40,21 @@ pub(super) struct Writer<T> {
     dropped: Counter,
 }
 
-/// What both sides see.
+/// State that the sender and the thread share.
 #[derive(Default)]
 struct Shared {
-    /// The path is to be opened anew.
+    /// Whether the path is to be opened anew.
     reopen: AtomicBool,
-    /// Items that were put into the queue, and those of them that were written or dropped.
+    /// Items that were put into the queue.
     sent: AtomicU64,
+    /// Items of the queue that were written or dropped.
     done: Mutex<u64>,
     advanced: Condvar,
 }
 
 enum Message<T> {
     Item(T),
-    /// Look at what is shared.
+    /// Asks the thread to look at the shared state.
     Wake,
 }
 
@@ -77,8 +78,8 @@ enum Destination {
 // === impl Writer ===
 
 impl<T: Send + 'static> Writer<T> {
-    /// `path`: a file, appended to, or `stdout` or `stderr`. It is opened by the thread, so that a path that
-    /// blocks (a FIFO without a reader) blocks nobody else.
+    /// `path`: `stdout`, `stderr`, or a file to append to. The thread opens the file, so that a path that blocks (a FIFO
+    /// without a reader) blocks nobody else.
     ///
     /// # Errors
     /// The thread could not be started.
@@ -102,7 +103,7 @@ impl<T: Send + 'static> Writer<T> {
         Ok(Self { sender, shared, thread: handle.thread().clone(), dropped })
     }
 
-    /// Never waits.
+    /// Sends an item, or drops and counts it when the queue is full. Never waits.
     pub(super) fn send(&self, item: T) {
         match self.sender.try_send(Message::Item(item)) {
             Ok(()) => _ = self.shared.sent.fetch_add(1, Ordering::Release),
@@ -110,10 +111,10 @@ impl<T: Send + 'static> Writer<T> {
         }
     }
 
-    /// Opens the path anew before the next line, as after a log rotation.
+    /// Has the path opened anew before the next line, for a file that was rotated.
     pub(super) fn reopen(&self) {
         self.shared.reopen.store(true, Ordering::Release);
-        // A full queue wakes the thread all the same.
+        // If the queue is full, the thread is awake anyway.
         let _ = self.sender.try_send(Message::Wake);
     }
 
@@ -123,7 +124,7 @@ impl<T: Send + 'static> Writer<T> {
         let sent = self.shared.sent.load(Ordering::Acquire);
         let mut done = self.shared.done.lock();
         while *done < sent {
-            // If it pauses.
+            // The thread may be in its pause.
             self.thread.unpark();
             if self.shared.advanced.wait_until(&mut done, deadline).timed_out() {
                 return *done >= sent;
@@ -156,7 +157,7 @@ impl<F: Format> Worker<F> {
         }
     }
 
-    /// Writes the buffer, or drops it and counts its lines: what a full disk refuses is not kept.
+    /// Writes the buffer. If the disk refuses, the buffer is dropped and its lines are counted.
     fn write_out(&mut self) {
         if self.shared.reopen.swap(false, Ordering::Acquire) {
             (self.target, self.retry_at) = (None, None);
@@ -218,7 +219,7 @@ impl Destination {
     }
 }
 
-/// All or nothing: a disk that fills up half-way leaves no torn line behind for the next one to run into.
+/// Appends all bytes or none: a disk that fills up half-way leaves no torn line in front of the next one.
 fn append_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     let mut written = 0;
     while written < bytes.len() {
