@@ -1,4 +1,5 @@
-//! Which program a step belongs to: an ordered list of places where clients write it, first valid one wins.
+//! Which program a step belongs to. Clients write the program's id in one of several headers and body fields; the first
+//! valid id in a configured order of these sources wins.
 
 pub mod fingerprint;
 #[cfg(test)]
@@ -46,7 +47,7 @@ const BODY_FIELDS: [(&str, Field); 6] = [
     ("metadata.user_id", Field::UserId),
 ];
 
-/// Places that name something else than a program.
+/// Headers and fields that name something else than a program, and why.
 const NEVER: [(&str, &str); 3] = [
     ("x-request-id", "it differs from step to step"),
     ("user", "all programs of a user share it"),
@@ -105,12 +106,11 @@ impl Sources {
         Ok(Self { sources: sources.collect::<Result<_, _>>()?, max_bytes })
     }
 
-    /// The program of a step and the name of the source that told it; `None` for a step without identity.
-    /// The id is the client's own text, control characters and all: escape it before it goes into a header
-    /// or a log line.
+    /// The program of a step and the name of the source that named the program; `None` for a step without identity. The id
+    /// is the client's own text, control characters included: escape the id before it goes into a header or a log line.
     ///
     /// # Errors
-    /// `InvalidProgramId` when a program id that is asked for is an object or array.
+    /// `InvalidProgramId` when a field that holds a program id by its name (`program_id`) is an object or array.
     pub fn find(
         &self,
         headers: &HeaderMap,
@@ -194,7 +194,7 @@ fn body_text(envelope: &Envelope, field: Field) -> Result<Option<Cow<'_, str>>, 
     match (field, envelope.scalar(field)) {
         (Field::ProgramId | Field::ExtraProgramId | Field::AgenticProgramId, id) => id,
         (Field::UserId, id) => Ok(id.ok().flatten().as_deref().and_then(session_of).map(Cow::Owned)),
-        // These mean something else to other servers: an odd value is none of our business.
+        // The other fields mean something else to other servers, so a value of another type is no error here.
         (_, id) => Ok(id.ok().flatten()),
     }
 }

@@ -1,10 +1,10 @@
-//! Which program a step without an id belongs to: the one whose last prompt is the start of this step's prompt.
+//! Which program a step without an id belongs to: the program whose last prompt is the start of this step's prompt.
 //!
-//! An agent sends its whole conversation with each step, the last answer and what its tools printed appended. So each
-//! program has a *place*: the rolling hash over all that its last step sent. A step goes on with the program whose place
-//! is among its own prefixes, and moves it to its own end. Beginnings that thousands of agents share are nobody's place
-//! once these agents have gone on. Programs that have sent the same so far (samples of one task) share a place and are
-//! told apart by the answer that each of them got.
+//! An agent sends its whole conversation with each step: all of its last prompt, then the last answer and the output of its
+//! tools. So each program has a *position*: the rolling hash over all that its last step sent. A step continues the program
+//! whose position is the hash of one of the step's prefixes, and moves that program's position to the step's own end. A
+//! beginning that thousands of agents share is no program's position once these agents have gone on. Programs that have
+//! sent the same so far (samples of one task) share a position and are told apart by the answers that they got.
 
 mod answer;
 mod canon;
@@ -29,16 +29,17 @@ use std::time::Instant;
 pub struct Fingerprints {
     table: Mutex<Table>,
     start: Instant,
-    /// So that nobody can make two prompts on purpose that hash to the same.
+    /// Secret of the hash of a scope, so that nobody can make two prompts with the same hash on purpose.
     secret: RandomState,
 }
 
-/// A step of a recognised program, from its arrival to the end of its answer. Dropped before: it failed.
+/// A step of a recognised program, from its arrival to the end of its answer. A drop before [`Fingerprint::answered`] means
+/// that the step failed.
 #[derive(Debug)]
 pub struct Fingerprint {
     all: Arc<Fingerprints>,
     handle: StepHandle,
-    /// `None`: the step is over.
+    /// Digest of the answer so far; `None` once the step is over.
     digest: Option<ReplyDigest>,
 }
 
@@ -50,13 +51,13 @@ impl Fingerprints {
         Self { table: Mutex::default(), start: Instant::now(), secret: RandomState::new() }
     }
 
-    /// What prompts may be compared within: the same tenant, pool and endpoint.
+    /// The hash of the scope within which prompts are compared: the same tenant, pool and endpoint.
     #[must_use]
     pub fn scope(&self, of: impl Hash) -> u64 {
         self.secret.hash_one(of)
     }
 
-    /// The program that the conversation belongs to, a new one if it goes on with none.
+    /// The program that the conversation belongs to: a new one if the conversation continues none.
     #[must_use]
     pub fn step(self: &Arc<Self>, bounds: Bounds, conversation: &Conversation<'_>) -> Fingerprint {
         let handle = self.table.lock().step(self.start.elapsed(), bounds, conversation);
@@ -84,14 +85,15 @@ impl Fingerprint {
         self.all.table.lock().finish(self.all.start.elapsed(), &self.handle, end);
     }
 
-    /// Some of the answer came.
+    /// Takes in a piece of the answer.
     pub fn heard(&mut self, piece: &[u8]) {
         if let Some(digest) = &mut self.digest {
             digest.feed(piece);
         }
     }
 
-    /// The answer came whole. To be said before the client has its last byte.
+    /// Ends the step: its answer came whole. Must be called before the client has the last byte, since the client's next
+    /// step may follow at once.
     pub fn answered(mut self) {
         if let Some(digest) = self.digest.take() {
             let (answer, name) = digest.read();

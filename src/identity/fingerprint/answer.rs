@@ -1,30 +1,30 @@
-//! What the model said, as far as it tells programs apart that have sent the same so far.
+//! Digests of the model's answers, which tell programs apart that have sent the same so far.
 //!
-//! The client sends the answer back in its next step, written in its own way. So what is compared is what is said: the
-//! text without the white space around it and without what was thought before it, and the tool calls with their ids.
+//! The client sends the answer back in its next step, written in its own way. So the digest covers the meaning only: the
+//! text, without white space around it and without the thoughts before it, and the tool calls with their ids.
 
 use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Most that is kept of an answer in bytes until it can be read: one event, or an answer in one piece.
+/// Most bytes that are kept until they can be read: one event, or an answer in one piece.
 const PIECE: usize = 256 << 10;
-/// Most bytes of an answer that are looked at: some 16,000 events of a token each. Of a longer one nothing is known.
+/// Most bytes of an answer that are read: some 16,000 events of a token each. A longer answer has no digest.
 const WHOLE: usize = 4 << 20;
-/// Enough to hold an answer's own name.
+/// Bytes of an answer's start in which its own name is looked for.
 const HEAD: usize = 4096;
-/// So much of the start of an answer to a text prompt is compared: characters or token ids.
+/// Characters or token ids at the start of an answer to a text prompt that are compared.
 const START: usize = 48;
-/// Where some models end what they thought, which most clients do not send back.
+/// The end of a model's thoughts, which most clients do not send back.
 const THOUGHT: &str = "</think>";
 
-/// How an answer is going to come back.
+/// The form in which the next step repeats an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// As a message, or as items.
+    /// A message, or items.
     Turns,
-    /// At the end of the text.
+    /// Text behind the prompt's text.
     Text,
-    /// At the end of the list of token ids.
+    /// Token ids behind the prompt's ids.
     Ids,
 }
 
@@ -33,27 +33,27 @@ pub enum Form {
 pub enum ReplyHash {
     #[default]
     Unknown,
-    /// 0: there is none.
+    /// Hashes of the text and of the tool calls, 0 where there is none.
     Turns { text: u64, calls: u64 },
-    /// Of the first characters or token ids.
+    /// Hash of the first `count` characters or token ids.
     Start { count: usize, hash: u64 },
 }
 
-/// Listens to one answer.
+/// Reads one answer as it passes.
 #[derive(Debug)]
 pub struct ReplyDigest {
     form: Form,
-    /// Bytes that are still looked at; `None` if what it says is not wanted, or could not be followed.
+    /// Bytes that may still be read; `None` if the answer is not wanted, or is too long.
     left: Option<usize>,
     said: Said,
-    /// What came and cannot be read yet: an answer in one piece, or a line of an event.
+    /// Bytes that cannot be read yet: an answer in one piece, or the line of an event.
     rest: Vec<u8>,
-    /// The start of it, up to `head_limit`.
+    /// The start of the answer, up to `head_limit` bytes.
     head: Vec<u8>,
     head_limit: usize,
 }
 
-/// What is said in an answer, or in the turns that repeat it.
+/// The content of an answer, or of the turns that repeat an answer.
 #[derive(Debug, Default)]
 struct Said {
     text: String,
@@ -71,7 +71,7 @@ struct Call {
 // === impl ReplyHash ===
 
 impl ReplyHash {
-    /// What turns of a request repeat, each given as JSON.
+    /// The hash of the answer that turns of a request repeat. Each turn is given as JSON.
     pub fn of_turns<'a>(turns: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut said = Said::default();
         for turn in turns.filter_map(|turn| serde_json::from_slice(turn).ok()) {
@@ -80,12 +80,12 @@ impl ReplyHash {
         said.answer(Form::Turns)
     }
 
-    /// Whether tools were called.
+    /// Whether the answer calls tools.
     pub fn has_calls(self) -> bool {
         matches!(self, Self::Turns { calls, .. } if calls != 0)
     }
 
-    /// Whether a prompt goes on with this answer behind what it had before: `after`, as it is written.
+    /// Whether `after`, the part of a prompt behind the program's last prompt as it is written, begins with this answer.
     pub fn starts(self, after: &[u8], ids: bool) -> bool {
         let Self::Start { count, hash } = self else {
             return false;
@@ -97,7 +97,7 @@ impl ReplyHash {
         found == Self::Start { count, hash }
     }
 
-    /// Whether `turns` repeat this answer. What only one of them has may have been left out, but not all that it says.
+    /// Whether `turns` repeat this answer. A client may leave out a text beside tool calls, but not all of an answer.
     pub fn is_repeated_by(self, turns: Self) -> bool {
         let (Self::Turns { text, calls }, Self::Turns { text: other_text, calls: other_calls }) = (self, turns) else {
             return false;
@@ -110,7 +110,7 @@ impl ReplyHash {
 // === impl ReplyDigest ===
 
 impl ReplyDigest {
-    /// `whole`: what the answer says is wanted; `named`: its name is.
+    /// `whole`: the answer's content is wanted. `named`: the answer's name is wanted.
     pub fn new(form: Form, whole: bool, named: bool) -> Self {
         let head_limit = if named { HEAD } else { 0 };
         let left = whole.then_some(WHOLE);
@@ -142,7 +142,7 @@ impl ReplyDigest {
         }
     }
 
-    /// The answer, and the hash of its name in the responses API.
+    /// The hash of the answer, and the hash of its name in the responses API.
     pub fn read(mut self) -> (ReplyHash, Option<u64>) {
         let name = name(&self.head).map(xxh3_64);
         if self.left.is_none() {
@@ -162,7 +162,7 @@ impl ReplyDigest {
         self.rest.capacity() + self.said.text.capacity()
     }
 
-    /// Not as events, whose lines begin with a name.
+    /// Whether the answer is one JSON object, and not events, whose lines begin with a name.
     fn in_one_piece(&self, piece: &[u8]) -> bool {
         let mut bytes = self.rest.iter().chain(piece);
         bytes.find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
@@ -188,7 +188,7 @@ fn name(bytes: &[u8]) -> Option<&[u8]> {
 // === impl Said ===
 
 impl Said {
-    /// Takes in an answer in one piece, or an event of a streamed one, of any endpoint.
+    /// Takes in an answer in one piece, or one event of a streamed answer, of any endpoint.
     fn event(&mut self, event: &Value) {
         for choice in list(&event["choices"]).iter().filter(|choice| choice["index"].as_u64().unwrap_or(0) == 0) {
             self.add_text(&choice["text"]);
@@ -211,7 +211,7 @@ impl Said {
             _ => self.items(&event["output"]),
         }
         if let Some(text) = event["text"].as_str() {
-            // SGLang sends all of it with each event.
+            // SGLang sends all of the text with each event.
             text.clone_into(&mut self.text);
         }
         if !list(&event["output_ids"]).is_empty() {
@@ -254,7 +254,7 @@ impl Said {
         self.ids.extend(list(ids).iter().filter_map(Value::as_u64).take(START));
     }
 
-    /// Tool calls in the way of the chat API; those of an event go on with those of the events before.
+    /// Tool calls as the chat API writes them. The calls of an event continue those of the events before.
     fn add_calls(&mut self, calls: &Value) {
         for call in list(calls) {
             let function = &call["function"];
@@ -270,7 +270,7 @@ impl Said {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let arguments = match arguments {
             Value::String(text) => text.clone(),
-            // What the messages API streams comes behind it in pieces.
+            // The messages API streams the arguments behind this in pieces.
             Value::Object(members) if members.is_empty() => String::new(),
             Value::Null => String::new(),
             other => other.to_string(),
@@ -295,7 +295,7 @@ impl Said {
 // === impl Call ===
 
 impl Call {
-    /// Arguments may be written anew on the way.
+    /// The hash of a call. The client may have written the arguments anew, so they are hashed as JSON.
     fn hash(&self, chain: u64) -> u64 {
         let arguments = match self.arguments.trim() {
             "" | "{}" => String::new(),
@@ -335,12 +335,12 @@ fn numbers(raw: &[u8], count: usize) -> Vec<u64> {
     numbers.take(count).collect()
 }
 
-/// The start of a part of a JSON string, of at least `count` characters without the white space before them if there
-/// are so many.
+/// The start of a part of a JSON string, decoded: at least `count` characters behind leading white space, or all there
+/// are.
 fn decoded(raw: &[u8], count: usize) -> String {
     // An escaped character takes up to twelve bytes.
     let most = raw.len().min(12 * count + 256);
-    // Not to end within a character or an escape.
+    // The cut must not be within a character or an escape.
     let whole = (most.saturating_sub(12)..=most).rev().find_map(|end| {
         let text = std::str::from_utf8(&raw[..end]).ok()?;
         serde_json::from_str(&format!("\"{text}\"")).ok()

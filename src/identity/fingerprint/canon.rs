@@ -1,45 +1,47 @@
-//! The hash of a JSON value by what it says, not by how it is written.
+//! Hashes a JSON value by its meaning, not by its spelling.
 //!
-//! A client writes the messages of a conversation in the same way each time. What differs from step to step is left
-//! out: the order of members, white space, members that are `null`, and the marks for Anthropic's prompt cache, which move
-//! to the newest message: a text with such a mark is written as a list with one part, and without as a plain string.
+//! A client writes the messages of a conversation in nearly the same way each time. The hash leaves out all that may differ
+//! from step to step: the order of members, white space, members that are `null`, and the marks for Anthropic's prompt
+//! cache. These marks move to the newest message: a text with a mark is written as a list of one part, and a text without
+//! as a plain string.
 
 use crate::body::quoted;
 use memchr::memchr2;
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Where the hashes of different kinds begin.
+/// Seeds of the hashes of different kinds of values.
 const STRING: u64 = 1;
 const OTHER: u64 = 2;
 const ARRAY: u64 = 3;
 const OBJECT: u64 = 4;
-/// What counts as not there.
+/// The hash of a value that counts as absent.
 const NOTHING: u64 = 0;
 
-/// Deeper than this a value is hashed as it is written.
+/// Depth from which on a value is hashed as it is written.
 const DEPTH: usize = 64;
 
-/// Claude Code writes it anew for each request, and engines leave it out.
+/// Start of a text that Claude Code writes anew for each request. Engines leave that text out.
 const BILLING_HEADER: &[u8] = b"x-anthropic-billing-header";
 
-/// Members of an item of the responses API that say it came from the model.
+/// Types of items of the responses API that come from the model.
 const MODEL_ITEMS: [&[u8]; 4] = [b"\"function_call\"", b"\"reasoning\"", b"\"custom_tool_call\"", b"\"mcp_call\""];
 
-/// A part of a conversation: of a message with several parts each is one, for clients append to the last message too.
+/// A part of a conversation: a message, or one part of a message with several, since clients also append to the last
+/// message.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     pub hash: u64,
-    /// Where the message is.
+    /// Position of the message.
     pub start: usize,
     pub end: usize,
-    /// It is the first part of its message.
+    /// Whether this is the first part of its message.
     pub first: bool,
-    /// The model said it.
+    /// Whether the model said this.
     pub answer: bool,
 }
 
-/// The parts of an array of messages or items; `None` if it is no array, or empty. `raw` is valid JSON.
+/// The parts of an array of messages or items; `None` if `raw` is no array, or an empty one. `raw` must be valid JSON.
 pub fn turns(raw: &[u8]) -> Option<Vec<Turn>> {
     let mut walk = Walk { bytes: raw, at: 0, depth: 0 };
     if walk.peek() != b'[' {
@@ -64,7 +66,7 @@ pub fn turns(raw: &[u8]) -> Option<Vec<Turn>> {
     Some(turns).filter(|turns| !turns.is_empty())
 }
 
-/// The hash of one value of valid JSON; 0 for `null`, and for what is empty.
+/// The hash of one value of valid JSON; 0 for `null`, and for an empty text.
 pub fn hash(raw: &[u8]) -> u64 {
     match raw {
         [] => NOTHING,
@@ -80,14 +82,14 @@ pub fn link(chain: u64, next: u64) -> u64 {
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Objects and arrays open now.
+    /// Number of open objects and arrays.
     depth: usize,
 }
 
 // === impl Walk ===
 
 impl<'a> Walk<'a> {
-    /// The next byte; behind the end one that ends everything.
+    /// The next byte; behind the end a closing brace, which ends every loop.
     fn peek(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(b'}')
     }
@@ -134,8 +136,8 @@ impl<'a> Walk<'a> {
         sum
     }
 
-    /// Gives the hashes of a message's parts, one at least; tells whether the model said it. What stands beside the
-    /// content belongs to the first part.
+    /// Passes the hashes of a message's parts to `part`, one at least. Members beside the content belong to the first part.
+    /// Returns whether the model said the message.
     fn message(&mut self, mut part: impl FnMut(u64)) -> bool {
         let (mut head, mut parts, mut answer) = (OBJECT, SmallVec::<[u64; 4]>::new(), false);
         self.each(|walk| {
@@ -176,7 +178,7 @@ impl<'a> Walk<'a> {
         key
     }
 
-    /// Walks what an object or array holds: `each` is called in front of every member or element.
+    /// Walks an object or array. `each` is called in front of every member or element.
     fn each(&mut self, mut each: impl FnMut(&mut Self)) {
         self.at += 1;
         self.depth += 1;
@@ -194,7 +196,7 @@ impl<'a> Walk<'a> {
         self.at = (self.at + 1).min(self.bytes.len());
     }
 
-    /// Goes past a string; gives what is between its quotes, as it is written.
+    /// Goes past a string. Returns the bytes between its quotes, as they are written.
     fn string(&mut self) -> &'a [u8] {
         let start = (self.at + 1).min(self.bytes.len());
         let mut at = quoted::skim(self.bytes, start).at;
@@ -243,7 +245,7 @@ fn text(raw: &[u8]) -> u64 {
     if raw.is_empty() || raw.starts_with(BILLING_HEADER) { NOTHING } else { xxh3_64_with_seed(raw, STRING) }
 }
 
-/// The same in any order.
+/// The hash of a member. The hashes of members are added, so that their order does not count.
 fn member(key: &[u8], value: u64) -> u64 {
     if value == NOTHING { 0 } else { xxh3_64_with_seed(key, value) }
 }

@@ -1,4 +1,5 @@
-//! What one step sends, as prefixes: by message where there are messages, by blocks of bytes where there is one text.
+//! The conversation that one step sends, as hashes of its prefixes: by message where there are messages, by blocks of bytes
+//! where there is one text.
 
 use super::answer::{ReplyHash, Form};
 use super::canon::{self, Turn};
@@ -6,7 +7,7 @@ use super::program::{Position, ProgramEntry};
 use crate::body::envelope::{Envelope, Field};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Prefixes of a text are hashed at multiples of this many bytes.
+/// Bytes of a block: prefixes of a text are hashed at multiples of this length.
 const BLOCK: usize = 256;
 
 /// A step's conversation, and the hashes of its prefixes.
@@ -14,40 +15,40 @@ const BLOCK: usize = 256;
 pub struct Conversation<'a> {
     raw: &'a [u8],
     kind: PromptKind,
-    /// The hash of the first `n` turns or blocks at `n`.
+    /// Hash of the first `n` turns or blocks, at index `n`.
     prefixes: Vec<u64>,
-    /// The endpoint names its answers, so that the next step need not repeat them.
+    /// Whether the endpoint names its answers, so that the next step need not repeat them.
     named: bool,
-    /// What it is compared within.
+    /// Hash of the scope within which conversations are compared.
     scope: u64,
 }
 
 #[derive(Debug)]
 enum PromptKind {
-    /// `messages`, or a list as `input`. `joined`: the server knows what came before them.
+    /// `messages`, or a list as `input`. `joined`: the server knows the turns before these.
     Turns { turns: Vec<Turn>, joined: bool },
-    /// A text or a list of token ids, as it is written.
+    /// A text or a list of token ids, as written in the body.
     Text { ids: bool },
-    /// The client tells by name which conversation it goes on with.
+    /// A conversation that the client names.
     Kept,
 }
 
-/// How well a step fits behind the last one of a program.
+/// How well a step fits behind the last step of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// It repeats the answer that the program got.
+    /// The step repeats the answer that the program got.
     Said,
-    /// It may.
+    /// The step may repeat that answer.
     Unknown,
-    /// It repeats another answer, or none: the client dropped one that it could not use.
+    /// The step repeats another answer, or none: a client may drop an answer that it cannot use.
     Otherwise,
 }
 
 // === impl Conversation ===
 
 impl<'a> Conversation<'a> {
-    /// Reads the prompt of a step. `None` if it has none that could grow: several prompts at once, none at all, or one
-    /// of another type. `scope`: what it is compared within.
+    /// Reads the prompt of a step. `None` if the step has no prompt that could grow: several prompts at once, no prompt, or
+    /// one of another type. `scope`: hash of the scope within which prompts are compared.
     #[must_use]
     pub fn of(envelope: &'a Envelope, scope: u64) -> Option<Self> {
         let field = |field| envelope.bytes(field);
@@ -63,7 +64,7 @@ impl<'a> Conversation<'a> {
         Self::text(raw, scope)
     }
 
-    /// The responses API.
+    /// Reads a step of the responses API.
     fn input(envelope: &'a Envelope, scope: u64) -> Option<Self> {
         let raw = envelope.bytes(Field::Input);
         let kept = canon::hash(envelope.bytes(Field::Conversation));
@@ -84,7 +85,7 @@ impl<'a> Conversation<'a> {
         Some(Self { raw, kind: PromptKind::Turns { turns, joined: before.is_some() }, prefixes, named: true, scope })
     }
 
-    /// Chat and messages.
+    /// Reads a step of the chat or the messages API.
     fn messages(envelope: &'a Envelope, turns: Vec<Turn>, scope: u64) -> Self {
         let prefixes = chain(canon::link(scope, canon::hash(envelope.bytes(Field::System))), &turns);
         let raw = envelope.bytes(Field::Messages);
@@ -119,7 +120,7 @@ impl<'a> Conversation<'a> {
         self.scope
     }
 
-    /// How the answer is going to come back.
+    /// The form in which the next step will repeat the answer.
     pub(super) fn form(&self) -> Form {
         match self.kind {
             PromptKind::Turns { .. } | PromptKind::Kept => Form::Turns,
@@ -128,7 +129,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Where the program is after this step.
+    /// The position of the program after this step.
     pub(super) fn whole(&self) -> Position {
         let at = self.prefixes.last().copied().unwrap_or_default();
         let tail = match self.kind {
@@ -138,7 +139,7 @@ impl<'a> Conversation<'a> {
         Position::new(at, tail)
     }
 
-    /// The hashes of all prefixes that a program's last step may have ended with, longest first.
+    /// All prefixes that may be a program's last step, with their hashes, longest first.
     pub(super) fn prefixes(&self) -> impl Iterator<Item = (usize, u64)> {
         let last = self.prefixes.len() - 1;
         let known = match self.kind {
@@ -150,10 +151,11 @@ impl<'a> Conversation<'a> {
         known.rev().map(|n| (n, self.prefixes[n]))
     }
 
-    /// Whether this step can be the next one of the program in `entry`, whose place is prefix number `n`.
+    /// How this step fits as the next one of the program in `entry`, whose position is prefix number `n`. `None`: not at
+    /// all.
     pub(super) fn fits(&self, n: usize, entry: &ProgramEntry) -> Option<Fit> {
         match &self.kind {
-            // The server was told by name.
+            // The client has named the answer that it continues.
             PromptKind::Turns { joined: true, .. } if n == 0 => Some(Fit::Said),
             PromptKind::Turns { turns, .. } => {
                 match (turns.get(n)?.answer, entry.grown, entry.answer) {
@@ -176,7 +178,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// The client has said that it is one conversation.
+    /// Whether the client names the conversation.
     pub(super) fn is_kept(&self) -> bool {
         matches!(self.kind, PromptKind::Kept)
     }
@@ -191,7 +193,7 @@ fn chain(start: u64, turns: &[Turn]) -> Vec<u64> {
     std::iter::once(start).chain(links).collect()
 }
 
-/// Where a program is whose last answer has the name with this hash.
+/// The position of a program whose last answer has the name with the hash `name`.
 pub(super) fn place_of_name(scope: u64, name: u64) -> u64 {
     canon::link(!scope, name)
 }

@@ -1,4 +1,4 @@
-//! The programs without an id, and where each of them is. Sans I/O: times are given.
+//! The programs without an id, and the position of each. Without I/O: times are given by the caller.
 
 use super::answer::{ReplyHash, ReplyDigest, Form};
 use super::conversation::{Conversation, Fit, place_of_name};
@@ -9,22 +9,24 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// So many programs at most that have sent the same so far; of more the longest idle is forgotten.
+/// Most programs at one position. When another one comes, the longest idle program there is forgotten.
 const CROWD: usize = 256;
 
 /// How many programs are remembered, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
+    /// Most programs: `programs.max`.
     pub max: usize,
+    /// Time without a step after which a program is forgotten: `programs.idle_ttl`.
     pub idle_ttl: Duration,
 }
 
 /// All programs.
 #[derive(Debug)]
 pub struct Table {
-    /// The longest idle is the least recently used.
+    /// Programs by number; the least recently used is the longest idle.
     entries: LruCache<u64, ProgramEntry>,
-    /// Who is at a place, in the order in which they came.
+    /// Programs at each position, in the order in which they came.
     places: HashMap<u64, SmallVec<[u64; 2]>>,
     random: RandomState,
     next: u64,
@@ -33,14 +35,14 @@ pub struct Table {
 /// One step of a program.
 #[derive(Debug)]
 pub struct StepHandle {
-    /// The program.
+    /// Number of the program.
     pub program: u64,
-    /// It was known before.
+    /// Whether the program was known before.
     pub known: bool,
     step: u32,
     scope: u64,
     form: Form,
-    /// What the model says may be needed to tell the program from others.
+    /// Whether the answer may be needed to tell the program from others.
     watch: bool,
     named: bool,
 }
@@ -48,36 +50,37 @@ pub struct StepHandle {
 /// How a step ended.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// `name`: hash of the answer's own name.
+    /// The answer came whole. `name`: hash of the answer's own name.
     Answered {
         answer: ReplyHash,
         name: Option<u64>,
     },
+    /// The answer did not come, or not whole.
     Broken,
 }
 
-/// How sure it is that a step belongs to a program, least first.
+/// How likely a step belongs to a program, the least likely first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Similarity {
-    /// It goes on behind a step that is not over yet: its client did not wait for the last bytes.
+    /// The step continues a step that is not over yet: the client did not wait for the last bytes.
     Early,
-    /// It is the same step again while the other one is in flight.
+    /// The step repeats a step that is still in flight.
     Double,
-    /// It goes on with another answer than the only program there got, or with none.
+    /// The step continues with another answer than the only program at that position got, or with none.
     Rewritten,
-    /// It is the same step once more.
+    /// The step repeats a step that is over.
     Again,
-    /// It goes on with an answer.
+    /// The step continues with an answer.
     Next,
 }
 
-/// The likeliest program so far, of equals the first.
+/// The likeliest program so far; of equally likely ones the first.
 struct Best(Option<(Similarity, u64)>);
 
 // === impl Table ===
 
 impl Table {
-    /// The program that a step belongs to, and its end to be told later.
+    /// Finds or makes the program that a step belongs to. The step's end is to be told by [`Table::finish`].
     #[must_use]
     pub fn step(&mut self, now: Duration, bounds: Bounds, conversation: &Conversation<'_>) -> StepHandle {
         self.expire(now, bounds.idle_ttl);
@@ -106,7 +109,7 @@ impl Table {
         handle
     }
 
-    /// A step is over.
+    /// Ends a step.
     pub fn finish(&mut self, now: Duration, handle: &StepHandle, end: End) {
         let Some(entry) = self.entries.get_mut(&handle.program).filter(|entry| entry.step == handle.step) else {
             return;
@@ -116,7 +119,7 @@ impl Table {
         let End::Answered { answer, name } = end else {
             return;
         };
-        // Of several answers to one step the client goes on with any.
+        // A client that got several answers to one step may continue with any of them.
         entry.answer = if entry.done && entry.answer != answer { ReplyHash::Unknown } else { answer };
         entry.done = true;
         let old = std::mem::replace(&mut entry.named, name.map_or(0, |name| place_of_name(handle.scope, name)));
@@ -137,7 +140,7 @@ impl Table {
         self.entries.is_empty()
     }
 
-    /// Places that somebody is at.
+    /// Positions that have a program.
     #[cfg(test)]
     pub(super) fn places(&self) -> usize {
         self.places.len()
@@ -147,7 +150,7 @@ impl Table {
         let mut best = Best(None);
         for (program, entry) in self.at(whole.at).filter(|(_, entry)| entry.place == whole) {
             match entry.flying {
-                // It failed, and is tried again.
+                // The step failed and is tried again.
                 0 if !entry.done => return Some(program),
                 0 if entry.grown || conversation.is_kept() => best.offer(Similarity::Again, program),
                 1.. if entry.grown || conversation.is_kept() => best.offer(Similarity::Double, program),
@@ -202,7 +205,7 @@ impl Table {
         program
     }
 
-    /// Moves a program to where its next step ends.
+    /// Moves a program to the end of its next step.
     fn go_on(&mut self, program: u64, place: Position) {
         let Some(entry) = self.entries.peek_mut(&program) else {
             return;
@@ -243,7 +246,7 @@ impl Table {
         }
     }
 
-    /// The longest idle program, and when it was last used. One with a step in flight is in use.
+    /// The longest idle program, and the time of its last use. A program with a step in flight is in use now.
     fn longest_idle(&mut self, now: Duration) -> Option<(u64, Duration)> {
         loop {
             let (&program, entry) = self.entries.peek_lru()?;
@@ -282,7 +285,7 @@ impl StepHandle {
         format!("fp-{:016x}", self.program)
     }
 
-    /// Collects what the table wants to know of the answer.
+    /// A digest that collects what the table needs of the answer.
     #[must_use]
     pub fn digest(&self) -> ReplyDigest {
         ReplyDigest::new(self.form, self.watch, self.named)
