@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 12] = [
 ];
 
 /// Arrows up that are still to be mended. Only ever shorter.
-const TO_MEND: &[(&str, &str)] = &[("body", "patience"), ("config", "identity"), ("config", "state"), ("state", "app")];
+const TO_MEND: &[(&str, &str)] = &[("config", "identity"), ("config", "state")];
 
 /// Files in a circle that are still to be mended. Only ever shorter.
 const CIRCLES_TO_MEND: &[&str] = &[
@@ -53,8 +53,8 @@ fn every_room_uses_lower_rooms_only() {
             up.insert((from, to));
         }
     }
-    let mend: BTreeSet<_> = TO_MEND.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect();
-    assert_eq!(up, mend, "left: arrows up or sideways (from, to) in src");
+    up.retain(|(from, to)| !TO_MEND.contains(&(from, to)));
+    assert!(up.is_empty(), "arrows up or sideways in src: {up:?}");
 }
 
 #[test]
@@ -74,9 +74,9 @@ fn no_files_of_a_room_stand_in_a_circle() {
     // Each of the other crates is one room.
     let crates = fs::read_dir(root().join("crates")).expect("a folder").map(|entry| entry.expect("an entry").path());
     let theirs = crates.flat_map(|path| circles(arrows(&modules(path.join("src")))));
-    let circles: BTreeSet<String> = theirs.chain(circles(ours)).collect();
-    let mend: BTreeSet<String> = CIRCLES_TO_MEND.iter().map(ToString::to_string).collect();
-    assert_eq!(circles, mend, "left: files that use each other");
+    let mut circles: BTreeSet<String> = theirs.chain(circles(ours)).collect();
+    circles.retain(|file| !CIRCLES_TO_MEND.contains(&&**file));
+    assert!(circles.is_empty(), "files that use each other: {circles:?}");
 }
 
 /// The files that use each other in a circle.
