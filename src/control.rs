@@ -36,7 +36,7 @@ mod thunderagent;
 mod weights;
 mod workers;
 
-pub use message::{ControlBody, ControlRequest, ControlResponse, Listener};
+pub use message::{ControlBody, ControlRequest, ControlResponse, Side};
 pub use route::{ControlRoute, Endpoint, paths, route};
 
 use crate::app::App;
@@ -64,7 +64,7 @@ pub async fn handle(app: &Arc<App>, request: ControlRequest) -> ControlResponse 
 }
 
 async fn answer(app: &Arc<App>, request: &ControlRequest) -> Result<ControlResponse, Refusal> {
-    if request.listener == Listener::Admin {
+    if request.listener == Side::Admin {
         admin::authorize(app.settings().admin.as_ref(), request)?;
     }
     let not_found = || Refusal::NotFound(request.path.clone());
@@ -114,7 +114,7 @@ fn metrics(app: &App, request: &ControlRequest) -> ControlResponse {
     let accept = request.headers.get(ACCEPT);
     let accepted = Exposition::accepted(accept.and_then(|v| v.to_str().ok()).unwrap_or_default());
     let format = match (accepted, request.listener) {
-        (None, Listener::Main) => {
+        (None, Side::Main) => {
             return ControlResponse::json(&Overview::of(app).metrics(&app.settings()));
         }
         (accepted, _) => accepted.unwrap_or(Exposition::Prometheus),

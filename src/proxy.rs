@@ -17,7 +17,7 @@ pub use route::{INFERENCE, PASSED};
 pub use upstream::KEEPALIVE;
 
 use crate::app::App;
-use crate::control::Listener;
+use crate::control::Side;
 use crate::exchange::{ExchangeHooks, HeadFault};
 use bytes::Bytes;
 use ctx::{Ctx, Kind};
@@ -34,7 +34,7 @@ use tokio::runtime::Handle;
 /// The proxy of one side; that of the admin listener answers the control API only.
 pub struct Proxy {
     app: Arc<App>,
-    listener: Listener,
+    listener: Side,
     limits: Limits,
     /// Where the control API is served.
     background: Handle,
@@ -47,7 +47,7 @@ pub struct Proxy {
 impl Proxy {
     /// To be called in the runtime that does what is no request.
     #[must_use]
-    pub fn new(app: Arc<App>, listener: Listener) -> Self {
+    pub fn new(app: Arc<App>, listener: Side) -> Self {
         Self { app, listener, limits: Limits::new(), background: Handle::current(), nobody: Arc::from("") }
     }
 }
@@ -58,8 +58,8 @@ impl ProxyHttp for Proxy {
 
     fn new_ctx(&self) -> Ctx {
         Ctx::new(match self.listener {
-            Listener::Main => Kind::Passed,
-            Listener::Admin => Kind::Control,
+            Side::Main => Kind::Passed,
+            Side::Admin => Kind::Control,
         })
     }
 

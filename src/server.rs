@@ -13,7 +13,7 @@ pub use upgrade::UpgradeError;
 
 use crate::app::{App, AppError};
 use crate::config::{Config, Flags, Listener};
-use crate::control::Listener as Side;
+use crate::control::Side;
 use crate::exchange::Exchange;
 use crate::proxy::Proxy;
 use crate::state::{SnapshotWriter, StoreError};

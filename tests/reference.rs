@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 use thundergate::cli::Cli;
 use thundergate::config::{Admin, ApiKey, Config, Secret};
-use thundergate::control::{self, Listener};
+use thundergate::control::{self, Side};
 use thundergate::error::Refusal;
 use thundergate::proxy::{INFERENCE, PASSED};
 
@@ -77,7 +77,7 @@ fn every_endpoint_is_on_the_page_with_its_methods_and_who_may() {
         let method: Method = codes(&row[0])[0].parse().expect("a method");
         let path = codes(&row[1])[0].replace("{id}", "x");
         let route = control::route(&method, &path).expect("a path of ours");
-        let on_main = |config| route.answers_on(Listener::Main, config);
+        let on_main = |config| route.answers_on(Side::Main, config);
         let who = match (route.needs_key(), on_main(&with_keys), on_main(&with_admin)) {
             (false, true, true) => "all",
             (true, true, true) => "client",

@@ -1,6 +1,6 @@
 //! Who may use the admin listener, and who may change the fleet and the configuration.
 
-use super::message::{ControlRequest, ControlResponse, Listener};
+use super::message::{ControlRequest, ControlResponse, Side};
 use crate::app::App;
 use crate::config::{Admin, Secret};
 use crate::error::Refusal;
@@ -47,7 +47,7 @@ fn is_secret(given: &[u8], secret: &Secret) -> bool {
 pub(super) fn is_operator(app: &App, request: &ControlRequest) -> bool {
     let settings = app.settings();
     let admin = settings.admin.as_ref();
-    let with_token = request.listener == Listener::Admin && admin.is_some_and(|admin| admin.token.is_some());
+    let with_token = request.listener == Side::Admin && admin.is_some_and(|admin| admin.token.is_some());
     let between = ["x-forwarded-for", "forwarded", "x-real-ip", "via", "origin", "sec-fetch-site"];
     with_token || (request.local && !between.iter().any(|name| request.headers.contains_key(*name)))
 }

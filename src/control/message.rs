@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 /// The listener that a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
+pub enum Side {
+    /// Clients: `listen`.
     Main,
-    /// `admin.listen`.
+    /// Operators: `admin.listen`.
     Admin,
 }
 
@@ -26,7 +27,7 @@ pub struct ControlRequest {
     pub query: Option<String>,
     pub headers: HeaderMap,
     pub body: Bytes,
-    pub listener: Listener,
+    pub listener: Side,
     /// Whether the client is on this machine.
     pub local: bool,
     /// Tenant of the API key on the main listener; `None` without authentication.

@@ -1,6 +1,6 @@
 //! Programs and their profiles: list, show, release.
 
-use super::message::{ControlRequest, ControlResponse, Listener};
+use super::message::{ControlRequest, ControlResponse, Side};
 use super::overview::{Overview, model_name};
 use super::thunderagent::ProgramJson;
 use crate::app::App;
@@ -58,8 +58,8 @@ struct ShownProgram<'a> {
 impl Scope {
     pub(super) fn of(request: &ControlRequest) -> Self {
         match request.listener {
-            Listener::Admin => Self::All,
-            Listener::Main => Self::Tenant(request.tenant.clone().unwrap_or_default()),
+            Side::Admin => Self::All,
+            Side::Main => Self::Tenant(request.tenant.clone().unwrap_or_default()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which paths are ours, and on which listener they answer. The proxy asks before it reads a body.
 
-use super::message::Listener;
+use super::message::Side;
 use crate::config::Config;
 use http::Method;
 use percent_encoding::percent_decode_str;
@@ -107,17 +107,17 @@ pub fn route(method: &Method, path: &str) -> Option<ControlRoute> {
 impl ControlRoute {
     /// Whether the path exists on this listener.
     #[must_use]
-    pub fn answers_on(&self, listener: Listener, config: &Config) -> bool {
+    pub fn answers_on(&self, listener: Side, config: &Config) -> bool {
         let public = matches!(
             self.endpoint,
             Endpoint::Release | Endpoint::Health | Endpoint::Livez | Endpoint::Readyz | Endpoint::Models
         );
         match listener {
-            Listener::Admin => true,
-            Listener::Main if public => true,
-            Listener::Main if config.admin.is_some() => false,
+            Side::Admin => true,
+            Side::Main if public => true,
+            Side::Main if config.admin.is_some() => false,
             // A tenant's key must not do for operators' endpoints: a tenant could add a backend and read others' prompts.
-            Listener::Main => config.auth.keys.is_empty() || !self.for_operators(),
+            Side::Main => config.auth.keys.is_empty() || !self.for_operators(),
         }
     }
 

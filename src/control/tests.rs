@@ -62,7 +62,7 @@ fn request(method: &str, target: &str) -> ControlRequest {
         query: query.map(str::to_owned),
         headers: HeaderMap::new(),
         body: Bytes::new(),
-        listener: Listener::Main,
+        listener: Side::Main,
         local: true,
         tenant: None,
     }
@@ -78,7 +78,7 @@ fn with_header(mut request: ControlRequest, name: &'static str, value: &str) -> 
 }
 
 fn on_admin(request: ControlRequest) -> ControlRequest {
-    ControlRequest { listener: Listener::Admin, ..request }
+    ControlRequest { listener: Side::Admin, ..request }
 }
 
 fn as_tenant(request: ControlRequest, tenant: &str) -> ControlRequest {

@@ -46,11 +46,6 @@ pub struct Fingerprint {
 // === impl Fingerprints ===
 
 impl Fingerprints {
-    #[must_use]
-    pub fn new() -> Self {
-        Self { table: Mutex::default(), start: Instant::now(), secret: RandomState::new() }
-    }
-
     /// The hash of the scope within which prompts are compared: the same tenant, pool and endpoint.
     #[must_use]
     pub fn scope(&self, of: impl Hash) -> u64 {
@@ -68,7 +63,7 @@ impl Fingerprints {
 
 impl Default for Fingerprints {
     fn default() -> Self {
-        Self::new()
+        Self { table: Mutex::default(), start: Instant::now(), secret: RandomState::new() }
     }
 }
 

@@ -9,7 +9,7 @@ use super::{head, reply};
 use crate::auth::Key;
 use crate::body::envelope::{Edits, Envelope, Forwarded};
 use crate::config::Anonymous;
-use crate::control::{self, ControlRequest, ControlRoute, Listener};
+use crate::control::{self, ControlRequest, ControlRoute, Side};
 use crate::error::{Refusal, echo};
 use crate::exchange::departure;
 use crate::gate::{Admission, PoolId, Step, StepInfo};
@@ -69,7 +69,7 @@ impl Proxy {
         let request = session.req_header();
         let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
         ctx.id = id.cloned().unwrap_or_else(new_id);
-        if self.listener == Listener::Main {
+        if self.listener == Side::Main {
             ctx.path = echo(request.uri.path());
         }
     }
@@ -87,7 +87,7 @@ impl Proxy {
         match Route::of(&request.method, &path) {
             route @ Route::Control(_) => Ok((route, path.into_owned())),
             Route::Unknown => Err(unknown()),
-            _ if self.listener != Listener::Main => Err(unknown()),
+            _ if self.listener != Side::Main => Err(unknown()),
             _ if is_ambiguous(&path) => Err(Refusal::InvalidPath),
             route => Ok((route, path.into_owned())),
         }
@@ -122,7 +122,7 @@ impl Proxy {
         path: String,
     ) -> Result<(), Stop> {
         let request = session.req_header();
-        let on_main = self.listener == Listener::Main;
+        let on_main = self.listener == Side::Main;
         if on_main && route.needs_key() {
             ctx.caller.key = self.app.settings().keys.check(&request.headers)?.cloned();
         }

@@ -3,7 +3,7 @@
 use super::line::Line;
 use super::tls::Certificates;
 use crate::app::{App, Open, OpenGuard};
-use crate::control::Listener as Side;
+use crate::control::Side;
 use crate::exchange::{CONNECTION, Exchange, HeadDeadline};
 use crate::proxy::Proxy;
 use pingora_core::apps::{HttpServerOptions, ServerApp};

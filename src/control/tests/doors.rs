@@ -67,12 +67,12 @@ fn with_an_admin_listener_little_is_left_on_the_main_one() {
     let answers =
         |method: &str, path, listener| route(&method.parse().unwrap(), path).unwrap().answers_on(listener, &config);
     for (method, path) in public {
-        assert!(answers(method, path, Listener::Main), "{path}");
-        assert!(answers(method, path, Listener::Admin), "{path}");
+        assert!(answers(method, path, Side::Main), "{path}");
+        assert!(answers(method, path, Side::Admin), "{path}");
     }
     for path in private {
-        assert!(!answers("GET", path, Listener::Main), "{path}");
-        assert!(answers("GET", path, Listener::Admin), "{path}");
+        assert!(!answers("GET", path, Side::Main), "{path}");
+        assert!(answers("GET", path, Side::Admin), "{path}");
     }
 }
 

@@ -216,14 +216,14 @@ async fn metrics_are_json_unless_prometheus_asks() {
     assert_eq!(keys(&metrics["backends"]), [GPU1, GPU2]);
 
     let types = [
-        (Listener::Main, "text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8"),
+        (Side::Main, "text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8"),
         (
-            Listener::Main,
+            Side::Main,
             "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
         ),
-        (Listener::Main, "text/html,*/*", "application/json"),
-        (Listener::Admin, "*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        (Side::Main, "text/html,*/*", "application/json"),
+        (Side::Admin, "*/*", "text/plain; version=0.0.4; charset=utf-8"),
     ];
     for (listener, accept, content_type) in types {
         let request = ControlRequest { listener, ..with_header(request("GET", "/metrics"), "accept", accept) };
