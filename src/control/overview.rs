@@ -80,11 +80,11 @@ impl Overview {
         CurrentMetrics {
             programs: programs.to_vec(),
             held_steps: held_steps as u64,
-            backends: self.statuses.iter().map(|status| self.backend_metrics(status, config)).collect(),
+            backends: self.statuses.iter().map(|status| self.metrics_of(status, config)).collect(),
         }
     }
 
-    fn backend_metrics(&self, status: &BackendStatus, config: &Config) -> BackendMetrics {
+    fn metrics_of(&self, status: &BackendStatus, config: &Config) -> BackendMetrics {
         let load = self.loads.get(&status.backend.id);
         let effective = load.and_then(|load| load.effective_capacity).map(|n| n.0);
         BackendMetrics {
