@@ -17,7 +17,7 @@ use support::backend::{Backend, Ending};
 use support::proxy::{Proxy as Served, config};
 use thundergate::app::App;
 use thundergate::config::Config;
-use thundergate::control::Listener;
+use thundergate::control::Side;
 use thundergate::proxy::Proxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -29,7 +29,7 @@ const WHOLE: &str = include_str!("samples/vllm-0.32-chat.json");
 /// Serves `config` by `pingora_proxy::http_proxy`.
 async fn stock(config: Config) -> Served {
     let app = Arc::new(App::new(Arc::new(config)).expect("a usable configuration"));
-    let executor = Arc::new(http_proxy(&Arc::new(ServerConf::default()), Proxy::new(Arc::clone(&app), Listener::Main)));
+    let executor = Arc::new(http_proxy(&Arc::new(ServerConf::default()), Proxy::new(Arc::clone(&app), Side::Main)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (fleet, gate) = (app.fleet.clone(), app.gate.clone());
