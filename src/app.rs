@@ -1,15 +1,15 @@
 //! What every part of a running proxy shares.
 
+mod live;
 mod open;
 mod reload;
 mod retries;
 mod sink;
-mod live;
 
+pub use live::Live;
 pub use open::{Open, OpenGuard};
 pub use reload::ReloadError;
 pub use retries::Retries;
-pub use live::Live;
 
 use crate::body::budget::Budget;
 use crate::config::{Config, Flags};

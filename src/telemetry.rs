@@ -1,20 +1,20 @@
 //! Metrics, access log and step profiles: all that operators see of requests.
 
 mod access;
+mod current;
 mod exposition;
 mod labels;
 mod metrics;
-mod current;
 mod model;
 mod profile;
 mod register;
 mod writer;
 
 pub use access::AccessRecord;
+pub use current::{BackendMetrics, CurrentMetrics};
 pub use exposition::Exposition;
 pub use labels::{HoldClass, MoveReason, Released, UpstreamError};
 pub use metrics::{FINGERPRINT, InFlight, Metrics, NO_IDENTITY};
-pub use current::{BackendMetrics, CurrentMetrics};
 pub use model::ModelMetrics;
 pub use profile::{ProfileSummary, Profiles, StepTimes, round4};
 

@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 use thundergate::body::envelope::Envelope;
-use thundergate::identity::fingerprint::{Bounds, Conversation, End, Table, StepHandle};
+use thundergate::identity::fingerprint::{Bounds, Conversation, End, StepHandle, Table};
 
 const RECORDED: &str = include_str!("samples/mini-swe-agent.jsonl");
 const BOUNDS: Bounds = Bounds { max: 200_000, idle_ttl: Duration::from_secs(1800) };

@@ -17,7 +17,7 @@ mod tests;
 
 pub use answer::{ReplyDigest, ReplyHash};
 pub use conversation::Conversation;
-pub use table::{Bounds, End, Table, StepHandle};
+pub use table::{Bounds, End, StepHandle, Table};
 
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hash, RandomState};

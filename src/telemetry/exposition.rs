@@ -1,7 +1,7 @@
 //! The two text formats of `GET /metrics`, and the choice between them.
 
-use super::metrics::Metrics;
 use super::current::CurrentMetrics;
+use super::metrics::Metrics;
 use prometheus_client::encoding::text;
 
 /// A text format for metrics.

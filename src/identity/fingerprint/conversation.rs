@@ -1,7 +1,7 @@
 //! The conversation that one step sends, as hashes of its prefixes: by message where there are messages, by blocks of bytes
 //! where there is one text.
 
-use super::answer::{ReplyHash, Form};
+use super::answer::{Form, ReplyHash};
 use super::canon::{self, Turn};
 use super::program::{Position, ProgramEntry};
 use crate::body::envelope::{Envelope, Field};

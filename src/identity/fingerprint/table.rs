@@ -1,6 +1,6 @@
 //! The programs without an id, and the position of each. Without I/O: times are given by the caller.
 
-use super::answer::{ReplyHash, ReplyDigest, Form};
+use super::answer::{Form, ReplyDigest, ReplyHash};
 use super::conversation::{Conversation, Fit, place_of_name};
 use super::program::{Position, ProgramEntry};
 use lru::LruCache;
@@ -51,10 +51,7 @@ pub struct StepHandle {
 #[derive(Clone, Copy, Debug)]
 pub enum End {
     /// The answer came whole. `name`: hash of the answer's own name.
-    Answered {
-        answer: ReplyHash,
-        name: Option<u64>,
-    },
+    Answered { answer: ReplyHash, name: Option<u64> },
     /// The answer did not come, or not whole.
     Broken,
 }
@@ -198,8 +195,16 @@ impl Table {
         }
         self.next += 1;
         let program = self.random.hash_one(self.next);
-        let entry =
-            ProgramEntry { place, answer: ReplyHash::Unknown, grown: false, named: 0, step: 0, flying: 0, done: false, used: now };
+        let entry = ProgramEntry {
+            place,
+            answer: ReplyHash::Unknown,
+            grown: false,
+            named: 0,
+            step: 0,
+            flying: 0,
+            done: false,
+            used: now,
+        };
         self.entries.push(program, entry);
         self.places.entry(place.at).or_default().push(program);
         program
