@@ -2,23 +2,24 @@
 
 pub mod allow;
 mod defaults;
+mod document;
 mod draft;
 mod expand;
 mod fixed;
 pub mod flags;
 mod humane;
 pub mod mistake;
-mod node;
-mod read;
+mod pool;
 pub mod schema;
 pub mod tree;
+mod typed;
 pub mod validate;
 mod yaml;
 
 pub use allow::{HostPattern, Reach};
 pub use expand::Surroundings;
 pub use flags::Flags;
-pub use humane::parse_url;
+pub use humane::{HostPort, parse_url};
 pub use mistake::{Failure, Mark, Mistake, Mistakes};
 pub use schema::schema;
 pub use tree::*;

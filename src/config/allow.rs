@@ -10,7 +10,8 @@ use std::str::FromStr;
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// One entry of `admin.allow_backends`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(with = "String")]
 pub enum HostPattern {
     Net(IpNet),
     /// In lower case.

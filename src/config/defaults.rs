@@ -22,8 +22,10 @@ impl Default for Config {
     /// What an empty YAML file gives: ThunderAgent's address, and no backends yet.
     fn default() -> Self {
         Self {
+            listen: None,
             listeners: vec![Listener::plain(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8300)))],
             admin: None,
+            backends: None,
             models: Vec::new(),
             scheduler: Scheduler::default(),
             programs: Programs::default(),

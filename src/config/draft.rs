@@ -1,8 +1,8 @@
 //! A configuration while it is put together: what was read, from where, and what is wrong with it.
 
+use super::document::Node;
 use super::fixed;
 use super::mistake::{Mistake, Mistakes};
-use super::node::Node;
 use super::tree::{Config, Notes};
 use super::validate::validate;
 use std::path::PathBuf;
@@ -22,11 +22,6 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub fn unusable(mut self) -> Self {
-        self.config = None;
-        self
-    }
-
     /// `path` of the config tree came from `shown`: another key, or a flag.
     pub fn shows(&mut self, path: &str, shown: &str) {
         self.shown.push((path.to_owned(), shown.to_owned()));
@@ -68,20 +63,12 @@ impl Draft {
         }
     }
 
-    /// Adds a mistake of validation with its place in the file, unless it follows from one that is told already.
+    /// Adds a mistake of validation with its place in the file.
     fn place(&mut self, mut mistake: Mistake) {
         mistake.path = self.shown(&mistake.path);
         mistake.first = mistake.first.map(|first| self.shown(&first));
         if let Some(root) = self.tree.as_ref().filter(|_| !mistake.path.starts_with("--")) {
-            let (trail, whole) = root.find(&mistake.path);
-            let Some(node) = root.at(&trail) else { return };
-            if whole && node.spoilt() {
-                return;
-            }
-            if whole {
-                mistake.path = root.path(&trail);
-            }
-            mistake.at = Some(node.mark);
+            mistake.at = Some(root.find(&mistake.path));
         }
         self.mistakes.push(mistake);
     }

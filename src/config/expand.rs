@@ -1,89 +1,48 @@
 //! `${ENV}`, `${ENV:-default}` and `${file:PATH}` in scalars; `$${` is a plain `${`.
 //!
-//! Done after the YAML was parsed, so that a value can never be read as YAML itself.
+//! Scalars are expanded after the YAML was parsed, so that a value can never be read as YAML itself.
 
-use super::mistake::Mistake;
-use super::node::{Node, Value};
 use std::io::Read;
 use std::path::Path;
 
 /// The largest file that `${file:…}` takes; a secret is far smaller.
 const MAX_FILE: u64 = 64 << 10;
+/// What YAML takes for punctuation within `[…]` and `{…}`, even in the middle of a word.
+const PUNCTUATION: [char; 5] = ['{', '}', '[', ']', ','];
+/// Where punctuation is put while YAML reads: a private-use area of Unicode.
+const SHELTER: u32 = 0xE000;
 
 /// Where values come from.
 pub struct Surroundings<'a> {
     /// Looks up an environment variable.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// Where a relative path starts.
+    /// Directory at which a relative path starts.
     pub dir: &'a Path,
 }
 
 impl Surroundings<'_> {
-    /// Expands every scalar of the document; what cannot be is added to `mistakes` and passed over from then on.
-    pub fn expand(&self, root: &mut Node, mistakes: &mut Vec<Mistake>) {
-        let mut wrong = Vec::new();
-        self.walk(root, &mut Vec::new(), &mut wrong);
-        for (trail, message) in wrong {
-            if let Some(node) = root.at(&trail) {
-                mistakes.push(Mistake::at(node.mark, root.path(&trail), message));
-            }
-        }
-    }
-
-    fn walk(&self, node: &mut Node, trail: &mut Vec<usize>, wrong: &mut Vec<(Vec<usize>, String)>) {
-        let mut below = |index: usize, node: &mut Node| {
-            trail.push(index);
-            self.walk(node, trail, wrong);
-            trail.pop();
-        };
-        match &mut node.value {
-            Value::Null => {}
-            Value::List(items) => {
-                for (index, item) in items.iter_mut().enumerate() {
-                    below(index, item);
-                }
-            }
-            Value::Map(entries) => {
-                for (index, entry) in entries.iter_mut().enumerate() {
-                    below(index, &mut entry.node);
-                }
-            }
-            Value::Scalar(scalar) => match self.text(&scalar.text) {
-                Ok(None) => {}
-                Ok(Some(text)) => {
-                    scalar.source = Some(std::mem::replace(&mut scalar.text, text));
-                    scalar.plain = true;
-                }
-                Err(message) => {
-                    node.dead = true;
-                    wrong.push((trail.clone(), message));
-                }
-            },
-        }
-    }
-
-    /// `None`: nothing to expand.
-    fn text(&self, text: &str) -> Result<Option<String>, String> {
+    /// The text with its `${…}` replaced; `None` where there is none.
+    ///
+    /// # Errors
+    /// Why one of them cannot be replaced.
+    pub fn expand(&self, text: &str) -> Result<Option<String>, String> {
         if !text.contains("${") {
             return Ok(None);
         }
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some(start) = rest.find("${") {
-            let (before, from) = rest.split_at(start);
-            if let Some(before) = before.strip_suffix('$') {
-                out.push_str(before);
-                out.push_str("${");
-                rest = &from[2..];
+        while let Some((before, from)) = rest.split_once("${") {
+            out.push_str(before);
+            if before.ends_with('$') {
+                out.push('{');
+                rest = from;
                 continue;
             }
-            out.push_str(before);
-            let end = from.find('}').ok_or("`${` without `}` (write `$${` for a plain `${`)")?;
-            out.push_str(&self.value(&from[2..end])?);
-            rest = &from[end + 1..];
+            let (inner, after) = from.split_once('}').ok_or("`${` without `}` (write `$${` for a plain `${`)")?;
+            out.push_str(&self.value(inner)?);
+            rest = after;
         }
-        out.push_str(rest);
-        Ok(Some(out))
+        Ok(Some(out + rest))
     }
 
     /// What stands for `${inner}`.
@@ -115,8 +74,37 @@ impl Surroundings<'_> {
         if text.len() as u64 > MAX_FILE {
             return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
         }
-        let end = text.trim_end_matches(['\r', '\n']).len();
-        text.truncate(end);
+        text.truncate(text.trim_end_matches(['\r', '\n']).len());
         Ok(text)
     }
+}
+
+/// Lets `{token: ${TOKEN}}` be written without quotes: hides the punctuation of each `${…}` from YAML, one character
+/// for one, so that places stay true.
+pub(super) fn shelter(text: &str) -> String {
+    let hide = |c: char| match PUNCTUATION.contains(&c) {
+        true => char::from_u32(SHELTER + c as u32).unwrap_or(c),
+        false => c,
+    };
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let (before, from) = rest.split_at(start);
+        let line = from.find('\n').unwrap_or(from.len());
+        // Without an end, `expand` tells what is wrong.
+        let end = from[..line].find('}').map_or(2, |end| end + 1);
+        out.push_str(before);
+        out.extend(from[..end].chars().map(hide));
+        rest = &from[end..];
+    }
+    out + rest
+}
+
+/// Undoes `shelter` in a scalar.
+pub(super) fn unshelter(text: &str) -> String {
+    let show = |c: char| {
+        let hidden = |p: &&char| SHELTER + **p as u32 == c as u32;
+        PUNCTUATION.iter().find(hidden).copied().unwrap_or(c)
+    };
+    text.chars().map(show).collect()
 }

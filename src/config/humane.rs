@@ -2,8 +2,7 @@
 //!
 //! Every error reads "expected …"; the reader of the YAML adds what it found instead.
 
-use super::tree::HostPort;
-pub(super) use crate::scheduler::duration::{self, Text as DurationText};
+pub(super) use crate::scheduler::duration;
 use log::LevelFilter;
 use schemars::JsonSchema;
 use serde::de::{self, Deserialize, Deserializer};
@@ -84,6 +83,20 @@ pub fn parse_log_level(text: &str) -> Result<String, String> {
     })
 }
 
+/// A name of the DNS, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
+pub struct HostPort {
+    pub host: String,
+    pub port: u16,
+}
+
+impl<'de> Deserialize<'de> for HostPort {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        read(source, parse_host_port)
+    }
+}
+
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and port such as 0.0.0.0:8300".into())
 }
@@ -113,10 +126,6 @@ pub(super) fn address<'de, D: Deserializer<'de>>(source: D) -> Result<SocketAddr
     read(source, parse_address)
 }
 
-pub(super) fn host_port<'de, D: Deserializer<'de>>(source: D) -> Result<HostPort, D::Error> {
-    read(source, parse_host_port)
-}
-
 pub(super) fn some_address<'de, D: Deserializer<'de>>(source: D) -> Result<Option<SocketAddr>, D::Error> {
     address(source).map(Some)
 }
@@ -129,25 +138,37 @@ pub(super) fn log_level<'de, D: Deserializer<'de>>(source: D) -> Result<String, 
     read(source, parse_log_level)
 }
 
-/// A duration that depends on something else when absent.
-pub(super) mod optional_duration {
-    use super::{Deserializer, Duration, duration};
+pub(super) fn some_duration<'de, D: Deserializer<'de>>(source: D) -> Result<Option<Duration>, D::Error> {
+    duration::deserialize(source).map(Some)
+}
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(source: D) -> Result<Option<Duration>, D::Error> {
-        duration::deserialize(source).map(Some)
+/// A duration in YAML and in its schema, for `#[serde(with = …)]`.
+#[derive(JsonSchema)]
+#[schemars(inline, with = "duration::Text")]
+pub(super) struct DurationText;
+
+impl DurationText {
+    pub fn deserialize<'de, D: Deserializer<'de>>(source: D) -> Result<Duration, D::Error> {
+        duration::deserialize(source)
     }
 
-    pub fn serialize<S: serde::Serializer>(value: &Option<Duration>, sink: S) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => duration::serialize(value, sink),
-            None => sink.serialize_none(),
-        }
+    /// For the defaults in the schema.
+    pub fn serialize<S: serde::Serializer>(value: &Duration, sink: S) -> Result<S::Ok, S::Error> {
+        duration::serialize(value, sink)
     }
 }
 
-pub(super) mod size {
-    use super::{Deserializer, parse_size, read};
+/// A size in YAML and in its schema, for `#[serde(with = …)]`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) enum SizeText {
+    Bytes(#[schemars(range(min = 1))] u64),
+    Text(#[schemars(regex(pattern = r"^[0-9.]+ ?([kKMG]?B|[KMG]iB)?$|\$\{"))] String),
+}
 
+impl SizeText {
     pub fn deserialize<'de, D: Deserializer<'de>>(source: D) -> Result<usize, D::Error> {
         read(source, parse_size)
     }
@@ -160,16 +181,6 @@ pub(super) mod size {
             sink.serialize_u64(*value as u64)
         }
     }
-}
-
-/// A size in the schema.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[schemars(inline)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(super) enum SizeText {
-    Bytes(#[schemars(range(min = 1))] u64),
-    Text(#[schemars(regex(pattern = r"^[0-9.]+ ?([kKMG]?B|[KMG]iB)?$|\$\{"))] String),
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! JSON Schema of the YAML, for editors.
 
-use super::yaml::File;
+use super::tree::Config;
 use schemars::transform::{Transform, transform_subschemas};
 use schemars::{Schema, json_schema, schema_for};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// The schema, made from the same types that read the YAML.
 #[must_use]
 pub fn schema() -> Value {
-    let mut schema = schema_for!(File);
+    let mut schema = schema_for!(Config);
     Expandable.transform(&mut schema);
     schema.to_value()
 }

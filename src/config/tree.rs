@@ -1,12 +1,14 @@
 //! The one configuration tree. YAML, flags and reload all produce it; nothing else holds settings.
 //!
-//! Types that look alike in YAML derive their surface form here, and their doc comments become the
-//! schema; the root has its own in `yaml.rs`. Defaults are in `defaults.rs`; the scheduler's settings are its own.
+//! The types are the form of the YAML as well, and their doc comments become its schema. An attribute `garde` bounds a
+//! value, for the schema and for `validate.rs`. Defaults are in `defaults.rs`.
 
 use super::allow::HostPattern;
 use super::humane;
+pub use super::pool::{Backend, Discovery, Eject, Engine, Health, Pool, Ranks};
 use crate::scheduler::Policy;
 pub use crate::scheduler::{Feedback, OnTimeout, Routing, Settings as Scheduler};
+use garde::Validate;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -15,23 +17,55 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Everything that can be set. Its surface form in YAML is `yaml::File`.
-#[derive(Clone, Debug)]
+/// Everything that can be set.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(title = "Thundergate configuration")]
+#[garde(allow_unvalidated)]
 pub struct Config {
+    /// IP address and port that clients connect to, such as `0.0.0.0:8300`, without TLS.
+    // Short for the first of `listeners`, where it is once the file was read.
+    #[serde(deserialize_with = "humane::some_address")]
+    pub listen: Option<SocketAddr>,
+    /// More addresses that clients connect to.
     pub listeners: Vec<Listener>,
+    /// A listener of its own for the control endpoints.
+    #[garde(dive)]
     pub admin: Option<Admin>,
-    /// One per model pool; `backends:` at the top of the YAML gives one pool with an empty name.
+    /// Short for one pool without a name, which serves any model that no other pool serves.
+    // The last of `models`, once the file was read.
+    #[garde(dive)]
+    pub backends: Option<Vec<Backend>>,
+    /// Pools of backends, one for each model.
+    #[garde(dive)]
     pub models: Vec<Pool>,
+    /// When and where steps run, in pools with `routing: program`.
+    #[garde(dive)]
     pub scheduler: Scheduler,
+    /// What is remembered of programs.
+    #[garde(dive)]
     pub programs: Programs,
+    /// Where a step's program is looked for.
+    #[garde(dive)]
     pub identity: Identity,
+    /// Who may use the proxy.
+    #[garde(dive)]
     pub auth: Auth,
+    /// Bounds on what clients may ask for.
+    #[garde(dive)]
     pub limits: Limits,
+    /// How long each part of a request may take.
     pub timeouts: Timeouts,
+    /// What is tried again.
+    #[garde(dive)]
     pub retry: Retry,
+    /// What outlives the process.
     pub state: State,
+    /// What is logged, and where.
     pub logging: Logging,
+    /// Times of every step, kept and written to `step_profiles.csv`; off when absent.
     pub profile: Option<Profile>,
+    /// How the backends' own `/metrics` are read.
     pub metrics: Metrics,
 }
 
@@ -41,7 +75,6 @@ pub struct Config {
 pub struct Listener {
     /// IP address and port, such as `0.0.0.0:8300`.
     #[serde(deserialize_with = "humane::address")]
-    #[schemars(with = "String")]
     pub address: SocketAddr,
     /// Serve HTTPS here.
     #[serde(default)]
@@ -77,27 +110,28 @@ pub enum TlsVersion {
 }
 
 /// A listener of its own for the control endpoints.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Admin {
     /// IP address and port. Anything but loopback needs a token.
     #[serde(deserialize_with = "humane::address")]
-    #[schemars(with = "String")]
     pub listen: SocketAddr,
     /// What clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. None asked for when absent.
+    #[garde(dive, custom(|token: &Option<Secret>, cx| token.as_ref().map_or(Ok(()), |token| hash(token, cx))))]
     pub token: Option<Secret>,
     /// Where backends that are added at run time may be: networks (`10.0.0.0/8`), addresses, host names (`gpu1`),
     /// names below a domain (`*.vllm.svc`). Without it anywhere but link-local addresses, where clouds keep their
     /// credentials.
-    #[schemars(with = "Option<Vec<String>>")]
     pub allow_backends: Option<Vec<HostPattern>>,
 }
 
 /// Never printed: `Debug` shows `***`.
-#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema, Validate)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub struct Secret(pub String);
+#[garde(transparent)]
+pub struct Secret(#[garde(custom(printable))] pub String);
 
 impl Secret {
     /// SHA-256 of the secret, which may be given as `sha256:` and its hash.
@@ -116,40 +150,24 @@ impl Secret {
     }
 }
 
+/// What may be given as a hash.
+fn hash(secret: &Secret, (): &()) -> garde::Result {
+    secret.digest().map(drop).map_err(garde::Error::new)
+}
+
+/// What goes into or comes out of an `Authorization` header.
+fn printable(text: &str, (): &()) -> garde::Result {
+    match text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        _ if text.is_empty() => Err(garde::Error::new("must not be empty")),
+        true => Ok(()),
+        false => Err(garde::Error::new("expected printable ASCII without spaces")),
+    }
+}
+
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
-}
-
-/// Which inference server the backends of a pool run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(inline)]
-pub enum Engine {
-    /// Its load and the size of its KV cache are read from `/metrics`.
-    #[default]
-    Vllm,
-    /// The size of its KV cache is read from `/server_info`, its load from `/metrics` if it has `--enable-metrics`.
-    Sglang,
-    /// The HTTP endpoint of SkyRL's inference engines; each counts as 200,000 tokens of KV cache, unless
-    /// `capacity_tokens` says otherwise.
-    Skyrl,
-    /// Any other server with OpenAI's API. Nothing is read: without `capacity_tokens` no step is held for room.
-    Openai,
-}
-
-/// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(inline)]
-pub enum Ranks {
-    /// Each rank is a backend: programs are placed on one and stay there, by the header `x-data-parallel-rank`. A
-    /// client's own is replaced. `capacity_tokens` and `weight` are those of each rank.
-    #[default]
-    Auto,
-    /// The server is one backend, and spreads its steps over its ranks itself. A client's header is passed on.
-    Off,
 }
 
 /// What happens to a step that names no program.
@@ -164,179 +182,6 @@ pub enum Anonymous {
     Default,
     /// Its program is the one whose last prompt is the start of this step's prompt; there need be no id.
     Fingerprint,
-}
-
-/// The backends that serve one model.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pool {
-    /// What clients ask for in `model`; empty serves any model that no other pool serves.
-    pub name: String,
-    /// Other names that clients may ask for; `name` is sent to the backend instead.
-    pub aliases: Vec<String>,
-    /// Which inference server the backends run.
-    pub engine: Engine,
-    /// How a step finds its backend.
-    pub routing: Routing,
-    /// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
-    pub ranks: Ranks,
-    /// The servers: an URL each, or a mapping.
-    #[schemars(with = "Vec<UrlOrBackend>")]
-    pub backends: Vec<Backend>,
-    /// Backends that a name server knows, besides those of `backends`.
-    pub discovery: Option<Discovery>,
-    /// When a backend is well enough to be used.
-    pub health: Health,
-}
-
-/// One backend for each address of a name, such as a Kubernetes headless service.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Discovery {
-    /// Name and port, such as `vllm.default.svc:8000`; all its IPv4 and IPv6 addresses are backends.
-    #[serde(deserialize_with = "humane::host_port")]
-    #[schemars(with = "String")]
-    pub dns: HostPort,
-    /// Time between two lookups.
-    #[serde(default = "discovery_interval", with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub interval: Duration,
-    /// Sent to the backends as `Authorization: Bearer KEY` in place of the client's own.
-    #[serde(default)]
-    pub api_key: Option<Secret>,
-}
-
-fn discovery_interval() -> Duration {
-    Duration::from_secs(5)
-}
-
-/// A name of the DNS, and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    pub host: String,
-    pub port: u16,
-}
-
-/// One inference server.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, remote = "Self")]
-#[schemars(rename = "Backend")]
-pub struct Backend {
-    /// `http://` or `https://`, host, port, and a path if the server lives below one.
-    #[serde(deserialize_with = "humane::url")]
-    #[schemars(with = "String")]
-    pub url: url::Url,
-    /// Sent to it as `Authorization: Bearer KEY` in place of the client's own.
-    #[serde(default)]
-    pub api_key: Option<Secret>,
-    /// Its share of steps that are routed by load, relative to the others: 1 to 1000.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 1000))]
-    pub weight: u32,
-    /// KV cache size in tokens, in place of what the server reports.
-    #[serde(default)]
-    #[schemars(range(min = 1))]
-    pub capacity_tokens: Option<u64>,
-}
-
-fn one() -> u32 {
-    1
-}
-
-/// The two forms of a backend, for the schema.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[schemars(inline)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(super) enum UrlOrBackend {
-    Url(String),
-    Backend(Backend),
-}
-
-/// When a backend is well enough to be used: how often it is asked, and what its requests may show.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Health {
-    /// Path of the check; any 2xx answer is healthy. When absent `/health`; and `/v1/models` for `engine: openai`,
-    /// where any answer below 500 will do, since the path may not be there, or ask for a client's key.
-    pub path: Option<String>,
-    /// Time between two checks.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub interval: Duration,
-    /// A check that takes longer has failed. When absent 2 s; 10 s for `engine: sglang`, whose check waits for a token.
-    #[serde(with = "humane::optional_duration")]
-    #[schemars(with = "Option<humane::DurationText>")]
-    pub timeout: Option<Duration>,
-    /// Failed checks in a row that take a backend out.
-    #[schemars(range(min = 1))]
-    pub unhealthy_after: u32,
-    /// Good checks in a row that bring it back.
-    #[schemars(range(min = 1))]
-    pub healthy_after: u32,
-    /// How long a backend that returns takes to get its full share of the steps that are routed by load. Programs
-    /// need no such time: they return one prefill after another.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub slow_start: Duration,
-    /// When a backend is taken out by what its requests show, whatever its checks say.
-    pub eject: Eject,
-}
-
-impl Health {
-    /// Path of the check.
-    #[must_use]
-    pub fn path(&self, engine: Engine) -> &str {
-        self.path.as_deref().unwrap_or(if engine == Engine::Openai { "/v1/models" } else { "/health" })
-    }
-
-    /// Any answer below 500 is good enough.
-    #[must_use]
-    pub fn is_lenient(&self, engine: Engine) -> bool {
-        engine == Engine::Openai && self.path.is_none()
-    }
-
-    /// How long a check may take.
-    #[must_use]
-    pub fn timeout(&self, engine: Engine) -> Duration {
-        self.timeout.unwrap_or(Duration::from_secs(if engine == Engine::Sglang { 10 } else { 2 }))
-    }
-}
-
-/// When a backend is taken out by what its requests show, whatever its checks say. Answers below 500 never count
-/// against it. Whenever a request fails, a check follows at once, and if that one fails too, the backend is out. (A
-/// check that is only late agrees with a connection that could not be made, with nothing else.)
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Eject {
-    /// Failed connections in a row.
-    #[schemars(range(min = 1))]
-    pub connect_failures: u32,
-    /// Connections in a row that broke before the end of an answer.
-    #[schemars(range(min = 1))]
-    pub resets: u32,
-    /// Answers in a row with status 500, 502, 503 or 504, and not a byte of a good one in between.
-    #[schemars(range(min = 1))]
-    pub errors: u32,
-    /// Steps in flight, and in this time not a byte of an answer and nothing that moves in the backend's metrics,
-    /// while another backend of the pool answers; five times this, if none does. It is longer where a prompt is so
-    /// large that computing it at 1,000 tokens a second would take longer.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub no_progress: Duration,
-    /// How long a backend stays out the first time; each time it is doubled. It returns after that, once its
-    /// checks are good. It counts as the first time again when it was well for as long as `max`.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub base: Duration,
-    /// Longest time out.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
-    pub max: Duration,
-    /// Share of the pool's backends that may be out this way at once, rounded down: 0 to 1; 0 takes none out.
-    /// The last one that is left is never taken out. A backend that fails its checks is out regardless.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub share: f64,
 }
 
 impl Config {
@@ -354,46 +199,52 @@ impl Config {
 }
 
 /// What is remembered of programs.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Programs {
     /// A program without a step for this long is forgotten.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub idle_ttl: Duration,
     /// Programs remembered at once; beyond it the longest idle are forgotten.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub max: usize,
     /// What happens to a step that names no program.
     pub anonymous: Anonymous,
 }
 
 /// Where a step's program is looked for.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Identity {
     /// Places in the request, the first valid one wins.
     pub sources: Vec<String>,
     /// A longer id is replaced by its hash.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub max_bytes: usize,
 }
 
 /// Who may use the proxy.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Auth {
     /// Keys that clients send as `Authorization: Bearer KEY` or `x-api-key: KEY`; without any, everybody may.
+    #[garde(dive)]
     pub keys: Vec<ApiKey>,
 }
 
 /// One client's key.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields)]
+#[garde(allow_unvalidated)]
 pub struct ApiKey {
     /// Shown in logs in place of the key.
+    #[garde(length(min = 1))]
     pub name: String,
     /// The key itself, or `sha256:` and its hash in hex.
+    #[garde(dive, custom(hash))]
     pub key: Secret,
     /// Programs are kept apart by tenant; the key's name when absent.
     #[serde(default)]
@@ -409,39 +260,40 @@ impl ApiKey {
 }
 
 /// Bounds on what clients may ask for.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Limits {
     /// Largest request body.
-    #[serde(with = "humane::size")]
-    #[schemars(with = "humane::SizeText")]
+    #[serde(with = "humane::SizeText")]
     pub body: usize,
     /// All request bodies together, from the first byte to the end of the answer; beyond it requests get 503.
-    #[serde(with = "humane::size")]
-    #[schemars(with = "humane::SizeText")]
+    #[serde(with = "humane::SizeText")]
     pub body_total: usize,
     /// Deepest nesting of a JSON body.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub json_depth: usize,
     /// Client connections open at once.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub connections: usize,
     /// Limits of each key of `auth.keys`.
+    #[garde(dive)]
     pub per_key: PerKey,
 }
 
 /// Limits of each API key; absent: none.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct PerKey {
     /// Steps per minute.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub requests_per_minute: Option<u64>,
     /// Prompt and completion tokens per minute.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub tokens_per_minute: Option<u64>,
     /// Steps in flight or held at once.
-    #[schemars(range(min = 1))]
+    #[garde(range(min = 1))]
     pub concurrent: Option<u64>,
 }
 
@@ -450,41 +302,36 @@ pub struct PerKey {
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// To connect to a backend, TLS included.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub connect: Duration,
     /// For a client's TLS handshake, for its request header, and for a pause within its request body.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub request_header: Duration,
     /// How long a client's connection may be idle between two requests.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub client_idle: Duration,
     /// From the request sent to the backend's first byte: queueing and prefill there.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub first_byte: Duration,
     /// Longest silence within an answer.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub stream_idle: Duration,
     /// For answers in flight to finish after SIGTERM.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub grace: Duration,
 }
 
 /// What is tried again. Only a request of which nothing reached a backend is.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
+#[garde(allow_unvalidated)]
 pub struct Retry {
     /// Further backends tried after the first one could not be connected to: 0 to 15.
-    #[schemars(range(max = 15))]
+    #[garde(range(max = 15))]
     pub connect_attempts: usize,
     /// Share of a pool's requests of the last 10 s that may be tried again: 0 to 1. Besides it 10 a second may
     /// always be. Beyond both the client gets 503.
-    #[schemars(range(min = 0.0, max = 1.0))]
+    #[garde(range(min = 0.0, max = 1.0))]
     pub budget: f64,
 }
 
@@ -545,8 +392,7 @@ pub struct Metrics {
     /// capacity in any case.
     pub enabled: bool,
     /// Time between two readings.
-    #[serde(with = "humane::duration")]
-    #[schemars(with = "humane::DurationText")]
+    #[serde(with = "humane::DurationText")]
     pub interval: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
 
 use super::mistake::Mistake;
-use super::tree::{Admin, Config, Pool, Secret};
+use super::tree::{Admin, Config, Pool};
 use crate::identity::Sources;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,15 +14,33 @@ use std::path::Path;
 /// `without_backends`: a pool may start empty, to be filled at run time.
 #[must_use]
 pub fn validate(config: &Config, without_backends: bool) -> Vec<Mistake> {
-    let mut check = Check(Vec::new());
+    let mut check = Check(bounds(config));
     check.listeners(config);
     check.pools(&config.models, without_backends);
-    check.scheduler(config);
     check.identity(config);
     check.keys(config);
     check.limits(config);
     check.state(config);
     check.0
+}
+
+/// What the attributes `garde` of the tree say.
+fn bounds(config: &Config) -> Vec<Mistake> {
+    let report = garde::Validate::validate(config).err();
+    let found = report.into_iter().flat_map(garde::Report::into_inner);
+    found.map(|(path, error)| Mistake::new(path.to_string(), in_words(error.message()))).collect()
+}
+
+fn in_words(message: &str) -> String {
+    if message == "length is lower than 1" {
+        "must not be empty".to_owned()
+    } else if let Some(bound) = message.strip_prefix("lower than ") {
+        format!("must be at least {bound}")
+    } else if let Some(bound) = message.strip_prefix("greater than ") {
+        format!("must be at most {bound}")
+    } else {
+        message.to_owned()
+    }
 }
 
 // === impl Check ===
@@ -46,11 +64,6 @@ impl Check {
                 self.0.push(Mistake { first: Some(first.get().clone()), ..Mistake::new(path, message) })
             }
         }
-    }
-
-    fn within<N: PartialOrd + std::fmt::Display>(&mut self, value: N, low: N, high: N, path: &str) {
-        let message = format!("expected {low} to {high}, found {value}");
-        self.that(low <= value && value <= high, path, message);
     }
 
     fn listeners(&mut self, config: &Config) {
@@ -83,8 +96,6 @@ impl Check {
                 "admin.listen",
                 format!("{listen} can be reached from outside: set `admin.token`"),
             );
-            self.secret(token.as_ref(), "admin.token".into());
-            self.hash(token.as_ref(), "admin.token");
         }
     }
 
@@ -113,8 +124,6 @@ impl Check {
                 "at least one backend is needed",
             );
             self.backends(pool, &path, &mut urls);
-            let key = pool.discovery.as_ref().and_then(|discovery| discovery.api_key.as_ref());
-            self.secret(key, format!("{path}.discovery.api_key"));
             let health = &pool.health;
             self.that(
                 health.path(pool.engine).starts_with('/'),
@@ -122,16 +131,6 @@ impl Check {
                 "expected a path that starts with `/`",
             );
             let eject = &health.eject;
-            for (count, key) in [
-                (health.unhealthy_after, "unhealthy_after"),
-                (health.healthy_after, "healthy_after"),
-                (eject.connect_failures, "eject.connect_failures"),
-                (eject.resets, "eject.resets"),
-                (eject.errors, "eject.errors"),
-            ] {
-                self.that(count > 0, format!("{path}.health.{key}"), "must be above 0");
-            }
-            self.within(eject.share, 0.0, 1.0, &format!("{path}.health.eject.share"));
             let ordered = eject.base <= eject.max;
             self.that(ordered, format!("{path}.health.eject.max"), "must not be below `eject.base`");
         }
@@ -163,29 +162,11 @@ impl Check {
             let message =
                 format!("{url} is a backend already; for one server with several names, give one pool `aliases`");
             self.once(taken, url.to_owned(), &path, message);
-            self.within(backend.weight, 1, 1000, &format!("{path}.weight"));
-            self.that(backend.capacity_tokens != Some(0), format!("{path}.capacity_tokens"), "must be above 0");
-            self.secret(backend.api_key.as_ref(), format!("{path}.api_key"));
         }
-    }
-
-    fn scheduler(&mut self, config: &Config) {
-        let scheduler = &config.scheduler;
-        self.within(scheduler.headroom, 0.0, 0.5, "scheduler.headroom");
-        self.within(scheduler.acting_weight, 0.0, 1.0, "scheduler.acting_weight");
-        self.within(scheduler.forecast.slack, 0.1, 10.0, "scheduler.forecast.slack");
-        for (factor, key) in
-            [(scheduler.evict.cost_factor, "cost_factor"), (scheduler.evict.idle_factor, "idle_factor")]
-        {
-            let path = format!("scheduler.evict.{key}");
-            self.that(factor >= 0.0, path, "must not be negative");
-        }
-        self.that(config.programs.max > 0, "programs.max", "must be above 0");
     }
 
     fn identity(&mut self, config: &Config) {
         let identity = &config.identity;
-        self.that(identity.max_bytes > 0, "identity.max_bytes", "must be above 0");
         let mut seen = Once::new();
         for (index, source) in identity.sources.iter().enumerate() {
             let path = format!("identity.sources[{index}]");
@@ -203,7 +184,6 @@ impl Check {
         for (index, key) in config.auth.keys.iter().enumerate() {
             let path = format!("auth.keys[{index}]");
             let name_path = format!("{path}.name");
-            self.that(!key.name.is_empty(), &name_path, "must not be empty");
             let message = format!("the name `{}` is taken already", key.name);
             self.once(&mut names, key.name.clone(), &name_path, message);
             let key_path = format!("{path}.key");
@@ -212,34 +192,11 @@ impl Check {
             if let Ok(digest) = key.key.digest() {
                 self.once(&mut values, digest, &key_path, message);
             }
-            self.hash(Some(&key.key), &key_path);
-            self.secret(Some(&key.key), key_path);
-        }
-    }
-
-    /// What may be given as a hash.
-    fn hash(&mut self, secret: Option<&Secret>, path: &str) {
-        if let Some(Err(message)) = secret.map(Secret::digest) {
-            self.that(false, path, message);
-        }
-    }
-
-    /// What goes into or comes out of an `Authorization` header.
-    fn secret(&mut self, secret: Option<&Secret>, path: String) {
-        let Some(Secret(text)) = secret else { return };
-        if text.is_empty() {
-            self.that(false, path, "must not be empty");
-        } else {
-            let good = text.bytes().all(|byte| byte.is_ascii_graphic());
-            self.that(good, path, "expected printable ASCII without spaces");
         }
     }
 
     fn limits(&mut self, config: &Config) {
         let limits = &config.limits;
-        for (count, key) in [(limits.json_depth, "json_depth"), (limits.connections, "connections")] {
-            self.that(count > 0, format!("limits.{key}"), "must be above 0");
-        }
         let message = "must be at least `limits.body`, or a body of that size never gets in";
         self.that(limits.body_total >= limits.body, "limits.body_total", message);
         let per_key = &limits.per_key;
@@ -249,15 +206,12 @@ impl Check {
             (per_key.concurrent, "concurrent"),
         ] {
             let path = format!("limits.per_key.{key}");
-            self.that(limit != Some(0), path.clone(), "must be above 0");
             self.that(
                 limit.is_none() || !config.auth.keys.is_empty(),
                 path,
                 "there are no keys to limit: set `auth.keys`",
             );
         }
-        self.within(config.retry.connect_attempts, 0, 15, "retry.connect_attempts");
-        self.within(config.retry.budget, 0.0, 1.0, "retry.budget");
     }
 
     fn state(&mut self, config: &Config) {

@@ -1,63 +1,13 @@
-//! The surface form of the YAML, and how it becomes a `Config`.
+//! The YAML file: how it is read, and what its short forms stand for.
 
+use super::document::{self, MAX_DOCUMENT, Node};
 use super::draft::Draft;
 use super::expand::Surroundings;
-use super::humane;
-use super::mistake::Failure;
-use super::node::{self, MAX_DOCUMENT};
-use super::tree::{
-    Admin, Auth, Backend, Config, Identity, Limits, Listener, Logging, Metrics, Pool, Profile, Programs, Retry,
-    Scheduler, State, Timeouts, UrlOrBackend,
-};
-use super::{Mark, Mistake, read};
-use schemars::JsonSchema;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use std::fmt;
+use super::mistake::{Failure, Mark, Mistake};
+use super::tree::{Config, Listener, Pool};
+use super::typed;
 use std::io::Read;
-use std::net::SocketAddr;
 use std::path::Path;
-
-/// Thundergate's configuration.
-#[derive(Default, serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-#[schemars(title = "Thundergate configuration")]
-pub(super) struct File {
-    /// IP address and port that clients connect to, such as `0.0.0.0:8300`, without TLS.
-    #[serde(deserialize_with = "humane::some_address")]
-    listen: Option<SocketAddr>,
-    /// More addresses that clients connect to.
-    listeners: Vec<Listener>,
-    /// A listener of its own for the control endpoints.
-    admin: Option<Admin>,
-    /// Short for one pool without a name, which serves any model that no other pool serves.
-    #[schemars(with = "Vec<UrlOrBackend>")]
-    backends: Option<Vec<Backend>>,
-    /// Pools of backends, one for each model.
-    models: Vec<Pool>,
-    /// When and where steps run, in pools with `routing: program`.
-    scheduler: Scheduler,
-    /// What is remembered of programs.
-    programs: Programs,
-    /// Where a step's program is looked for.
-    identity: Identity,
-    /// Who may use the proxy.
-    auth: Auth,
-    /// Bounds on what clients may ask for.
-    limits: Limits,
-    /// How long each part of a request may take.
-    timeouts: Timeouts,
-    /// What is tried again.
-    retry: Retry,
-    /// What outlives the process.
-    state: State,
-    /// What is logged, and where.
-    logging: Logging,
-    /// Times of every step, kept and written to `step_profiles.csv`; off when absent.
-    profile: Option<Profile>,
-    /// How the backends' own `/metrics` are read.
-    metrics: Metrics,
-}
 
 /// Reads a file; its mistakes are in the draft.
 ///
@@ -81,20 +31,18 @@ pub(super) fn open(file: &Path) -> Result<Draft, Failure> {
 /// Reads a document; its mistakes are in the draft.
 pub(super) fn parse(text: &str, sources: &Surroundings<'_>) -> Draft {
     let mut draft = Draft::default();
-    let mut root = match node::parse(text, &mut draft.mistakes) {
-        Ok(root) => root,
-        Err(mistake) => {
-            draft.mistakes.push(mistake);
-            return draft.unusable();
+    match document::parse(text, sources, &mut draft.mistakes) {
+        Ok(root) if draft.mistakes.is_empty() => {
+            match typed::read(&root) {
+                Ok(config) => settle(config, &root, sources.dir, &mut draft),
+                Err(mistakes) => draft.mistakes = mistakes,
+            }
+            draft.tree = Some(root);
         }
-    };
-    sources.expand(&mut root, &mut draft.mistakes);
-    let file = read::read_all::<File>(&mut root, &mut draft.mistakes);
-    draft.tree = Some(root);
-    match file {
-        Some(file) => file.settle(draft, sources.dir),
-        None => draft.unusable(),
+        Ok(_) => {}
+        Err(mistake) => draft.mistakes.push(mistake),
     }
+    draft
 }
 
 fn not_utf8(bytes: &[u8], wrong: usize) -> Draft {
@@ -105,93 +53,36 @@ fn not_utf8(bytes: &[u8], wrong: usize) -> Draft {
     let column = column.chars().count() + 1;
     let mut draft = Draft::default();
     draft.mistakes.push(Mistake::at(Mark { line, column }, "", "not UTF-8"));
-    draft.unusable()
+    draft
 }
 
-// === impl File ===
-
-impl File {
-    /// The config, and how its paths are written in this file.
-    fn settle(self, mut draft: Draft, dir: &Path) -> Draft {
-        let mut config = Config {
-            admin: self.admin,
-            models: self.models,
-            scheduler: self.scheduler,
-            programs: self.programs,
-            identity: self.identity,
-            auth: self.auth,
-            limits: self.limits,
-            timeouts: self.timeouts,
-            retry: self.retry,
-            state: self.state,
-            logging: self.logging,
-            profile: self.profile,
-            metrics: self.metrics,
-            ..Config::default()
-        };
-        let given = |key| draft.tree.as_ref().is_some_and(|root| root.has(key));
-        if given("listen") || given("listeners") {
-            config.listeners = self.listeners;
-        }
-        if !given("listeners") {
-            draft.shows("listeners", "listen");
-            draft.shows("listeners[0].address", "listen");
-        }
-        if let Some(address) = self.listen {
-            config.listeners.insert(0, Listener::plain(address));
-            draft.shows("listeners[0].address", "listen");
-            for index in 1..config.listeners.len() {
-                let (here, there) = (index, index - 1);
-                draft.shows(&format!("listeners[{here}]"), &format!("listeners[{there}]"));
-            }
-        }
-        if let Some(backends) = self.backends {
-            let here = format!("models[{}]", config.models.len());
-            draft.shows(&format!("{here}.backends"), "backends");
-            draft.shows(&format!("{here}.name"), "backends");
-            config.models.push(Pool::unnamed(backends));
-        }
-        for key in &mut config.auth.keys {
-            if key.tenant.is_empty() {
-                key.tenant.clone_from(&key.name);
-            }
-        }
-        for tls in config.listeners.iter_mut().filter_map(|l| l.tls.as_mut()) {
-            tls.cert = dir.join(&tls.cert);
-            tls.key = dir.join(&tls.key);
-            tls.client_ca = tls.client_ca.take().map(|ca| dir.join(ca));
-        }
-        if let Some(snapshot) = &mut config.state.snapshot {
-            *snapshot = dir.join(&snapshot);
-        }
-        draft.config = Some(config);
-        draft
+/// Puts short forms in their places, and tells the draft how their paths are written in this file.
+fn settle(mut config: Config, root: &Node, dir: &Path, draft: &mut Draft) {
+    if !root.has("listeners") {
+        draft.shows("listeners", "listen");
+        draft.shows("listeners[0].address", "listen");
     }
-}
-
-// === impl Backend ===
-
-impl<'de> Deserialize<'de> for Backend {
-    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = Backend;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an URL such as http://gpu1:8000, or a mapping with the key `url`")
-            }
-
-            fn visit_str<E: Error>(self, url: &str) -> Result<Backend, E> {
-                Backend::at(url).map_err(E::custom)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Backend, A::Error> {
-                // The derived form, which takes a mapping only.
-                Backend::deserialize(MapAccessDeserializer::new(map))
-            }
+    if let Some(address) = config.listen.take() {
+        if !root.has("listeners") {
+            config.listeners.clear();
         }
-
-        source.deserialize_any(Either)
+        config.listeners.insert(0, Listener::plain(address));
+        draft.shows("listeners[0].address", "listen");
+        for index in 1..config.listeners.len() {
+            draft.shows(&format!("listeners[{index}]"), &format!("listeners[{}]", index - 1));
+        }
     }
+    if let Some(backends) = config.backends.take() {
+        let here = format!("models[{}]", config.models.len());
+        draft.shows(&format!("{here}.backends"), "backends");
+        draft.shows(&format!("{here}.name"), "backends");
+        config.models.push(Pool::unnamed(backends));
+    }
+    for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
+        tls.cert = dir.join(&tls.cert);
+        tls.key = dir.join(&tls.key);
+        tls.client_ca = tls.client_ca.take().map(|ca| dir.join(ca));
+    }
+    config.state.snapshot = config.state.snapshot.take().map(|file| dir.join(file));
+    draft.config = Some(config);
 }
