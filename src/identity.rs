@@ -6,6 +6,8 @@ pub mod fingerprint;
 mod tests;
 
 use crate::body::envelope::{Envelope, Field, NotScalar};
+pub use crate::config::{DEFAULT_SOURCES, SourceError};
+use crate::config::{Place, Source};
 use crate::error::Refusal;
 use crate::scheduler::ProgramKey;
 use http::{HeaderMap, HeaderName};
@@ -14,76 +16,12 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// The default of `identity.sources`: what agent frameworks, routers, Claude Code and Codex send, most explicit
-/// first.
-pub const DEFAULT_SOURCES: [&str; 17] = [
-    "body:program_id",
-    "body:extra_body.program_id",
-    "header:x-program-id",
-    "body:vllm_xargs.agentic_context.program_id",
-    "header:x-dynamo-session-id",
-    "header:x-claude-code-agent-id",
-    "header:x-claude-code-session-id",
-    "header:x-session-id",
-    "header:x-session-affinity",
-    // Codex: its subagents have threads of their own in the session of the one that started them.
-    "header:thread-id",
-    "header:session-id",
-    "header:session_id",
-    "header:x-litellm-session-id",
-    "header:x-smg-routing-key",
-    "body:prompt_cache_key",
-    "body:metadata.session_id",
-    "body:metadata.user_id",
-];
-
-/// The fields of a body that may be named as sources.
-const BODY_FIELDS: [(&str, Field); 6] = [
-    ("program_id", Field::ProgramId),
-    ("extra_body.program_id", Field::ExtraProgramId),
-    ("vllm_xargs.agentic_context.program_id", Field::AgenticProgramId),
-    ("prompt_cache_key", Field::PromptCacheKey),
-    ("metadata.session_id", Field::SessionId),
-    ("metadata.user_id", Field::UserId),
-];
-
-/// Headers and fields that name something else than a program, and why.
-const NEVER: [(&str, &str); 3] = [
-    ("x-request-id", "it differs from step to step"),
-    ("user", "all programs of a user share it"),
-    ("cache_salt", "it is a secret between the client and the engine"),
-];
-
 /// A list of sources, ready for use.
 #[derive(Clone, Debug)]
 pub struct Sources {
     sources: Vec<Source>,
     /// Ids longer than this many bytes are hashed.
     max_bytes: usize,
-}
-
-#[derive(Clone, Debug)]
-struct Source {
-    /// As configured: the label of the `identity_source_total` metric.
-    name: String,
-    place: Place,
-}
-
-#[derive(Clone, Debug)]
-enum Place {
-    Body(Field),
-    Header(HeaderName),
-}
-
-/// A name in `identity.sources` that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    #[error("unknown identity source `{name}`; the nearest valid one is `{nearest}`")]
-    Unknown { name: String, nearest: String },
-    #[error("identity source `{name}` cannot name a program: {why}")]
-    Never { name: String, why: &'static str },
-    #[error("identity source `{name}`: not a valid header name")]
-    BadHeader { name: String },
 }
 
 /// What newer releases of Claude Code write into `metadata.user_id`, as JSON text.
@@ -143,45 +81,6 @@ impl Default for Sources {
         let sources = DEFAULT_SOURCES.iter().map(|name| Source::parse(name));
         Self { sources: sources.filter_map(Result::ok).collect(), max_bytes: 256 }
     }
-}
-
-// === impl Source ===
-
-impl Source {
-    fn parse(name: &str) -> Result<Self, SourceError> {
-        let bare = name.split_once(':').map_or(name, |(_, bare)| bare);
-        let never = |(word, _): &&(&str, &str)| word.eq_ignore_ascii_case(bare);
-        if let Some((_, why)) = NEVER.iter().find(never) {
-            let name = name.to_owned();
-            return Err(SourceError::Never { name, why });
-        }
-        let place = match name.split_once(':') {
-            Some(("header", header)) => HeaderName::try_from(header)
-                .map(Place::Header)
-                .map_err(|_| SourceError::BadHeader { name: name.to_owned() })?,
-            Some(("body", path)) => {
-                let known = BODY_FIELDS.iter().find(|(known, _)| *known == path);
-                let (_, field) = known.ok_or_else(|| unknown(name))?;
-                Place::Body(*field)
-            }
-            _ => return Err(unknown(name)),
-        };
-        Ok(Self { name: name.to_owned(), place })
-    }
-
-    /// The name without its kind.
-    fn path(&self) -> &str {
-        self.name.split_once(':').map_or("", |(_, path)| path)
-    }
-}
-
-fn unknown(name: &str) -> SourceError {
-    let likeness = |known: &str| {
-        let bare = known.split_once(':').map_or(known, |(_, bare)| bare);
-        strsim::jaro_winkler(known, name).max(strsim::jaro_winkler(bare, name))
-    };
-    let nearest = DEFAULT_SOURCES.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    SourceError::Unknown { name: name.to_owned(), nearest: nearest.map_or_else(String::new, ToString::to_string) }
 }
 
 fn header_text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {

@@ -4,8 +4,7 @@ use super::tree::{
     Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
     PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
-use super::{Anonymous, humane};
-use crate::identity::DEFAULT_SOURCES;
+use super::{Anonymous, humane, source};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,7 +111,7 @@ impl Default for Programs {
 
 impl Default for Identity {
     fn default() -> Self {
-        Self { sources: DEFAULT_SOURCES.iter().map(ToString::to_string).collect(), max_bytes: 256 }
+        Self { sources: source::DEFAULT.iter().map(ToString::to_string).collect(), max_bytes: 256 }
     }
 }
 

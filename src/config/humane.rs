@@ -43,7 +43,7 @@ fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     Some(number.parse::<f64>().ok()? * factor)
 }
 
-/// `http://` or `https://` with a host, and nothing that a backend cannot have.
+/// The URL of a backend: `http://` or `https://` with a host, without user, password, `?` and `#`.
 ///
 /// # Errors
 /// What was expected.

@@ -1,7 +1,7 @@
 //! A pool: the backends of one model, and when each is well enough to be used.
 
 use super::humane::{self, HostPort};
-use super::tree::Secret;
+use super::secret::Secret;
 use crate::scheduler::Routing;
 use garde::Validate;
 use schemars::{JsonSchema, Schema, json_schema};

@@ -4,14 +4,14 @@
 //! value, for the schema and for `validate.rs`. Defaults are in `defaults.rs`.
 
 use super::allow::HostPattern;
-use super::humane;
 pub use super::pool::{Backend, Discovery, Eject, Engine, Health, Pool, Ranks};
+pub use super::secret::Secret;
+use super::{humane, secret};
 use crate::scheduler::Policy;
 pub use crate::scheduler::{Feedback, OnTimeout, Routing, Settings as Scheduler};
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,7 +34,6 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Short for one pool without a name, which serves any model that no other pool serves.
     // The last of `models`, once the file was read.
-    #[garde(dive)]
     pub backends: Option<Vec<Backend>>,
     /// Pools of backends, one for each model.
     #[garde(dive)]
@@ -118,56 +117,12 @@ pub struct Admin {
     #[serde(deserialize_with = "humane::address")]
     pub listen: SocketAddr,
     /// What clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. None asked for when absent.
-    #[garde(dive, custom(|token: &Option<Secret>, cx| token.as_ref().map_or(Ok(()), |token| hash(token, cx))))]
+    #[garde(dive, custom(secret::some_hash))]
     pub token: Option<Secret>,
     /// Where backends that are added at run time may be: networks (`10.0.0.0/8`), addresses, host names (`gpu1`),
     /// names below a domain (`*.vllm.svc`). Without it anywhere but link-local addresses, where clouds keep their
     /// credentials.
     pub allow_backends: Option<Vec<HostPattern>>,
-}
-
-/// Never printed: `Debug` shows `***`.
-#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema, Validate)]
-#[serde(transparent)]
-#[schemars(inline)]
-#[garde(transparent)]
-pub struct Secret(#[garde(custom(printable))] pub String);
-
-impl Secret {
-    /// SHA-256 of the secret, which may be given as `sha256:` and its hash.
-    ///
-    /// # Errors
-    /// What was expected.
-    pub fn digest(&self) -> Result<[u8; 32], &'static str> {
-        let Some(hex) = self.0.strip_prefix("sha256:") else {
-            return Ok(Sha256::digest(&self.0).into());
-        };
-        let digits: Vec<u8> = hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
-        let bytes: Vec<u8> =
-            digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
-        let whole = hex.len() == 64 && digits.len() == 64;
-        bytes.try_into().ok().filter(|_| whole).ok_or("expected 64 hex digits after `sha256:`")
-    }
-}
-
-/// What may be given as a hash.
-fn hash(secret: &Secret, (): &()) -> garde::Result {
-    secret.digest().map(drop).map_err(garde::Error::new)
-}
-
-/// What goes into or comes out of an `Authorization` header.
-fn printable(text: &str, (): &()) -> garde::Result {
-    match text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        _ if text.is_empty() => Err(garde::Error::new("must not be empty")),
-        true => Ok(()),
-        false => Err(garde::Error::new("expected printable ASCII without spaces")),
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// What happens to a step that names no program.
@@ -244,7 +199,7 @@ pub struct ApiKey {
     #[garde(length(min = 1))]
     pub name: String,
     /// The key itself, or `sha256:` and its hash in hex.
-    #[garde(dive, custom(hash))]
+    #[garde(dive, custom(secret::hash))]
     pub key: Secret,
     /// Programs are kept apart by tenant; the key's name when absent.
     #[serde(default)]

@@ -1,8 +1,8 @@
 //! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
 
 use super::mistake::Mistake;
+use super::source::Source;
 use super::tree::{Admin, Config, Pool};
-use crate::identity::Sources;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
@@ -166,11 +166,10 @@ impl Check {
     }
 
     fn identity(&mut self, config: &Config) {
-        let identity = &config.identity;
         let mut seen = Once::new();
-        for (index, source) in identity.sources.iter().enumerate() {
+        for (index, source) in config.identity.sources.iter().enumerate() {
             let path = format!("identity.sources[{index}]");
-            if let Err(error) = Sources::parse(&[source], identity.max_bytes) {
+            if let Err(error) = Source::parse(source) {
                 self.that(false, path, error.to_string());
             } else {
                 let message = format!("`{source}` was given already");
