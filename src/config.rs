@@ -1,30 +1,30 @@
 //! Configuration: one tree, one validation; YAML, flags and reload all produce it.
 
-pub mod allow;
 mod defaults;
 mod document;
 mod draft;
 mod expand;
-mod fixed;
 pub mod flags;
-mod humane;
+mod immutable;
 pub mod mistake;
 mod pool;
+pub mod reach;
 pub mod schema;
 mod secret;
 mod source;
+mod text;
 pub mod tree;
 mod typed;
 pub mod validate;
 mod yaml;
 
-pub use allow::{HostPattern, Reach};
-pub use expand::Surroundings;
+pub use expand::Env;
 pub use flags::Flags;
-pub use humane::{HostPort, parse_url};
 pub use mistake::{Failure, Mark, Mistake, Mistakes};
+pub use reach::{HostPattern, Reach};
 pub use schema::schema;
 pub use source::{DEFAULT as DEFAULT_SOURCES, Place, Source, SourceError};
+pub use text::{HostPort, parse_url};
 pub use tree::*;
 pub(crate) use validate::directory;
 pub use validate::validate;
@@ -35,7 +35,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// Every mistake.
-pub fn from_yaml(text: &str, sources: &Surroundings<'_>) -> Result<Config, Mistakes> {
+pub fn from_yaml(text: &str, sources: &Env<'_>) -> Result<Config, Mistakes> {
     let (config, _) = yaml::parse(text, sources).finish()?;
     Ok(config)
 }

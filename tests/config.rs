@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 use thundergate::cli::Cli;
-use thundergate::config::{self, Anonymous, Config, Engine, Failure, Notes, OnTimeout, Routing, Secret, Surroundings};
+use thundergate::config::{self, Anonymous, Config, Engine, Env, Failure, Notes, OnTimeout, Routing, Secret};
 
 const MINIMAL: &str = include_str!("../conf/minimal.yaml");
 const FULL: &str = include_str!("../conf/full.yaml");
@@ -29,7 +29,7 @@ fn load(text: &str) -> Result<Config, Vec<String>> {
 }
 
 fn load_in(text: &str, dir: &Path) -> Result<Config, Vec<String>> {
-    let around = Surroundings { env: &env, dir };
+    let around = Env { env: &env, dir };
     config::from_yaml(text, &around).map_err(|mistakes| {
         let line = |mistake: &config::Mistake| match mistake.at {
             Some(at) => format!("{}:{}: {mistake}", at.line, at.column),
@@ -708,13 +708,13 @@ fn a_mistake_in_a_flag_names_the_flag() {
 #[test]
 fn a_pool_may_have_a_name_to_look_up_in_place_of_backends() {
     let text = "listen: 127.0.0.1:1\nmodels: [{name: m, discovery: {dns: 'vllm.default.svc:8000', interval: 2s}}]\n";
-    let config = config::from_yaml(text, &Surroundings { env: &env, dir: Path::new(".") }).unwrap();
+    let config = config::from_yaml(text, &Env { env: &env, dir: Path::new(".") }).unwrap();
     let discovery = config.models[0].discovery.as_ref().unwrap();
     assert_eq!((discovery.dns.host.as_str(), discovery.dns.port), ("vllm.default.svc", 8000));
     assert_eq!(discovery.interval, Duration::from_secs(2));
     for dns in ["vllm", "'a b:1'", "'vllm:0'", "http://vllm:1"] {
         let text = format!("backends: [http://b]\nmodels: [{{name: m, discovery: {{dns: {dns}}}}}]\n");
-        let found = config::from_yaml(&text, &Surroundings { env: &env, dir: Path::new(".") }).unwrap_err().to_string();
+        let found = config::from_yaml(&text, &Env { env: &env, dir: Path::new(".") }).unwrap_err().to_string();
         assert!(found.contains("models[0].discovery.dns: expected a name and port"), "{found}");
     }
 }

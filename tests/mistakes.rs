@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use thundergate::config::{self, Surroundings};
+use thundergate::config::{self, Env};
 
 const TABLE: &str = "tests/mistakes.txt";
 
@@ -30,7 +30,7 @@ fn env(name: &str) -> Option<String> {
 
 /// What `check` prints about a file named `f`.
 fn tell(yaml: &str) -> String {
-    let sources = Surroundings { env: &env, dir: Path::new(".") };
+    let sources = Env { env: &env, dir: Path::new(".") };
     match config::from_yaml(yaml, &sources) {
         Ok(_) => "ok\n".to_owned(),
         Err(mut mistakes) => {

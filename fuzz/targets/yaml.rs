@@ -3,12 +3,12 @@
 //! `${file:…}` and the paths of certificates are only ever opened for reading, and a relative one leads nowhere here.
 
 use std::path::Path;
-use thundergate::config::{self, Surroundings};
+use thundergate::config::{self, Env};
 
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let env = |name: &str| (name.len() == 1).then(|| format!("${{{name}}}: [1"));
-    let around = Surroundings { env: &env, dir: Path::new("/nonexistent") };
+    let around = Env { env: &env, dir: Path::new("/nonexistent") };
     match config::from_yaml(text, &around) {
         Ok(config) => assert_eq!(config::validate(&config, false), []),
         Err(mistakes) => {

@@ -4,7 +4,7 @@ use super::tree::{
     Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
     PerKey, Pool, Profile, Programs, Retry, Scheduler, State, Timeouts,
 };
-use super::{Anonymous, humane, source};
+use super::{Anonymous, source, text};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Backend {
     /// # Errors
     /// What is wrong with the URL, as "expected …".
     pub fn at(url: &str) -> Result<Self, String> {
-        Ok(Self { url: humane::parse_url(url)?, api_key: None, weight: 1, capacity_tokens: None })
+        Ok(Self { url: text::parse_url(url)?, api_key: None, weight: 1, capacity_tokens: None })
     }
 }
 

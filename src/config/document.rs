@@ -3,7 +3,7 @@
 //! serde-saphyr reads the document, within bounds that hold against hostile input. A scalar stays text until a field
 //! says what the scalar means (`typed.rs`), and `${…}` is expanded before that (`expand.rs`).
 
-use super::expand::{Surroundings, shelter, unshelter};
+use super::expand::{Env, shelter, unshelter};
 use super::mistake::{Mark, Mistake};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::budget::BudgetBreach;
@@ -52,7 +52,7 @@ pub struct Entry {
 ///
 /// # Errors
 /// The first mistake of syntax, or what makes the document unsafe to read.
-pub fn parse(text: &str, sources: &Surroundings<'_>, mistakes: &mut Vec<Mistake>) -> Result<Node, Mistake> {
+pub fn parse(text: &str, sources: &Env<'_>, mistakes: &mut Vec<Mistake>) -> Result<Node, Mistake> {
     if text.len() > MAX_DOCUMENT {
         return Err(Mistake::new("", format!("larger than {MAX_DOCUMENT} bytes")));
     }
@@ -212,7 +212,7 @@ impl<'de> Deserialize<'de> for Raw {
 struct Builder<'b> {
     /// The document, sheltered.
     text: &'b str,
-    sources: &'b Surroundings<'b>,
+    sources: &'b Env<'b>,
     mistakes: &'b mut Vec<Mistake>,
     /// Where the builder is.
     path: String,

@@ -1,7 +1,7 @@
 //! A configuration while it is put together: what was read, from where, and what is wrong with it.
 
 use super::document::Node;
-use super::fixed;
+use super::immutable;
 use super::mistake::{Mistake, Mistakes};
 use super::tree::{Config, Notes};
 use super::validate::validate;
@@ -23,7 +23,7 @@ pub(super) struct Draft {
 
 impl Draft {
     /// `path` of the config tree came from `shown`: another key, or a flag.
-    pub fn shows(&mut self, path: &str, shown: &str) {
+    pub fn alias_path(&mut self, path: &str, shown: &str) {
         self.shown.push((path.to_owned(), shown.to_owned()));
     }
 
@@ -49,7 +49,7 @@ impl Draft {
             None => Vec::new(),
         };
         if let (Some(running), Some(config)) = (running, &self.config) {
-            found.extend(fixed::changes(running, config));
+            found.extend(immutable::changes(running, config));
         }
         for mistake in found {
             self.place(mistake);

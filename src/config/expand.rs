@@ -13,14 +13,14 @@ const PUNCTUATION: [char; 5] = ['{', '}', '[', ']', ','];
 const SHELTER: u32 = 0xE000;
 
 /// Where values come from.
-pub struct Surroundings<'a> {
+pub struct Env<'a> {
     /// Looks up an environment variable.
     pub env: &'a dyn Fn(&str) -> Option<String>,
     /// Directory at which a relative path starts.
     pub dir: &'a Path,
 }
 
-impl Surroundings<'_> {
+impl Env<'_> {
     /// The text with its `${…}` replaced; `None` where there is none.
     ///
     /// # Errors

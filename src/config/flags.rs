@@ -1,8 +1,8 @@
 //! ThunderAgent's flags, with its names and defaults. A flag that was given wins over the YAML.
 
 use super::draft::Draft;
-use super::humane::parse_log_level;
 use super::mistake::{Failure, Mistake};
+use super::text::parse_log_level;
 use super::tree::{Anonymous, Backend, Config, Engine, Listener, Notes, Pool, Profile, Routing};
 use super::yaml;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -142,11 +142,11 @@ impl Flags {
                 Some(ip) => address.set_ip(ip),
                 None => wrong(draft, "--host", format!("`{host}` is not an address of this machine")),
             }
-            draft.shows("listeners[0].address", "--host");
+            draft.alias_path("listeners[0].address", "--host");
         }
         if let Some(port) = self.port {
             address.set_port(port);
-            draft.shows("listeners[0].address", "--port");
+            draft.alias_path("listeners[0].address", "--port");
         }
     }
 
@@ -161,13 +161,13 @@ impl Flags {
             }
             // A list of nothing but mistakes is told as such already.
             draft.without_backends = backends.is_empty();
-            draft.shows("models", "--backends");
+            draft.alias_path("models", "--backends");
             config.models = vec![Pool::unnamed(backends)];
         }
         for (index, pool) in config.models.iter_mut().enumerate() {
             if let Some(engine) = self.backend_type {
                 pool.engine = engine;
-                draft.shows(&format!("models[{index}].engine"), "--backend-type");
+                draft.alias_path(&format!("models[{index}].engine"), "--backend-type");
             }
             match self.router {
                 Some(Router::Tr) => pool.routing = Routing::Program,
@@ -180,7 +180,7 @@ impl Flags {
     fn apply_scheduler(&self, config: &mut Config, draft: &mut Draft) {
         if let Some(weight) = self.acting_token_weight {
             config.scheduler.acting_weight = weight;
-            draft.shows("scheduler.acting_weight", "--acting-token-weight");
+            draft.alias_path("scheduler.acting_weight", "--acting-token-weight");
         }
         config.scheduler.acting_decay |= self.use_acting_token_decay;
         if self.scheduler_interval.is_some() {

@@ -1,7 +1,7 @@
 //! A pool: the backends of one model, and when each is well enough to be used.
 
-use super::humane::{self, HostPort};
 use super::secret::Secret;
+use super::text::{self, HostPort};
 use crate::scheduler::Routing;
 use garde::Validate;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -72,7 +72,7 @@ pub struct Discovery {
     /// Name and port, such as `vllm.default.svc:8000`; all its IPv4 and IPv6 addresses are backends.
     pub dns: HostPort,
     /// Time between two lookups.
-    #[serde(default = "discovery_interval", with = "humane::DurationText")]
+    #[serde(default = "discovery_interval", with = "text::DurationText")]
     pub interval: Duration,
     /// Sent to the backends as `Authorization: Bearer KEY` in place of the client's own.
     #[serde(default)]
@@ -91,7 +91,7 @@ fn discovery_interval() -> Duration {
 #[garde(allow_unvalidated)]
 pub struct Backend {
     /// `http://` or `https://`, host, port, and a path if the server lives below one.
-    #[serde(deserialize_with = "humane::url")]
+    #[serde(deserialize_with = "text::url")]
     #[schemars(with = "String")]
     pub url: url::Url,
     /// Sent to it as `Authorization: Bearer KEY` in place of the client's own.
@@ -127,11 +127,11 @@ pub struct Health {
     /// where any answer below 500 will do, since the path may not be there, or ask for a client's key.
     pub path: Option<String>,
     /// Time between two checks.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub interval: Duration,
     /// A check that takes longer has failed. When absent 2 s; 10 s for `engine: sglang`, whose check waits for a token.
-    #[serde(deserialize_with = "humane::some_duration")]
-    #[schemars(with = "Option<humane::DurationText>")]
+    #[serde(deserialize_with = "text::some_duration")]
+    #[schemars(with = "Option<text::DurationText>")]
     pub timeout: Option<Duration>,
     /// Failed checks in a row that take a backend out.
     #[garde(range(min = 1))]
@@ -141,7 +141,7 @@ pub struct Health {
     pub healthy_after: u32,
     /// How long a backend that returns takes to get its full share of the steps that are routed by load. Programs
     /// need no such time: they return one prefill after another.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub slow_start: Duration,
     /// When a backend is taken out by what its requests show, whatever its checks say.
     #[garde(dive)]
@@ -187,14 +187,14 @@ pub struct Eject {
     /// Steps in flight, and in this time not a byte of an answer and nothing that moves in the backend's metrics,
     /// while another backend of the pool answers; five times this, if none does. It is longer where a prompt is so
     /// large that computing it at 1,000 tokens a second would take longer.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub no_progress: Duration,
     /// How long a backend stays out the first time; each time it is doubled. It returns after that, once its
     /// checks are good. It counts as the first time again when it was well for as long as `max`.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub base: Duration,
     /// Longest time out.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub max: Duration,
     /// Share of the pool's backends that may be out this way at once, rounded down: 0 to 1; 0 takes none out.
     /// The last one that is left is never taken out. A backend that fails its checks is out regardless.

@@ -3,10 +3,10 @@
 //! The types are the form of the YAML as well, and their doc comments become its schema. An attribute `garde` bounds a
 //! value, for the schema and for `validate.rs`. Defaults are in `defaults.rs`.
 
-use super::allow::HostPattern;
 pub use super::pool::{Backend, Discovery, Eject, Engine, Health, Pool, Ranks};
+use super::reach::HostPattern;
 pub use super::secret::Secret;
-use super::{humane, secret};
+use super::{secret, text};
 use crate::scheduler::Policy;
 pub use crate::scheduler::{Feedback, OnTimeout, Routing, Settings as Scheduler};
 use garde::Validate;
@@ -25,7 +25,7 @@ use std::time::Duration;
 pub struct Config {
     /// IP address and port that clients connect to, such as `0.0.0.0:8300`, without TLS.
     // Short for the first of `listeners`, where it is once the file was read.
-    #[serde(deserialize_with = "humane::some_address")]
+    #[serde(deserialize_with = "text::some_address")]
     pub listen: Option<SocketAddr>,
     /// More addresses that clients connect to.
     pub listeners: Vec<Listener>,
@@ -73,7 +73,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// IP address and port, such as `0.0.0.0:8300`.
-    #[serde(deserialize_with = "humane::address")]
+    #[serde(deserialize_with = "text::address")]
     pub address: SocketAddr,
     /// Serve HTTPS here.
     #[serde(default)]
@@ -114,7 +114,7 @@ pub enum TlsVersion {
 #[garde(allow_unvalidated)]
 pub struct Admin {
     /// IP address and port. Anything but loopback needs a token.
-    #[serde(deserialize_with = "humane::address")]
+    #[serde(deserialize_with = "text::address")]
     pub listen: SocketAddr,
     /// What clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. None asked for when absent.
     #[garde(dive, custom(secret::some_hash))]
@@ -159,7 +159,7 @@ impl Config {
 #[garde(allow_unvalidated)]
 pub struct Programs {
     /// A program without a step for this long is forgotten.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub idle_ttl: Duration,
     /// Programs remembered at once; beyond it the longest idle are forgotten.
     #[garde(range(min = 1))]
@@ -220,10 +220,10 @@ impl ApiKey {
 #[garde(allow_unvalidated)]
 pub struct Limits {
     /// Largest request body.
-    #[serde(with = "humane::SizeText")]
+    #[serde(with = "text::SizeText")]
     pub body: usize,
     /// All request bodies together, from the first byte to the end of the answer; beyond it requests get 503.
-    #[serde(with = "humane::SizeText")]
+    #[serde(with = "text::SizeText")]
     pub body_total: usize,
     /// Deepest nesting of a JSON body.
     #[garde(range(min = 1))]
@@ -257,22 +257,22 @@ pub struct PerKey {
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// To connect to a backend, TLS included.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub connect: Duration,
     /// For a client's TLS handshake, for its request header, and for a pause within its request body.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub request_header: Duration,
     /// How long a client's connection may be idle between two requests.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub client_idle: Duration,
     /// From the request sent to the backend's first byte: queueing and prefill there.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub first_byte: Duration,
     /// Longest silence within an answer.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub stream_idle: Duration,
     /// For answers in flight to finish after SIGTERM.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub grace: Duration,
 }
 
@@ -305,7 +305,7 @@ pub struct State {
 pub struct Logging {
     /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,pingora_core=warn`.
     /// The environment variable `RUST_LOG` wins over it.
-    #[serde(deserialize_with = "humane::log_level")]
+    #[serde(deserialize_with = "text::log_level")]
     pub level: String,
     /// One line for every request; none when absent.
     pub access: Option<Access>,
@@ -347,7 +347,7 @@ pub struct Metrics {
     /// capacity in any case.
     pub enabled: bool,
     /// Time between two readings.
-    #[serde(with = "humane::DurationText")]
+    #[serde(with = "text::DurationText")]
     pub interval: Duration,
 }
 

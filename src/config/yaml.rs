@@ -2,7 +2,7 @@
 
 use super::document::{self, MAX_DOCUMENT, Node};
 use super::draft::Draft;
-use super::expand::Surroundings;
+use super::expand::Env;
 use super::mistake::{Failure, Mark, Mistake};
 use super::tree::{Config, Listener, Pool};
 use super::typed;
@@ -19,7 +19,7 @@ pub(super) fn open(file: &Path) -> Result<Draft, Failure> {
     std::fs::File::open(file)
         .and_then(|opened| opened.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes))
         .map_err(unreadable)?;
-    let sources = Surroundings { env: &|name| std::env::var(name).ok(), dir: file.parent().unwrap_or(Path::new("")) };
+    let sources = Env { env: &|name| std::env::var(name).ok(), dir: file.parent().unwrap_or(Path::new("")) };
     let mut draft = match String::from_utf8(bytes) {
         Ok(text) => parse(&text, &sources),
         Err(error) => not_utf8(error.as_bytes(), error.utf8_error().valid_up_to()),
@@ -29,7 +29,7 @@ pub(super) fn open(file: &Path) -> Result<Draft, Failure> {
 }
 
 /// Reads a document; its mistakes are in the draft.
-pub(super) fn parse(text: &str, sources: &Surroundings<'_>) -> Draft {
+pub(super) fn parse(text: &str, sources: &Env<'_>) -> Draft {
     let mut draft = Draft::default();
     match document::parse(text, sources, &mut draft.mistakes) {
         Ok(root) if draft.mistakes.is_empty() => {
@@ -59,23 +59,23 @@ fn not_utf8(bytes: &[u8], wrong: usize) -> Draft {
 /// Puts short forms in their places, and tells the draft how their paths are written in this file.
 fn settle(mut config: Config, root: &Node, dir: &Path, draft: &mut Draft) {
     if !root.has("listeners") {
-        draft.shows("listeners", "listen");
-        draft.shows("listeners[0].address", "listen");
+        draft.alias_path("listeners", "listen");
+        draft.alias_path("listeners[0].address", "listen");
     }
     if let Some(address) = config.listen.take() {
         if !root.has("listeners") {
             config.listeners.clear();
         }
         config.listeners.insert(0, Listener::plain(address));
-        draft.shows("listeners[0].address", "listen");
+        draft.alias_path("listeners[0].address", "listen");
         for index in 1..config.listeners.len() {
-            draft.shows(&format!("listeners[{index}]"), &format!("listeners[{}]", index - 1));
+            draft.alias_path(&format!("listeners[{index}]"), &format!("listeners[{}]", index - 1));
         }
     }
     if let Some(backends) = config.backends.take() {
         let here = format!("models[{}]", config.models.len());
-        draft.shows(&format!("{here}.backends"), "backends");
-        draft.shows(&format!("{here}.name"), "backends");
+        draft.alias_path(&format!("{here}.backends"), "backends");
+        draft.alias_path(&format!("{here}.name"), "backends");
         config.models.push(Pool::unnamed(backends));
     }
     for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {

@@ -1,6 +1,6 @@
 //! Where a backend that is added at run time may be.
 
-use super::humane;
+use super::text;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer};
 use std::net::{IpAddr, Ipv6Addr};
@@ -51,7 +51,7 @@ impl FromStr for HostPattern {
 
 impl<'de> Deserialize<'de> for HostPattern {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
-        humane::read(source, str::parse)
+        text::read(source, str::parse)
     }
 }
 
