@@ -1,6 +1,6 @@
 //! What the tasks of the fleet share.
 
-use super::member::Member;
+use super::member::FleetMember;
 use super::outlier::DownCause;
 use super::pools::Pools;
 use super::registry::Registry;
@@ -30,8 +30,8 @@ pub(super) struct Core {
     /// Woken when something was looked at for the first time.
     progress: watch::Sender<()>,
     /// Backends that have no task yet.
-    pub(super) newcomers: mpsc::UnboundedSender<Arc<Member>>,
-    pub(super) waiting: Mutex<mpsc::UnboundedReceiver<Arc<Member>>>,
+    pub(super) newcomers: mpsc::UnboundedSender<Arc<FleetMember>>,
+    pub(super) waiting: Mutex<mpsc::UnboundedReceiver<Arc<FleetMember>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Core {
     }
 
     /// Takes a backend out, if enough others are left.
-    pub(super) fn eject(&self, member: &Member, cause: DownCause, reason: &str) {
+    pub(super) fn eject(&self, member: &FleetMember, cause: DownCause, reason: &str) {
         let id = member.backend.pool;
         let Some(pool) = self.pools.get(id) else { return };
         let health = pool.health.load();
@@ -108,7 +108,7 @@ impl Core {
         }
     }
 
-    fn may_lose(&self, member: &Member, share: f64) -> bool {
+    fn may_lose(&self, member: &FleetMember, share: f64) -> bool {
         let all = self.registry.all();
         let pool = || all.iter().filter(|other| other.backend.pool == member.backend.pool && !other.is_draining());
         let ejected = pool().filter(|other| other.is_ejected()).count();
@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// Whether another backend of the pool is usable.
-    pub(super) fn has_other(&self, member: &Member) -> bool {
+    pub(super) fn has_other(&self, member: &FleetMember) -> bool {
         let (all, me) = (self.registry.all(), &member.backend);
         all.iter().any(|other| other.backend.pool == me.pool && other.backend.id != me.id && other.is_usable())
     }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 /// Different reasons for one outage that are logged. A server that fails in ever new words is cut short.
 const LOGGED_REASONS: usize = 4;
 
-pub(super) struct Member {
+pub(super) struct FleetMember {
     pub(super) backend: Arc<Backend>,
     /// Client of the address in use; `None` before one has answered.
     pub(super) client: ArcSwapOption<ProbeClient>,
@@ -74,9 +74,9 @@ struct LastReading {
 /// One page and the time of its reading. The lock is held over the reading: who waits for it gets the page too.
 pub(super) type PageCache = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
-// === impl Member ===
+// === impl FleetMember ===
 
-impl Member {
+impl FleetMember {
     pub(super) fn new(backend: Backend, page: Arc<PageCache>) -> Self {
         Self {
             backend: Arc::new(backend),
@@ -174,7 +174,7 @@ impl Member {
         }
     }
 
-    /// Takes the fault that [`Member::probe_now`] left for the next check.
+    /// Takes the fault that [`FleetMember::probe_now`] left for the next check.
     pub(super) fn take_fault(&self) -> Option<BackendFault> {
         self.fault.lock().take()
     }
@@ -206,7 +206,7 @@ impl Member {
         }
     }
 
-    /// Takes in a passed check. `true` if the backend may be [brought back](Member::close).
+    /// Takes in a passed check. `true` if the backend may be [brought back](FleetMember::close).
     pub(super) fn check_passed(&self, limits: &Health) -> bool {
         self.state.lock().breaker.check_passed(limits)
     }

@@ -3,7 +3,7 @@
 use super::backend::{self, Backend, BackendSettings, Origin};
 use super::client::OUT_OF_REACH;
 use super::core::Core;
-use super::member::Member;
+use super::member::FleetMember;
 use crate::config;
 use crate::scheduler::{BackendId, PoolId};
 use std::sync::Arc;
@@ -21,11 +21,11 @@ impl Core {
         origin: Origin,
     ) -> Result<BackendId, String> {
         self.pools.get(pool).ok_or("no such pool")?;
-        let sibling = |member: &&Arc<Member>| member.backend.server() == backend::name(config);
+        let sibling = |member: &&Arc<FleetMember>| member.backend.server() == backend::name(config);
         let page = self.registry.all().iter().find(sibling).map(|member| Arc::clone(&member.page)).unwrap_or_default();
         let member = self.registry.insert(
             |id| {
-                let member = Member::new(Backend::new(id, pool, config, rank, origin)?, page);
+                let member = FleetMember::new(Backend::new(id, pool, config, rank, origin)?, page);
                 let within = member.may_be_within(&self.reach.load());
                 within.then_some(member).ok_or_else(|| format!("{}: {OUT_OF_REACH}", backend::name(config)))
             },
@@ -46,8 +46,8 @@ impl Core {
     }
 
     /// Those of a server that are to stay.
-    fn of_server(&self, pool: PoolId, server: &str) -> Vec<Arc<Member>> {
-        let is_it = |member: &&Arc<Member>| {
+    fn of_server(&self, pool: PoolId, server: &str) -> Vec<Arc<FleetMember>> {
+        let is_it = |member: &&Arc<FleetMember>| {
             member.backend.pool == pool && member.backend.server() == server && !member.is_draining()
         };
         self.registry.all().iter().filter(is_it).cloned().collect()
@@ -60,7 +60,7 @@ impl Core {
         let here = self.of_server(pool, server);
         let wanted = self.pools.get(pool).is_some_and(|pool| pool.ranks == config::Ranks::Auto);
         let (Some(first), Ok(url), true) = (here.first(), server.parse(), wanted) else { return false };
-        let is_rank = |member: &Member| member.backend.rank.is_some_and(|rank| (rank as usize) < ranks);
+        let is_rank = |member: &FleetMember| member.backend.rank.is_some_and(|rank| (rank as usize) < ranks);
         if here.len() == ranks && here.iter().all(|member| is_rank(member)) {
             return false;
         }
@@ -80,7 +80,8 @@ impl Core {
     /// Makes the pool's backends of this origin those of `wanted`. What is there already keeps its state.
     pub(super) fn align(&self, pool: PoolId, wanted: &[config::Backend], origin: Origin) {
         let _one_at_a_time = self.aligning.lock();
-        let is_wanted = |member: &Member| wanted.iter().any(|config| backend::name(config) == member.backend.server());
+        let is_wanted =
+            |member: &FleetMember| wanted.iter().any(|config| backend::name(config) == member.backend.server());
         for member in self.registry.all().iter().filter(|member| member.backend.pool == pool && member.is_of(origin)) {
             if !is_wanted(member) {
                 self.remove(member.backend.id);

@@ -1,22 +1,24 @@
 //! `GET /v1/models`: the union over healthy backends, and the names that the configuration adds.
 
 use super::core::Core;
-use super::member::Member;
+use super::member::FleetMember;
 use super::pools::ModelPool;
+use crate::scheduler::PoolId;
 use crate::units::unix_time;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// The last answer. Its lock is held over the fetch, so that many clients cause one.
+/// The last answer. The lock is held over the fetch, so that many clients cause one.
 pub(super) struct ModelsCache {
     answer: Mutex<Option<(Instant, Bytes)>>,
-    /// Unix time in seconds: `created` of the names that the configuration adds.
+    /// `created` of the names that the configuration adds: Unix time in seconds.
     created: u64,
 }
 
@@ -31,25 +33,8 @@ struct ModelId {
 }
 
 #[derive(Serialize)]
-struct ModelName<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    owned_by: &'static str,
-    root: &'a str,
-    parent: Option<&'a str>,
-}
-
-#[derive(Serialize)]
 struct ModelUnion {
     object: &'static str,
-    data: Vec<Box<RawValue>>,
-}
-
-/// Entries in the order in which they first appear, each id once.
-#[derive(Default)]
-struct CollectedModels {
-    seen: HashSet<String>,
     data: Vec<Box<RawValue>>,
 }
 
@@ -72,51 +57,46 @@ impl ModelsCache {
         body
     }
 
+    /// Asks all servers. Entries stand in the order in which they first appear, each id once.
     async fn collect(&self, core: &Core) -> Bytes {
-        let mut up: Vec<Arc<Member>> = core.registry.all().iter().filter(|member| member.is_up()).cloned().collect();
+        let all = Arc::clone(&core.registry.all());
+        let mut up: Vec<&Arc<FleetMember>> = all.iter().filter(|member| member.is_up()).collect();
         up.dedup_by(|a, b| a.backend.server() == b.backend.server());
-        let lists = join_all(up.iter().map(|member| ask(member, core.timing.page_limit))).await;
+        let told = join_all(up.iter().map(|member| ask(member, core.timing.page_limit))).await;
+        let is_up = |id: PoolId| up.iter().any(|member| member.backend.pool == id);
+        let named = core.pools.iter().filter(|(id, _)| is_up(*id)).flat_map(|(_, pool)| self.names(pool));
 
-        let mut collected = CollectedModels::default();
-        lists.into_iter().flatten().for_each(|entry| collected.add(entry));
-        for (id, pool) in core.pools.iter() {
-            if up.iter().any(|member| member.backend.pool == id) {
-                self.name(pool, &mut collected);
-            }
-        }
-        let union = ModelUnion { object: "list", data: collected.data };
-        serde_json::to_vec(&union).map(Bytes::from).unwrap_or_default()
+        let mut seen = HashSet::new();
+        let mut is_new = |entry: &RawValue| {
+            let id = serde_json::from_str(entry.get());
+            id.is_ok_and(|ModelId { id }| seen.insert(id))
+        };
+        let data = told.into_iter().flatten().chain(named).filter(|entry| is_new(entry)).collect();
+        serde_json::to_vec(&ModelUnion { object: "list", data }).map(Bytes::from).unwrap_or_default()
     }
 
-    /// Lists the pool's name and aliases, unless a backend did.
-    fn name(&self, pool: &ModelPool, collected: &mut CollectedModels) {
+    /// Entries for the pool's name and aliases.
+    fn names(&self, pool: &ModelPool) -> Vec<Box<RawValue>> {
         let aliases = pool.aliases.load();
-        let names = std::iter::once(&pool.name).chain(&**aliases);
-        for id in names.filter(|name| !name.is_empty()) {
+        let names = std::iter::once(&pool.name).chain(&**aliases).filter(|name| !name.is_empty());
+        let entry = |id: &String| {
             let root = if pool.name.is_empty() { id } else { &pool.name };
-            let parent = (root != id).then_some(root.as_str());
-            let (object, owned_by) = ("model", "thundergate");
-            let named = ModelName { id, object, created: self.created, owned_by, root, parent };
-            if let Ok(entry) = serde_json::value::to_raw_value(&named) {
-                collected.add(entry);
-            }
-        }
+            let entry = json!({
+                "id": id,
+                "object": "model",
+                "created": self.created,
+                "owned_by": "thundergate",
+                "root": root,
+                "parent": (root != id).then_some(root),
+            });
+            serde_json::value::to_raw_value(&entry).ok()
+        };
+        names.filter_map(entry).collect()
     }
 }
 
-// === impl CollectedModels ===
-
-impl CollectedModels {
-    fn add(&mut self, entry: Box<RawValue>) {
-        let id = serde_json::from_str::<ModelId>(entry.get());
-        if id.is_ok_and(|ModelId { id }| self.seen.insert(id)) {
-            self.data.push(entry);
-        }
-    }
-}
-
-/// A backend that does not answer in time, or in another shape, adds nothing.
-async fn ask(member: &Member, limit: Duration) -> Vec<Box<RawValue>> {
+/// What one server lists. A server that does not answer in time, or in another shape, adds nothing.
+async fn ask(member: &FleetMember, limit: Duration) -> Vec<Box<RawValue>> {
     let Some(client) = member.client.load_full() else {
         return Vec::new();
     };

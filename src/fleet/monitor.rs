@@ -2,7 +2,7 @@
 
 use super::client::{ProbeClient, ProbeError};
 use super::core::Core;
-use super::member::Member;
+use super::member::FleetMember;
 use super::outlier::{BackendFault, DownCause};
 use super::probe::Probe;
 use super::reading::{Reading, Tracker};
@@ -24,7 +24,7 @@ const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitor {
     core: Arc<Core>,
-    member: Arc<Member>,
+    member: Arc<FleetMember>,
     engine: Engine,
     /// Reader of the metrics; `None` for an engine that tells nothing.
     probe: Option<Mutex<(Probe, Tracker)>>,
@@ -43,7 +43,7 @@ fn confirms(fault: Option<BackendFault>, outcome: &Result<(), ProbeError>) -> bo
 // === impl Monitor ===
 
 impl Monitor {
-    pub(super) fn new(core: Arc<Core>, member: Arc<Member>) -> Option<Self> {
+    pub(super) fn new(core: Arc<Core>, member: Arc<FleetMember>) -> Option<Self> {
         let engine = core.pools.get(member.backend.pool)?.engine;
         let probe = Probe::of(engine).map(|probe| Mutex::new((probe, Tracker::default())));
         Some(Self { core, member, engine, probe })

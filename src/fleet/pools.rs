@@ -78,17 +78,13 @@ impl Pools {
     }
 }
 
+/// Names and aliases, which validation keeps apart.
 fn names(configs: &[config::Pool]) -> HashMap<String, PoolId> {
-    let mut names = HashMap::new();
-    for (index, config) in configs.iter().enumerate() {
-        if !config.name.is_empty() {
-            names.insert(config.name.clone(), PoolId(index));
-        }
-        for alias in &config.aliases {
-            names.entry(alias.clone()).or_insert(PoolId(index));
-        }
-    }
-    names
+    let of_pool = |(index, config): (usize, &config::Pool)| {
+        let names = config.aliases.iter().chain([&config.name]).filter(|name| !name.is_empty());
+        names.map(|name| (name.clone(), PoolId(index))).collect::<Vec<_>>()
+    };
+    configs.iter().enumerate().flat_map(of_pool).collect()
 }
 
 // === impl ModelPool ===

@@ -2,7 +2,7 @@
 
 use super::backend::Backend;
 use super::client::{ProbeClient, ProbeError};
-use super::member::Member;
+use super::member::FleetMember;
 use super::reading::Reading;
 use super::{sglang, skyrl, vllm};
 use crate::config::Engine;
@@ -57,7 +57,7 @@ impl Probe {
     pub(super) async fn read(
         &mut self,
         client: &ProbeClient,
-        member: &Member,
+        member: &FleetMember,
         limit: Duration,
         fresh: Duration,
     ) -> Result<Reading, ProbeError> {
@@ -85,7 +85,12 @@ impl Probe {
 }
 
 /// Reads the metrics page, once for all ranks of a server: it has them all, and may be large.
-async fn shared(client: &ProbeClient, member: &Member, limit: Duration, fresh: Duration) -> Result<Bytes, ProbeError> {
+async fn shared(
+    client: &ProbeClient,
+    member: &FleetMember,
+    limit: Duration,
+    fresh: Duration,
+) -> Result<Bytes, ProbeError> {
     let mut known = member.page.lock().await;
     if let Some((read, page)) = &*known
         && member.backend.rank.is_some()

@@ -1,10 +1,10 @@
-//! A tolerant reader of the Prometheus text format (and OpenMetrics' superset of it). It borrows from the
-//! page and allocates nothing; a line is taken apart only when its reader wants that metric.
+//! A tolerant reader of the Prometheus text format, and of OpenMetrics' superset of it. The reader borrows from the page
+//! and allocates nothing. A line is taken apart only if its metric is wanted.
 
 use std::borrow::Cow;
 use std::str;
 
-/// A line that starts like a sample; not looked at beyond its metric name yet.
+/// A line that starts like a sample. Nothing beyond the name of its metric was looked at yet.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleLine<'a> {
     pub name: &'a str,
@@ -14,9 +14,9 @@ pub struct SampleLine<'a> {
 /// One sample of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
-    /// What stands between the braces; empty without any.
+    /// Text between the braces; empty without braces.
     labels: &'a str,
-    /// May be NaN or infinite.
+    /// Value, which may be NaN or infinite.
     pub value: f64,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Sample<'a> {
 
 struct Label<'a> {
     name: &'a str,
-    /// As written, escapes and all.
+    /// Value as written, with its escapes.
     value: &'a str,
 }
 

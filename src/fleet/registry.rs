@@ -1,6 +1,6 @@
 //! All backends, in the order in which they came. Read on every request: a snapshot that writers replace.
 
-use super::member::Member;
+use super::member::FleetMember;
 use crate::scheduler::BackendId;
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(super) struct Registry {
     /// Sorted by id: ids only grow.
-    members: ArcSwap<Vec<Arc<Member>>>,
+    members: ArcSwap<Vec<Arc<FleetMember>>>,
     /// Id of the next backend. Whoever holds the lock may replace `members`.
     next: Mutex<u32>,
 }
@@ -17,11 +17,11 @@ pub(super) struct Registry {
 // === impl Registry ===
 
 impl Registry {
-    pub(super) fn all(&self) -> Guard<Arc<Vec<Arc<Member>>>> {
+    pub(super) fn all(&self) -> Guard<Arc<Vec<Arc<FleetMember>>>> {
         self.members.load()
     }
 
-    pub(super) fn with<T>(&self, id: BackendId, read: impl FnOnce(&Arc<Member>) -> T) -> Option<T> {
+    pub(super) fn with<T>(&self, id: BackendId, read: impl FnOnce(&Arc<FleetMember>) -> T) -> Option<T> {
         let members = self.members.load();
         let at = members.binary_search_by_key(&id, |member| member.backend.id).ok()?;
         Some(read(&members[at]))
@@ -30,9 +30,9 @@ impl Registry {
     /// Adds what `make` makes of a fresh id; `announce` is called before anybody can find it.
     pub(super) fn insert(
         &self,
-        make: impl FnOnce(BackendId) -> Result<Member, String>,
-        announce: impl FnOnce(&Member),
-    ) -> Result<Arc<Member>, String> {
+        make: impl FnOnce(BackendId) -> Result<FleetMember, String>,
+        announce: impl FnOnce(&FleetMember),
+    ) -> Result<Arc<FleetMember>, String> {
         let mut next = self.next.lock();
         let member = Arc::new(make(BackendId(*next))?);
         let mut members = Vec::clone(&self.members.load());

@@ -1,5 +1,5 @@
-//! What an SGLang server tells of itself: its KV cache on `/server_info`, its load on `/metrics` (which it serves only
-//! with `--enable-metrics`).
+//! What an SGLang server tells of itself: its KV cache on `/server_info`, and its load on `/metrics`, a page that it serves
+//! only with `--enable-metrics`.
 
 use super::prometheus;
 use super::reading::{Gauges, Reading, is_sound};
@@ -7,18 +7,18 @@ use crate::units::Tokens;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Where the size of the KV cache is told: newer servers have the first, older ones the second.
+/// Paths of the page that tells the size of the KV cache: newer servers have the first, older ones the second.
 pub(super) const INFO_PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
 
-/// The answer there. Both numbers are tokens.
+/// The page at [`INFO_PATHS`].
 #[derive(Deserialize)]
 struct ServerInfo {
-    /// Of one data-parallel rank.
+    /// KV cache of one data-parallel rank, in tokens.
     #[serde(default)]
     max_total_num_tokens: Option<f64>,
     #[serde(default)]
     dp_size: Option<f64>,
-    /// One for each data-parallel rank.
+    /// States of the data-parallel ranks.
     #[serde(default)]
     internal_states: Vec<InternalState>,
 }

@@ -3,8 +3,8 @@
 use super::reading::{Reading, is_sound};
 use serde::Deserialize;
 
-/// KV cache of an engine, which SkyRL does not tell: ThunderAgent's number, usual for a 14B model on one 80 GB GPU.
-/// `capacity_tokens` overrides it.
+/// KV cache of one engine in tokens. SkyRL does not tell it; this is ThunderAgent's number, usual for a 14B model on one
+/// 80 GB GPU. The setting `capacity_tokens` overrides it.
 const TOKENS_PER_ENGINE: u64 = 200_000;
 
 #[derive(Deserialize)]
@@ -12,19 +12,19 @@ struct EnginesPage {
     engines: Vec<EngineStats>,
 }
 
-/// All 0 of an engine that could not be asked; it has an `error` then.
+/// What one engine says. All numbers are 0 where an engine could not be asked; it has an `error` then.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct EngineStats {
     error: Option<serde::de::IgnoredAny>,
-    /// 0–100.
+    /// From 0 to 100.
     kv_cache_usage_pct: Option<f64>,
     num_running_reqs: Option<f64>,
     num_waiting_reqs: Option<f64>,
     num_cumulative_preemption: Option<f64>,
 }
 
-/// Reads a `/metrics` page. `None` if it is not SkyRL's, or names no engine.
+/// Reads a `/metrics` page. `None` if the page is not SkyRL's, or names no engine.
 #[must_use]
 pub fn read(page: &[u8]) -> Option<Reading> {
     let EnginesPage { engines } = serde_json::from_slice(page).ok()?;

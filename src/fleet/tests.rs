@@ -1,7 +1,7 @@
 //! The fleet against small HTTP servers on loopback.
 
 use super::backend::Backend;
-use super::member::Member;
+use super::member::FleetMember;
 use super::*;
 use crate::config::{Engine as EngineKind, Health, Metrics, Pool, Routing, Secret};
 use crate::scheduler::{BackendReport, Event};
@@ -426,7 +426,7 @@ async fn a_removed_backend_drains_until_nothing_is_in_flight_and_is_forgotten() 
 #[test]
 fn nothing_is_told_of_a_removed_backend() {
     let heard = Recorder::new();
-    let member = Member::new(
+    let member = FleetMember::new(
         Backend::new(FIRST, POOL, &backend("http://127.0.0.1:1"), None, Origin::File).unwrap(),
         Arc::default(),
     );

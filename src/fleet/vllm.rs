@@ -4,19 +4,19 @@ use super::prometheus;
 use super::reading::{Gauges, Reading, is_sound};
 use crate::units::Tokens;
 
-/// More ranks than any server has: a page that names more takes no more memory and time.
+/// Most ranks that are read, more than any server has: a page that names more takes no more memory and time.
 const MOST_RANKS: usize = 1024;
 
-/// One `engine` label's part of a page.
+/// What a page says of one `engine` label.
 #[derive(Debug, Default)]
 struct Rank {
     label: String,
-    /// It has a line of `cache_config_info`; servers without data-parallel ranks may give that no label.
+    /// Whether there is a line of `cache_config_info`. Servers without data-parallel ranks may give that line no label.
     configured: bool,
     block_size: u64,
-    /// Of all ranks together: vLLM adds them up, and writes the sum on the line of each.
+    /// KV blocks of all ranks together: vLLM adds them up, and writes the sum on the line of each.
     blocks: u64,
-    /// Its own, the null block counted.
+    /// KV cache of this rank in tokens, with the null block.
     tokens: Option<u64>,
     kv_usage: Option<f64>,
 }
@@ -52,9 +52,9 @@ impl VllmMetric {
     }
 }
 
-/// Reads a `/metrics` page, all of it or what concerns one rank, counted from zero in the order of their labels (with
-/// several nodes those of one need not begin at zero). `None` if nothing on it is vLLM's; of a rank that is not there
-/// nothing but the number of those that are.
+/// Reads a `/metrics` page, all of it or what concerns one rank. Ranks are counted from zero in the order of their
+/// labels: where a server has several nodes, the labels of one node need not begin at zero. `None` if nothing on the page
+/// is vLLM's. For a rank that is not there, the reading tells nothing but the number of ranks.
 #[must_use]
 pub fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
     let labels = labels(page);
@@ -86,7 +86,7 @@ pub fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
     ours.then_some(reading)
 }
 
-/// The ranks on a page, in order.
+/// Labels of the ranks on a page, in order.
 fn labels(page: &[u8]) -> Vec<u32> {
     let told = prometheus::lines(page).filter(|line| line.name == "vllm:num_requests_running");
     let mut labels: Vec<u32> = told.filter_map(|line| line.sample()?.label("engine")?.parse().ok()).collect();
@@ -125,7 +125,7 @@ impl Rank {
         self.tokens = number("kv_cache_size_tokens").or(self.tokens);
     }
 
-    /// What it can hold, as one of so many.
+    /// Tokens that this rank can hold, as one of `ranks`.
     fn capacity(&self, ranks: usize) -> Option<u64> {
         let all = || self.blocks.checked_mul(self.block_size).map(|all| all / ranks.max(1) as u64);
         // Both numbers count the null block, which never holds a token.
@@ -139,7 +139,7 @@ impl Rank {
 impl Reading {
     fn add_up(&mut self, ranks: &[Rank]) {
         self.gauges.block_size = ranks.iter().map(|rank| rank.block_size).max().unwrap_or(0);
-        // A rank whose size is not told would make the sum too small, not unknown.
+        // If the size of one is not told, so is the sum: without that one it would be too small.
         let configured = || ranks.iter().filter(|rank| rank.configured);
         let count = configured().count().max(self.ranks);
         let blocks = ranks.iter().map(|rank| rank.blocks).max().unwrap_or(0);

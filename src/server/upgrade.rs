@@ -1,48 +1,44 @@
-//! One process takes over from another: the new one waits at a unix socket, the old one comes there when it is
-//! told to (SIGQUIT), and goes on as if nothing had been unless the new one says at the end that it serves.
+//! One process takes over from another. The new process listens at a unix socket. The old process connects there when it
+//! gets SIGQUIT, hands everything over, and stops once the new process serves. If that fails at any point, the old
+//! process goes on as before.
 //!
 //! ```text
-//! old ─▶ new   the listening sockets, and what was set at run time
+//! old ─▶ new   the listening sockets, and what was set at run time (`Handover`)
 //! new ─▶ old   READY: it could be started
-//! old ─▶ new   the program table
+//! old ─▶ new   the program table (`state::Snapshot`)
 //! new ─▶ old   SERVING: it has looked at its backends; now both accept, and the old one stops
 //! ```
+
+mod wire;
 
 use super::listen::Socket;
 use crate::app::App;
 use crate::config::{self, Config, Secret};
-use crate::fleet::Origin;
+use crate::fleet::{BackendStatus, Origin};
 use crate::state::{self, Snapshot};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
 use serde::{Deserialize, Serialize};
 use std::fs::Permissions;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
+use wire::{check_peer, read_frame, receive_descriptors, send_descriptors, write_frame};
 
-/// How long the new process waits for the old one to be sent SIGQUIT.
-const ARRIVAL: Duration = Duration::from_secs(60);
-/// How long the old one looks for the new one, and how often.
-const SEARCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(50));
-/// For each answer of the other process.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Backends that hang are waited for no longer: the first check of a healthy one takes `health.timeout` at most.
+/// Time that the old process has to be sent SIGQUIT while the new one waits.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
+/// Time that the old process tries to connect to the new one, and the pause between two attempts.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// Time that each answer of the other process may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Time that the first checks of all backends are waited for: that of a healthy one takes `health.timeout` at most.
 const LOOK_OVER: Duration = Duration::from_secs(3);
-/// Descriptors in one message (Linux, `SCM_MAX_FD`).
-const MOST_SOCKETS: usize = 253;
-/// Far above the table of `programs.max` at its default.
-const LARGEST_FRAME: u64 = 1 << 30;
-/// Of the messages; both have to be of the same.
+/// Version of the messages, which both processes must share.
 const VERSION: u32 = 1;
 
 const READY: u8 = b'R';
@@ -55,7 +51,7 @@ pub enum UpgradeError {
     Socket { path: PathBuf, cause: io::Error },
     #[error("{}: another process waits there already", .path.display())]
     Taken { path: PathBuf },
-    #[error("nobody came to {} within {ARRIVAL:?}: send SIGQUIT to the running server", .path.display())]
+    #[error("nobody came to {} within {ACCEPT_LIMIT:?}: send SIGQUIT to the running server", .path.display())]
     Alone { path: PathBuf },
     #[error("no process waits at {}: start one with --upgrade first", .path.display())]
     Nobody { path: PathBuf },
@@ -75,13 +71,14 @@ pub enum UpgradeError {
 #[derive(Serialize, Deserialize)]
 struct Handover {
     version: u32,
-    /// As configured, in the order of the descriptors.
+    /// Addresses of the sockets as configured, in the order of the descriptors.
     addresses: Vec<SocketAddr>,
-    /// Those of which no file knows.
+    /// Backends that no file names.
     backends: Vec<AddedBackend>,
 }
 
-/// By `POST /backends` or by discovery. The latter are looked up again, but programs may be at home there.
+/// A backend that came by `POST /backends` or by discovery. Discovered ones are looked up again, but programs may be at
+/// home there.
 #[derive(Serialize, Deserialize)]
 struct AddedBackend {
     discovered: bool,
@@ -92,7 +89,7 @@ struct AddedBackend {
     capacity_tokens: Option<u64>,
 }
 
-/// Where the two meet, by default: one place for each user and first address.
+/// Path of the socket by default: one for each user and first address.
 pub fn socket_path(config: &Config) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let address = config.listeners.first().map(|listener| listener.address.to_string());
@@ -108,27 +105,27 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Waits for it at `path`, and takes its sockets.
+    /// Waits for the old process at `path`, and takes its sockets.
     ///
     /// # Errors
-    /// It does not come, or what it brings cannot be used.
+    /// The old process does not connect, or what it sends cannot be used.
     pub async fn accept(path: &Path) -> Result<(Self, Vec<Socket>), UpgradeError> {
         let socket = UpgradeSocket::open(path).await?;
         log::info!("waiting at {}: send SIGQUIT to the running server", path.display());
         let alone = |_| UpgradeError::Alone { path: path.to_owned() };
-        timeout(ARRIVAL, socket.visit()).await.map_err(alone)?
+        timeout(ACCEPT_LIMIT, socket.accept()).await.map_err(alone)?
     }
 
-    /// Takes backends and programs over, before the fleet of `app` runs; `false` if its programs cannot be read.
+    /// Takes backends and programs over, before the fleet of `app` runs. `false` if the programs cannot be read.
     ///
     /// # Errors
-    /// It has given up.
+    /// The old process has given up.
     pub async fn take_programs(&mut self, app: &App) -> Result<bool, UpgradeError> {
         for added in std::mem::take(&mut self.backends) {
             added.add_to(app);
         }
         self.stream.write_u8(READY).await?;
-        let table = timeout(PATIENCE, read_frame(&mut self.stream)).await??;
+        let table = timeout(ANSWER_LIMIT, read_frame(&mut self.stream)).await??;
         match state::decode(&table) {
             Ok(snapshot) => {
                 let restored = snapshot.restore(&app.gate, &app.fleet);
@@ -143,26 +140,27 @@ impl Predecessor {
         }
     }
 
-    /// This process accepts connections: the other one may stop. It writes no more state when this returns.
+    /// Tells the old process that this one accepts connections, so that it stops. When this returns, the old process
+    /// writes no more state.
     ///
     /// # Errors
-    /// It is gone already.
+    /// The old process is gone already.
     pub async fn dismiss(mut self) -> io::Result<()> {
         self.stream.write_u8(SERVING).await?;
         let mut nothing = [0];
-        timeout(PATIENCE, self.stream.read(&mut nothing)).await??;
+        timeout(ANSWER_LIMIT, self.stream.read(&mut nothing)).await??;
         Ok(())
     }
 }
 
-/// Waits until every backend was checked, so that no step is held for want of one.
+/// Waits until every backend was checked, so that no step is held because none is known to be up.
 pub async fn look_over(app: &App) {
     if timeout(LOOK_OVER, app.fleet.looked_over()).await.is_err() {
         log::warn!("some backends have not answered yet");
     }
 }
 
-/// A place to be met at; gone when dropped.
+/// The socket of the new process. Its file is removed when this is dropped.
 struct UpgradeSocket {
     listener: UnixListener,
     path: PathBuf,
@@ -187,8 +185,8 @@ impl UpgradeSocket {
         Ok(socket)
     }
 
-    /// The first visitor that is who it should be; others only look whether somebody is here.
-    async fn visit(&self) -> Result<(Predecessor, Vec<Socket>), UpgradeError> {
+    /// Accepts the old process. Others connect only to see whether somebody listens here.
+    async fn accept(&self) -> Result<(Predecessor, Vec<Socket>), UpgradeError> {
         loop {
             let (mut stream, _) = self.listener.accept().await?;
             if check_peer(&stream).is_err() {
@@ -210,9 +208,8 @@ impl Drop for UpgradeSocket {
 }
 
 async fn read_handover(stream: &mut UnixStream) -> Result<(Handover, Vec<Socket>), UpgradeError> {
-    let mut first = [0];
-    let fds = stream.async_io(Interest::READABLE, || receive(stream.as_fd(), &mut first)).await?;
-    let handover = timeout(PATIENCE, read_frame(stream)).await??;
+    let fds = receive_descriptors(stream).await?;
+    let handover = timeout(ANSWER_LIMIT, read_frame(stream)).await??;
     let handover: Handover = serde_json::from_slice(&handover).map_err(|_| UpgradeError::Version)?;
     if handover.version != VERSION || handover.addresses.len() != fds.len() {
         return Err(UpgradeError::Version);
@@ -224,60 +221,64 @@ async fn read_handover(stream: &mut UnixStream) -> Result<(Handover, Vec<Socket>
 
 // === the old process ===
 
-/// Gives everything to the process that waits at `path`. It serves when this returns; when the stream is closed, it
-/// writes the state too.
+/// Hands everything over to the process that waits at `path`. That process serves when this returns. It writes the state
+/// as well once the stream is closed.
 ///
 /// # Errors
-/// It does not, and this one is to go on.
-pub async fn hand_over(app: &Arc<App>, sockets: &[Socket], path: &Path) -> Result<UnixStream, UpgradeError> {
+/// The new process does not serve, and this one is to go on.
+pub async fn hand_over(app: &App, sockets: &[Socket], path: &Path) -> Result<UnixStream, UpgradeError> {
     if app.weight_sync.active() {
         return Err(UpgradeError::WeightSync);
     }
-    let mut stream = find(path).await?;
+    let mut stream = connect(path).await?;
     check_peer(&stream)?;
     let addresses = sockets.iter().map(|socket| socket.configured).collect();
     let handover = Handover { version: VERSION, addresses, backends: AddedBackend::all(app) };
     let handover = serde_json::to_vec(&handover).map_err(io::Error::from)?;
     let fds: Vec<_> = sockets.iter().map(|socket| socket.listener.as_fd()).collect();
-    stream.async_io(Interest::WRITABLE, || send(stream.as_fd(), &fds)).await?;
+    send_descriptors(&stream, &fds).await?;
     write_frame(&mut stream, &handover).await?;
-    hear(&mut stream, READY).await?;
-    let (gate, fleet) = (app.gate.clone(), app.fleet.clone());
-    let table = tokio::task::spawn_blocking(move || state::encode(&Snapshot::take(&gate, &fleet))).await;
-    let table = table.map_err(io::Error::from)?;
-    timeout(PATIENCE, write_frame(&mut stream, &table)).await??;
-    hear(&mut stream, SERVING).await?;
+    expect(&mut stream, READY).await?;
+    send_programs(&mut stream, app).await?;
+    expect(&mut stream, SERVING).await?;
     Ok(stream)
 }
 
-/// The new process may still be on its way.
-async fn find(path: &Path) -> Result<UnixStream, UpgradeError> {
-    let (limit, pause) = SEARCH;
-    let deadline = Instant::now() + limit;
+async fn send_programs(stream: &mut UnixStream, app: &App) -> Result<(), UpgradeError> {
+    let (gate, fleet) = (app.gate.clone(), app.fleet.clone());
+    let table = tokio::task::spawn_blocking(move || state::encode(&Snapshot::take(&gate, &fleet))).await;
+    let table = table.map_err(io::Error::from)?;
+    timeout(ANSWER_LIMIT, write_frame(stream, &table)).await??;
+    Ok(())
+}
+
+/// Connects to the new process, which may still be starting.
+async fn connect(path: &Path) -> Result<UnixStream, UpgradeError> {
+    let deadline = Instant::now() + CONNECT_LIMIT;
     loop {
         match UnixStream::connect(path).await {
             Ok(stream) => return Ok(stream),
-            Err(_) if Instant::now() < deadline => sleep(pause).await,
+            Err(_) if Instant::now() < deadline => sleep(CONNECT_PAUSE).await,
             Err(_) => return Err(UpgradeError::Nobody { path: path.to_owned() }),
         }
     }
 }
 
-async fn hear(stream: &mut UnixStream, word: u8) -> Result<(), UpgradeError> {
-    match timeout(PATIENCE, stream.read_u8()).await?? {
-        heard if heard == word => Ok(()),
-        _ => Err(UpgradeError::Version),
-    }
+/// Waits for this answer of the new process.
+async fn expect(stream: &mut UnixStream, answer: u8) -> Result<(), UpgradeError> {
+    let got = timeout(ANSWER_LIMIT, stream.read_u8()).await??;
+    if got == answer { Ok(()) } else { Err(UpgradeError::Version) }
 }
 
 // === impl AddedBackend ===
 
 impl AddedBackend {
+    /// The backends of `app` that no file names.
     fn all(app: &App) -> Vec<Self> {
-        let added = |status: crate::fleet::BackendStatus| {
+        let added = |status: BackendStatus| {
             let backend = status.backend;
             let settings = backend.settings();
-            // Of a server with ranks one stands for all.
+            // Of a server's ranks the first stands for all.
             let here = settings.origin != Origin::File && !status.draining && backend.rank.is_none_or(|rank| rank == 0);
             here.then(|| Self {
                 discovered: settings.origin == Origin::Dns,
@@ -291,7 +292,7 @@ impl AddedBackend {
         app.fleet.statuses().into_iter().filter_map(added).collect()
     }
 
-    /// The new configuration has the last word: it may name the backend itself, or not have its pool any more.
+    /// Adds the backend, unless the new configuration names it itself, or does not have its pool any more.
     fn add_to(self, app: &App) {
         let add = || {
             let at = config::Backend::at(&self.url)?;
@@ -304,57 +305,5 @@ impl AddedBackend {
         if let Err(reason) = add() {
             log::info!("{} is not taken over: {reason}", self.url);
         }
-    }
-}
-
-// === messages ===
-
-/// Only the same user, or root, may be given sockets, or give them.
-fn check_peer(stream: &UnixStream) -> Result<(), UpgradeError> {
-    let (own, other) = (rustix::process::geteuid().as_raw(), stream.peer_cred()?.uid());
-    (other == own || other == 0).then_some(()).ok_or(UpgradeError::Stranger)
-}
-
-/// One byte, with descriptors on its back.
-fn send(stream: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other(format!("more than {MOST_SOCKETS} listeners")));
-    }
-    rustix::net::sendmsg(stream, &[IoSlice::new(b"F")], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-fn receive(stream: BorrowedFd<'_>, byte: &mut [u8; 1]) -> io::Result<Vec<OwnedFd>> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(byte)], &mut control, flags)?;
-    if got.bytes == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let rights = |message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    };
-    Ok(control.drain().filter_map(rights).flatten().collect())
-}
-
-async fn write_frame(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
-    stream.write_u64(bytes.len() as u64).await?;
-    stream.write_all(bytes).await
-}
-
-async fn read_frame(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let length = stream.read_u64().await?;
-    if length > LARGEST_FRAME {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut bytes = Vec::new();
-    stream.take(length).read_to_end(&mut bytes).await?;
-    match bytes.len() as u64 == length {
-        true => Ok(bytes),
-        false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }

@@ -65,7 +65,7 @@ impl Store {
         File::open(directory(&self.file))?.sync_all()
     }
 
-    /// Renames a file that cannot be used, for somebody to look at.
+    /// Renames the file, which cannot be used, for somebody to look at. Gives the new name.
     pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = beside(&self.file, &format!(".damaged-{}", now_ms() / 1000));
         fs::rename(&self.file, &aside)?;

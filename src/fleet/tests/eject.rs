@@ -26,7 +26,7 @@ fn standing(count: u32, change: impl FnOnce(&mut Health)) -> (Fleet, Recorder) {
 /// Its checks are good.
 fn rise(fleet: &Fleet, id: BackendId) {
     let core = &fleet.core;
-    let rise = |member: &Arc<Member>| member.close(&*core.sink, !core.has_other(member));
+    let rise = |member: &Arc<FleetMember>| member.close(&*core.sink, !core.has_other(member));
     core.registry.with(id, rise).unwrap();
 }
 
