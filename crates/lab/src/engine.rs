@@ -9,19 +9,20 @@ pub mod chain;
 pub mod cost;
 mod driver;
 mod error;
-mod flavor;
+mod face;
 mod http;
 mod metrics;
 pub mod model;
 mod prompt;
 mod server;
+mod status;
 mod token;
 mod wire;
 
 #[cfg(test)]
 mod tests;
 
-pub use flavor::Flavor;
+pub use face::Flavor;
 pub use server::{Server, StartError};
 
 use cost::Costs;

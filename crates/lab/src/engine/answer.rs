@@ -4,6 +4,7 @@ use super::chain::{TokenId, mix};
 use super::model::Finish;
 use super::prompt::{Prompt, call_token, canonical};
 use super::token::{pieces, token_of};
+use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 
@@ -53,20 +54,28 @@ pub(super) struct Token {
 #[derive(Debug, Default)]
 pub(super) struct Author {
     pub seed: u64,
-    script: Vec<Line>,
+    script: Vec<ScriptLine>,
 }
 
-#[derive(Debug)]
-struct Line {
-    text: String,
-    calls: Vec<Call>,
+/// One reply of a script: its text and its tool calls, as in OpenAI's `message`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ScriptLine {
+    content: Option<String>,
+    tool_calls: Vec<Call>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
 struct Call {
     id: Option<String>,
+    function: Function,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
     name: String,
-    arguments: String,
+    #[serde(default)]
+    arguments: Value,
 }
 
 // === impl Author ===
@@ -83,7 +92,7 @@ impl Author {
         let lines = text.lines().enumerate();
         let lines = lines.filter(|(_, line)| !line.trim().is_empty());
         let script = lines
-            .map(|(at, line)| Line::parse(line).map_err(|e| format!("line {}: {e}", at + 1)))
+            .map(|(at, line)| ScriptLine::parse(line).map_err(|e| format!("line {}: {e}", at + 1)))
             .collect::<Result<Vec<_>, _>>()?;
         if script.is_empty() {
             return Err("no lines".to_owned());
@@ -117,49 +126,34 @@ fn babble(seed: u64, bounds: Bounds) -> Answer {
     answer
 }
 
-// === impl Line ===
+// === impl ScriptLine ===
 
-impl Line {
+impl ScriptLine {
     fn parse(line: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        let text = match &value {
-            Value::String(text) => text.clone(),
-            Value::Object(message) => match message.get("content") {
-                None | Some(Value::Null) => String::new(),
-                Some(Value::String(text)) => text.clone(),
-                Some(_) => return Err("`content` must be a string or null".to_owned()),
-            },
+        let told = |error: serde_json::Error| error.to_string();
+        let reply = match serde_json::from_str(line).map_err(told)? {
+            Value::String(text) => Self { content: Some(text), ..Self::default() },
+            message @ Value::Object(_) => serde_json::from_value(message).map_err(told)?,
             _ => return Err("neither a string nor an object".to_owned()),
         };
-        let calls = value.get("tool_calls").and_then(Value::as_array);
-        let calls: Vec<Call> = calls.into_iter().flatten().map(Call::parse).collect::<Result<_, _>>()?;
-        if text.is_empty() && calls.is_empty() {
+        if reply.text().is_empty() && reply.tool_calls.is_empty() {
             return Err("neither `content` nor `tool_calls`".to_owned());
         }
-        Ok(Self { text, calls })
+        Ok(reply)
+    }
+
+    fn text(&self) -> &str {
+        self.content.as_deref().unwrap_or_default()
     }
 
     fn answer(&self, seed: u64, limit: usize) -> Answer {
         let mut answer = Answer::default();
-        answer.say(&self.text, limit);
-        for (at, call) in self.calls.iter().enumerate() {
-            let id = call.id.clone();
-            let id = id.unwrap_or_else(|| format!("call_{:016x}", mix(seed ^ at as u64)));
-            answer.call(id, call, limit);
+        answer.say(self.text(), limit);
+        for (at, call) in self.tool_calls.iter().enumerate() {
+            let id = call.id.clone().unwrap_or_else(|| format!("call_{:016x}", mix(seed ^ at as u64)));
+            answer.call(id, &call.function, limit);
         }
         answer
-    }
-}
-
-impl Call {
-    fn parse(call: &Value) -> Result<Self, String> {
-        let function = &call["function"];
-        let name = function["name"].as_str();
-        Ok(Self {
-            id: call["id"].as_str().map(str::to_owned),
-            name: name.ok_or("a tool call without `function.name`")?.to_owned(),
-            arguments: canonical(&function["arguments"]),
-        })
     }
 }
 
@@ -196,14 +190,14 @@ impl Answer {
         self.pieces(text, limit);
     }
 
-    fn call(&mut self, id: String, call: &Call, limit: usize) {
+    fn call(&mut self, id: String, function: &Function, limit: usize) {
         if self.tokens.len() >= limit {
             self.cut = true;
             return;
         }
-        self.tokens.push(Token { id: call_token(&call.name), part: self.parts.len(), text: String::new() });
-        self.parts.push(Part::Call { id, name: call.name.clone(), arguments: String::new() });
-        self.pieces(&call.arguments, limit);
+        self.tokens.push(Token { id: call_token(&function.name), part: self.parts.len(), text: String::new() });
+        self.parts.push(Part::Call { id, name: function.name.clone(), arguments: String::new() });
+        self.pieces(&canonical(&function.arguments), limit);
     }
 
     /// Adds to the last part, up to `limit` tokens in all.

@@ -1,6 +1,5 @@
 //! Runs the model in real time, and hands each request its tokens.
 
-use super::metrics::FirstTokens;
 use super::model::{Counters, Engine, EngineEvent, EventKind, Gauges, Request, RequestId, Unfit, Usage};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -8,6 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+
+/// Upper bounds of the time-to-first-token histogram, in seconds: vLLM's.
+pub(super) const BOUNDS: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+
+/// Histogram of the times to first token.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FirstTokens {
+    /// Counts by bucket, not cumulative; times above the last bound are in `count` alone.
+    pub buckets: [u64; BOUNDS.len()],
+    pub count: u64,
+    pub sum: f64,
+}
 
 /// An engine whose clock is the real one. Cheap to clone.
 #[derive(Clone)]
@@ -138,6 +152,19 @@ impl State {
             };
             // A listener that has gone aborts its request by itself.
             let _ = listener.map(|listener| listener.send(signal));
+        }
+    }
+}
+
+// === impl FirstTokens ===
+
+impl FirstTokens {
+    fn record(&mut self, after: Duration) {
+        let seconds = after.as_secs_f64();
+        self.count += 1;
+        self.sum += seconds;
+        if let Some(at) = BOUNDS.iter().position(|&bound| seconds <= bound) {
+            self.buckets[at] += 1;
         }
     }
 }

@@ -1,24 +1,8 @@
 //! `/metrics` under vLLM's and SGLang's names, as far as a scraper needs them.
 
-use super::driver::Snapshot;
+use super::driver::{BOUNDS, Snapshot};
 use super::model::{Counters, Shape};
 use std::fmt::Write;
-use std::time::Duration;
-
-/// Upper bounds of the time-to-first-token histogram, in seconds: vLLM's.
-const BOUNDS: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
-];
-
-/// Times to first token.
-#[derive(Clone, Debug, Default)]
-pub(super) struct FirstTokens {
-    /// Not cumulative; those above the last bound are counted in `count` alone.
-    buckets: [u64; BOUNDS.len()],
-    count: u64,
-    sum: f64,
-}
 
 /// Writes one exposition.
 struct Exposition<'a> {
@@ -30,19 +14,6 @@ struct Exposition<'a> {
 
 /// A further label, and the value of its series.
 type Series<'a> = (&'a str, fn(&Snapshot) -> f64);
-
-// === impl FirstTokens ===
-
-impl FirstTokens {
-    pub(super) fn record(&mut self, after: Duration) {
-        let seconds = after.as_secs_f64();
-        self.count += 1;
-        self.sum += seconds;
-        if let Some(at) = BOUNDS.iter().position(|&bound| seconds <= bound) {
-            self.buckets[at] += 1;
-        }
-    }
-}
 
 /// vLLM's page. `started` is in seconds since 1970.
 pub(super) fn vllm(ranks: &[Snapshot], shape: &Shape, model: &str, started: f64) -> String {

@@ -3,7 +3,8 @@
 use super::EngineConfig;
 use super::answer::Author;
 use super::driver::Driver;
-use super::http::{Face, router, unix_time};
+use super::face::{Face, unix_time};
+use super::http::router;
 use super::model::{Counters, Engine, Gauges};
 use axum::Router;
 use hyper::server::conn::http1;

@@ -9,7 +9,7 @@ mod responses;
 use super::answer::Answer;
 use super::chain::mix;
 use super::model::Usage;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fmt::Display;
 
 pub(super) use chat::Chat;
@@ -69,10 +69,37 @@ impl Reply {
     }
 }
 
+/// OpenAI's `usage`; what its `prompt_tokens_details` hold differs between the endpoints.
+fn openai_usage(usage: &Usage, details: Value) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt, "total_tokens": usage.prompt + usage.output, "completion_tokens": usage.output,
+        "prompt_tokens_details": details,
+    })
+}
+
+/// One event of OpenAI's. Without a usage event, the last chunk has the fingerprint.
+fn openai_event(reply: &Reply, mut chunk: Value, last: bool) -> String {
+    if last && !reply.include_usage {
+        chunk["system_fingerprint"] = FINGERPRINT.into();
+    }
+    data(chunk)
+}
+
+/// The end of OpenAI's streams: `chunk` with the usage, if the client asked for it.
+fn openai_end(reply: &Reply, mut chunk: Value, usage: Value) -> String {
+    if !reply.include_usage {
+        return data("[DONE]");
+    }
+    chunk["usage"] = usage;
+    chunk["system_fingerprint"] = FINGERPRINT.into();
+    data(chunk) + &data("[DONE]")
+}
+
 fn data(value: impl Display) -> String {
     format!("data: {value}\n\n")
 }
 
+/// An event with a name: its `type`.
 fn event(value: &Value) -> String {
     let name = value["type"].as_str().unwrap_or("message");
     format!("event: {name}\ndata: {value}\n\n")

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use super::{FINGERPRINT, Reply, Wire, data};
+use super::{FINGERPRINT, Reply, Wire, data, openai_end, openai_event, openai_usage};
 use crate::engine::answer::Part;
 use crate::engine::model::Usage;
 use serde_json::{Value, json};
@@ -9,52 +9,24 @@ pub(in crate::engine) struct Chat;
 
 impl Wire for Chat {
     fn whole(&self, reply: &Reply, usage: &Usage) -> Value {
+        let details = json!({"cached_tokens": usage.cached, "created_cache_tokens": 0, "multimodal_tokens": null});
+        let mut usage = openai_usage(usage, details);
+        usage["completion_tokens_details"] = Value::Null;
         json!({
-            "id": id(reply),
-            "object": "chat.completion",
-            "created": reply.created,
-            "model": reply.model,
+            "id": id(reply), "object": "chat.completion", "created": reply.created, "model": reply.model,
             "choices": [{
-                "index": 0,
-                "message": message(reply),
-                "logprobs": null,
-                "finish_reason": reply.answer.finish_reason(),
-                "stop_reason": null,
-                "token_ids": null,
-                "routed_experts": null,
+                "index": 0, "message": message(reply), "logprobs": null, "finish_reason": reply.answer.finish_reason(),
+                "stop_reason": null, "token_ids": null, "routed_experts": null,
             }],
-            "service_tier": null,
-            "system_fingerprint": FINGERPRINT,
-            "usage": {
-                "prompt_tokens": usage.prompt,
-                "total_tokens": usage.prompt + usage.output,
-                "completion_tokens": usage.output,
-                "prompt_tokens_details": {
-                    "cached_tokens": usage.cached,
-                    "created_cache_tokens": 0,
-                    "multimodal_tokens": null,
-                },
-                "completion_tokens_details": null,
-            },
-            "prompt_logprobs": null,
-            "prompt_token_ids": null,
-            "prompt_text": null,
-            "kv_transfer_params": null,
-            "ec_transfer_params": null,
-            "metrics": null,
+            "service_tier": null, "system_fingerprint": FINGERPRINT, "usage": usage,
+            "prompt_logprobs": null, "prompt_token_ids": null, "prompt_text": null,
+            "kv_transfer_params": null, "ec_transfer_params": null, "metrics": null,
         })
     }
 
     fn start(&mut self, reply: &Reply) -> String {
-        let mut chunk = chunk(
-            reply,
-            json!([{
-                "index": 0,
-                "delta": {"role": "assistant", "content": ""},
-                "logprobs": null,
-                "finish_reason": null,
-            }]),
-        );
+        let delta = json!({"role": "assistant", "content": ""});
+        let mut chunk = chunk(reply, json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}]));
         chunk["prompt_token_ids"] = Value::Null;
         chunk["prompt_text"] = Value::Null;
         data(chunk)
@@ -62,40 +34,17 @@ impl Wire for Chat {
 
     fn token(&mut self, reply: &Reply, at: usize) -> String {
         let finish = reply.finish_after(at);
-        let mut choice = json!({
-            "index": 0,
-            "delta": delta(reply, at),
-            "logprobs": null,
-            "finish_reason": finish,
-        });
+        let mut choice = json!({"index": 0, "delta": delta(reply, at), "logprobs": null, "finish_reason": finish});
         if finish.is_some() {
             choice["stop_reason"] = Value::Null;
         }
         choice["token_ids"] = Value::Null;
-        let mut chunk = chunk(reply, json!([choice]));
-        if finish.is_some() && !reply.include_usage {
-            chunk["system_fingerprint"] = FINGERPRINT.into();
-        }
-        data(chunk)
+        openai_event(reply, chunk(reply, json!([choice])), finish.is_some())
     }
 
     fn end(&mut self, reply: &Reply, usage: &Usage) -> String {
-        let mut out = String::new();
-        if reply.include_usage {
-            let mut chunk = chunk(reply, json!([]));
-            chunk["usage"] = json!({
-                "prompt_tokens": usage.prompt,
-                "total_tokens": usage.prompt + usage.output,
-                "completion_tokens": usage.output,
-                "prompt_tokens_details": {
-                    "cached_tokens": usage.cached,
-                    "created_cache_tokens": 0,
-                },
-            });
-            chunk["system_fingerprint"] = FINGERPRINT.into();
-            out = data(chunk);
-        }
-        out + &data("[DONE]")
+        let details = json!({"cached_tokens": usage.cached, "created_cache_tokens": 0});
+        openai_end(reply, chunk(reply, json!([])), openai_usage(usage, details))
     }
 }
 
@@ -105,36 +54,23 @@ fn id(reply: &Reply) -> String {
 
 fn chunk(reply: &Reply, choices: Value) -> Value {
     json!({
-        "id": id(reply),
-        "object": "chat.completion.chunk",
-        "created": reply.created,
-        "model": reply.model,
+        "id": id(reply), "object": "chat.completion.chunk", "created": reply.created, "model": reply.model,
         "choices": choices,
     })
 }
 
 fn message(reply: &Reply) -> Value {
     let mut message = json!({
-        "role": "assistant",
-        "content": reply.answer.text(),
-        "refusal": null,
-        "annotations": null,
-        "audio": null,
-        "function_call": null,
+        "role": "assistant", "content": reply.answer.text(),
+        "refusal": null, "annotations": null, "audio": null, "function_call": null,
     });
-    let calls: Vec<Value> = reply
-        .answer
-        .parts
-        .iter()
-        .filter_map(|part| match part {
-            Part::Text(_) => None,
-            Part::Call { id, name, arguments } => Some(json!({
-                "id": id,
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            })),
-        })
-        .collect();
+    let call = |part: &Part| match part {
+        Part::Text(_) => None,
+        Part::Call { id, name, arguments } => {
+            Some(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+        }
+    };
+    let calls: Vec<Value> = reply.answer.parts.iter().filter_map(call).collect();
     if !calls.is_empty() {
         if message["content"] == "" {
             message["content"] = Value::Null;

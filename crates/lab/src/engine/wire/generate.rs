@@ -40,11 +40,8 @@ fn body(reply: &Reply, text: &str, count: usize, done: Option<&Usage>) -> Value 
         "text": text,
         "output_ids": ids,
         "meta_info": {
-            "id": reply.id,
-            "finish_reason": finish,
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": count,
-            "cached_tokens": done.map_or(0, |usage| usage.cached),
+            "id": reply.id, "finish_reason": finish, "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": count, "cached_tokens": done.map_or(0, |usage| usage.cached),
         },
     })
 }

@@ -11,13 +11,8 @@ impl Wire for Messages {
     fn whole(&self, reply: &Reply, usage: &Usage) -> Value {
         let content: Vec<Value> = reply.answer.parts.iter().map(block).collect();
         json!({
-            "id": format!("chatcmpl-{}", reply.id),
-            "type": "message",
-            "role": "assistant",
-            "content": content,
-            "model": reply.model,
-            "stop_reason": stop_reason(reply),
-            "usage": full_usage(usage),
+            "id": format!("chatcmpl-{}", reply.id), "type": "message", "role": "assistant", "content": content,
+            "model": reply.model, "stop_reason": stop_reason(reply), "usage": full_usage(usage),
         })
     }
 
@@ -25,13 +20,8 @@ impl Wire for Messages {
         event(&json!({
             "type": "message_start",
             "message": {
-                "id": format!("chatcmpl-{}", reply.id),
-                "type": "message",
-                "role": "assistant",
-                "content": [],
-                "model": reply.model,
-                "stop_reason": null,
-                "stop_sequence": null,
+                "id": format!("chatcmpl-{}", reply.id), "type": "message", "role": "assistant", "content": [],
+                "model": reply.model, "stop_reason": null, "stop_sequence": null,
                 "usage": {"input_tokens": reply.prompt_tokens, "output_tokens": 0},
             },
         }))
@@ -51,11 +41,7 @@ impl Wire for Messages {
                     json!({"type": "tool_use", "id": id, "name": name, "input": {}})
                 }
             };
-            out += &event(&json!({
-                "type": "content_block_start",
-                "content_block": empty,
-                "index": token.part,
-            }));
+            out += &event(&json!({"type": "content_block_start", "content_block": empty, "index": token.part}));
         }
         let delta = match part {
             Part::Text(_) => json!({"type": "text_delta", "text": token.text}),
@@ -104,9 +90,7 @@ fn stop_reason(reply: &Reply) -> &'static str {
 /// Anthropic counts what was read from the cache beside the rest of the input, not within it.
 fn full_usage(usage: &Usage) -> Value {
     json!({
-        "input_tokens": usage.prompt - usage.cached,
-        "output_tokens": usage.output,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached,
+        "input_tokens": usage.prompt - usage.cached, "output_tokens": usage.output,
+        "cache_creation_input_tokens": 0, "cache_read_input_tokens": usage.cached,
     })
 }

@@ -23,17 +23,13 @@ impl Wire for Responses {
         body["usage"] = json!({
             "input_tokens": usage.prompt,
             "input_tokens_details": {
-                "cached_tokens": usage.cached,
-                "cache_write_tokens": 0,
-                "input_tokens_per_turn": [],
-                "cached_tokens_per_turn": [],
+                "cached_tokens": usage.cached, "cache_write_tokens": 0,
+                "input_tokens_per_turn": [], "cached_tokens_per_turn": [],
             },
             "output_tokens": usage.output,
             "output_tokens_details": {
-                "reasoning_tokens": 0,
-                "tool_output_tokens": 0,
-                "output_tokens_per_turn": [],
-                "tool_output_tokens_per_turn": [],
+                "reasoning_tokens": 0, "tool_output_tokens": 0,
+                "output_tokens_per_turn": [], "tool_output_tokens_per_turn": [],
             },
             "total_tokens": usage.prompt + usage.output,
         });
@@ -92,12 +88,8 @@ impl Responses {
         let added = json!({"item": item(reply, part, false), "output_index": part});
         let mut out = self.emit("response.output_item.added", added);
         if let Part::Text(_) = reply.answer.parts[part] {
-            let added = json!({
-                "content_index": 0,
-                "item_id": item_id(reply, part),
-                "output_index": part,
-                "part": text_part(""),
-            });
+            let (id, empty) = (item_id(reply, part), text_part(""));
+            let added = json!({"content_index": 0, "item_id": id, "output_index": part, "part": empty});
             out += &self.emit("response.content_part.added", added);
         }
         out
@@ -107,19 +99,10 @@ impl Responses {
         let id = item_id(reply, part);
         let mut out = match &reply.answer.parts[part] {
             Part::Text(text) => {
-                let text_done = json!({
-                    "content_index": 0,
-                    "item_id": id,
-                    "logprobs": [],
-                    "output_index": part,
-                    "text": text,
-                });
-                let part_done = json!({
-                    "content_index": 0,
-                    "item_id": id,
-                    "output_index": part,
-                    "part": text_part(text),
-                });
+                let text_done =
+                    json!({"content_index": 0, "item_id": id, "logprobs": [], "output_index": part, "text": text});
+                let part_done =
+                    json!({"content_index": 0, "item_id": id, "output_index": part, "part": text_part(text)});
                 self.emit("response.output_text.done", text_done) + &self.emit("response.content_part.done", part_done)
             }
             Part::Call { name, arguments, .. } => self.emit(
@@ -150,57 +133,25 @@ fn item(reply: &Reply, part: usize, whole: bool) -> Value {
     let status = if whole { "completed" } else { "in_progress" };
     match &reply.answer.parts[part] {
         Part::Text(text) => json!({
-            "id": item_id(reply, part),
-            "content": if whole { json!([text_part(text)]) } else { json!([]) },
-            "role": "assistant",
-            "status": status,
-            "type": "message",
-            "phase": null,
+            "id": item_id(reply, part), "content": if whole { json!([text_part(text)]) } else { json!([]) },
+            "role": "assistant", "status": status, "type": "message", "phase": null,
         }),
         Part::Call { id, name, arguments } => json!({
-            "arguments": if whole { arguments.as_str() } else { "" },
-            "call_id": id,
-            "name": name,
-            "type": "function_call",
-            "id": item_id(reply, part),
-            "status": status,
+            "arguments": if whole { arguments.as_str() } else { "" }, "call_id": id, "name": name,
+            "type": "function_call", "id": item_id(reply, part), "status": status,
         }),
     }
 }
 
 fn body(reply: &Reply, status: &str) -> Value {
     json!({
-        "id": format!("resp_{}", reply.id),
-        "created_at": reply.created,
-        "incomplete_details": null,
-        "instructions": null,
-        "metadata": null,
-        "model": reply.model,
-        "object": "response",
-        "output": [],
-        "parallel_tool_calls": true,
-        "temperature": 1.0,
-        "tool_choice": "auto",
-        "tools": [],
-        "top_p": 1.0,
-        "background": false,
-        "max_output_tokens": reply.max_tokens,
-        "max_tool_calls": null,
-        "previous_response_id": null,
-        "prompt": null,
-        "reasoning": null,
-        "service_tier": "auto",
-        "status": status,
-        "text": null,
-        "top_logprobs": null,
-        "truncation": "disabled",
-        "usage": null,
-        "user": null,
-        "presence_penalty": null,
-        "frequency_penalty": null,
-        "kv_transfer_params": null,
-        "ec_transfer_params": null,
-        "input_messages": null,
-        "output_messages": null,
+        "id": format!("resp_{}", reply.id), "created_at": reply.created, "incomplete_details": null,
+        "instructions": null, "metadata": null, "model": reply.model, "object": "response", "output": [],
+        "parallel_tool_calls": true, "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0,
+        "background": false, "max_output_tokens": reply.max_tokens, "max_tool_calls": null,
+        "previous_response_id": null, "prompt": null, "reasoning": null, "service_tier": "auto", "status": status,
+        "text": null, "top_logprobs": null, "truncation": "disabled", "usage": null, "user": null,
+        "presence_penalty": null, "frequency_penalty": null, "kv_transfer_params": null,
+        "ec_transfer_params": null, "input_messages": null, "output_messages": null,
     })
 }
