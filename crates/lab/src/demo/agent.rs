@@ -24,7 +24,7 @@ pub(super) const MEAN_CONTEXT: u64 = 4250;
 /// Bytes of one token of the simulated engine.
 const TOKEN_BYTES: u64 = 4;
 
-/// What all agents did.
+/// Counts of all agents together.
 #[derive(Default)]
 pub(super) struct Record(Mutex<Counts>);
 

@@ -1,4 +1,4 @@
-//! The simulated fleet, and what it did since the warm-up.
+//! The simulated fleet, and its counts since the warm-up.
 
 use crate::engine::cost::Costs;
 use crate::engine::model::{Counters, Gauges};

@@ -1,4 +1,4 @@
-//! What the simulated model says: words drawn from the seed and the prompt, or the lines of a script.
+//! Answers of the simulated model: words drawn from the seed and the prompt, or the lines of a script.
 
 use super::chain::{TokenId, mix};
 use super::model::Finish;
@@ -30,7 +30,7 @@ pub(super) struct Bounds {
 pub(super) struct Answer {
     pub parts: Vec<Part>,
     pub tokens: Vec<Token>,
-    /// It had more to say.
+    /// True where the limit cut the answer short.
     pub cut: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Token {
     pub id: TokenId,
     /// Index of the part it belongs to.
     pub part: usize,
-    /// What it adds to the part's text or arguments; empty for the token that opens a call.
+    /// Text that the token adds to its part; empty for the token that opens a call.
     pub text: String,
 }
 

@@ -36,7 +36,7 @@ struct Block {
     next: BlockId,
 }
 
-/// What a lookup found.
+/// Outcome of a lookup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hit {
     /// Blocks of the prefix that are in the cache.
@@ -104,7 +104,7 @@ impl BlockPool {
         hit
     }
 
-    /// Takes the cached block of `hash` into use, if it is still there.
+    /// Takes the block of `hash` into use; `None`: no such block is cached.
     pub(super) fn touch(&mut self, hash: u64) -> Option<BlockId> {
         let id = *self.by_hash.get(&hash)?;
         if self.block(id).refs == 0 {

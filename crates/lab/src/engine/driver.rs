@@ -42,7 +42,7 @@ struct State {
     next_id: RequestId,
 }
 
-/// What a request is told.
+/// News for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// One more token is there.
@@ -50,7 +50,7 @@ pub(super) enum Signal {
     Done(Usage),
 }
 
-/// A request under way. Dropped before its end, it is aborted at once.
+/// A request under way. Dropping the guard before the request's end aborts the request at once.
 pub(super) struct Generation {
     pub id: RequestId,
     driver: Driver,

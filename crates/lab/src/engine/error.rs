@@ -91,25 +91,16 @@ impl ApiError {
 
     /// Anthropic's shape, for `/v1/messages`.
     pub(super) fn into_anthropic(self) -> Response {
-        let body = json!({
-            "type": "error",
-            "error": {"type": self.kind, "message": self.message},
-        });
+        let body = json!({"type": "error", "error": {"type": self.kind, "message": self.message}});
         (self.status, Json(body)).into_response()
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.status.as_u16(),
-            }
-        });
-        (self.status, Json(body)).into_response()
+        let code = self.status.as_u16();
+        let error = json!({"message": self.message, "type": self.kind, "param": self.param, "code": code});
+        (self.status, Json(json!({"error": error}))).into_response()
     }
 }
 

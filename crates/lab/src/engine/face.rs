@@ -24,7 +24,7 @@ pub enum Flavor {
     Openai,
 }
 
-/// All that a handler needs.
+/// State that all handlers share.
 pub(super) struct Face {
     pub model: String,
     /// Tokens of prompt and output together at most.
@@ -150,7 +150,7 @@ impl Face {
         }
     }
 
-    /// How long the answer may be: what was asked for, checked against the model's length.
+    /// Length that the answer may have: the requested one, checked against the model's limit.
     fn bounds(&self, api: Api, body: &Value, prompt: usize) -> Result<Bounds, ApiError> {
         let limit = self.max_model_len;
         let (name, asked) = api.max_tokens(body);
@@ -247,7 +247,7 @@ impl Api {
         }
     }
 
-    /// The name of the limit on the output, and what was asked for or is the API's default.
+    /// The name of the limit on the output, and its value: the requested one, else the API's default.
     fn max_tokens(self, body: &Value) -> (&'static str, Option<i64>) {
         let (name, default) = match self {
             Self::Chat if !body["max_completion_tokens"].is_null() => ("max_completion_tokens", None),

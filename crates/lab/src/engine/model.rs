@@ -77,17 +77,17 @@ pub enum EventKind {
     FirstToken { after: Duration },
     /// A further token (of requests with `stream` only).
     Token,
-    /// Its blocks were taken away; it waits to be computed again.
+    /// The request's blocks were taken away; the request waits to be computed again.
     Preempted,
     /// Follows the event of its last token.
     Finished(Usage),
 }
 
-/// What a finished request used, in tokens.
+/// Tokens of a finished request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt: usize,
-    /// Prompt tokens that were in the cache when it was first admitted.
+    /// Prompt tokens that were in the cache at the first admission.
     pub cached: usize,
     pub output: usize,
 }
@@ -227,7 +227,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Drops a request and frees its blocks; the iteration under way goes on. False: it was not there.
+    /// Drops a request and frees its blocks; the iteration under way goes on. False: there is no such request.
     pub fn abort(&mut self, id: RequestId) -> bool {
         let found = if let Some(at) = self.running.iter().position(|s| s.request.id == id) {
             Some(self.running.remove(at))
@@ -294,7 +294,7 @@ impl Engine {
         Some(duration)
     }
 
-    /// Preempts from the young end until the sequence at `at` can grow by `tokens`. False: it was itself preempted.
+    /// Preempts the youngest sequences until the one at `at` can grow by `tokens`. False: that one was preempted too.
     fn make_room(&mut self, at: usize, tokens: usize, now: Duration, events: &mut Vec<EngineEvent>) -> bool {
         let need = self.running[at].blocks_missing(tokens, self.shape.block_size);
         while self.pool.free() < need {
@@ -411,7 +411,7 @@ impl Sequence {
         Self { request, arrived, blocks: Vec::new(), named: 0, computed: 0, generated: 0, scheduled: 0, cached: None }
     }
 
-    /// Tokens known so far: the prompt and what was generated.
+    /// Tokens known so far: the prompt and the generated ones.
     fn total(&self) -> usize {
         self.request.prompt_tokens + self.generated
     }
@@ -421,7 +421,7 @@ impl Sequence {
         self.total() - self.computed
     }
 
-    /// It only has its own last token to compute.
+    /// True where only the last generated token is left to compute.
     fn decodes(&self) -> bool {
         self.generated > 0 && self.outstanding() == 1
     }
@@ -430,7 +430,7 @@ impl Sequence {
         (self.computed + tokens).div_ceil(block_size) - self.blocks.len()
     }
 
-    /// Schedules its next `tokens`: takes blocks for them and offers those that become full to the cache.
+    /// Schedules the next `tokens`: takes blocks for them, and offers blocks that become full to the cache.
     /// True: a prefix was offered that others may share (a decoded text is nobody else's).
     fn grow(&mut self, tokens: usize, block_size: usize, pool: &mut BlockPool) -> bool {
         for _ in 0..self.blocks_missing(tokens, block_size) {
@@ -450,7 +450,7 @@ impl Sequence {
         offers
     }
 
-    /// Adds what was scheduled to the iteration's time; how many tokens of it are prefill.
+    /// Adds the scheduled tokens to the iteration's time. Returns how many of them are prefill.
     fn charge(&self, time: &mut Iteration<'_>) -> u64 {
         if self.decodes() {
             time.decode(self.computed);
@@ -460,7 +460,7 @@ impl Sequence {
         self.scheduled as u64
     }
 
-    /// Takes blocks for what is recalled and not cached.
+    /// Takes blocks for tokens that are recalled and not cached.
     fn recall(&mut self, block_size: usize, pool: &mut BlockPool) {
         let known = self.request.recalled.min(self.total() - 1) / block_size * block_size;
         if known > self.computed {
@@ -469,7 +469,7 @@ impl Sequence {
         }
     }
 
-    /// Nothing of it is computed any more; what it generated stays known.
+    /// Forgets all computed KV; the generated tokens stay known.
     fn forget(&mut self) {
         if self.request.recalled > 0 {
             self.request.recalled = self.computed;

@@ -23,7 +23,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// An idle connection is closed after this long: uvicorn's default, which vLLM keeps.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// A simulated engine that runs on the current tokio runtime. Dropped, it is killed.
+/// A simulated engine on the current tokio runtime; killed when dropped.
 pub struct Server {
     /// Where it listens; the port is known even where 0 was asked for.
     pub addr: SocketAddr,
@@ -49,7 +49,7 @@ pub enum StartError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Serve,
-    /// No new connections and requests; those under way are finished.
+    /// Refuse new connections and requests, finish the ones under way.
     Stop,
     Kill,
 }
@@ -100,7 +100,7 @@ impl Server {
         format!("http://{}", self.addr)
     }
 
-    /// Takes no new connection, finishes what is under way, and ends.
+    /// Refuses new connections, finishes the requests under way, and ends.
     pub async fn stop(self) {
         self.end(Mode::Stop).await;
     }
@@ -110,7 +110,7 @@ impl Server {
         self.end(Mode::Kill).await;
     }
 
-    /// Kills it and starts it anew, with an empty cache, on the same port.
+    /// Kills the server and starts a new one on the same port, with an empty cache.
     pub async fn restart(self) -> Result<Self, StartError> {
         let config = EngineConfig { port: self.addr.port(), ..self.config.clone() };
         self.kill().await;
@@ -123,13 +123,13 @@ impl Server {
         self.face.received.load(Ordering::Relaxed)
     }
 
-    /// What runs, waits and fills the cache now; of the first rank, if there are several.
+    /// Running and waiting requests, and use of the cache, of the first rank.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
         self.face.drivers[0].snapshot().gauges
     }
 
-    /// Of the first rank, if there are several.
+    /// Totals of the first rank.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters_of(0)
@@ -144,7 +144,7 @@ impl Server {
 
     async fn end(self, mode: Mode) {
         self.mode.send_replace(mode);
-        // It ends by a panic of its own at worst, and is over then too.
+        // At worst the task ended by a panic of its own; then the server is over too.
         let _ = self.task.await;
     }
 }

@@ -1,4 +1,4 @@
-//! What a probe or a scraper reads: health, models, metrics. Where each flavor tells what, and in which words.
+//! Endpoints for probes and scrapers: health, models, metrics. They differ between the flavors.
 
 use super::chain::mix;
 use super::driver::{Driver, Snapshot};

@@ -4,7 +4,7 @@
 use super::chain::{TokenId, mix};
 
 const PIECE: usize = 4;
-/// Ids from here on are special tokens: those of pieces stay below (a length bit above at most four bytes).
+/// Least id of a special token. Ids of pieces are smaller: a length bit above at most four bytes.
 const SPECIAL: TokenId = 1 << 40;
 
 /// Cuts a text into pieces of at most four bytes, between characters.

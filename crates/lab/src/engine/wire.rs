@@ -20,7 +20,7 @@ pub(super) use responses::Responses;
 
 pub(super) const FINGERPRINT: &str = "vllm-0.32.0-f0000000";
 
-/// What there is to tell of one request.
+/// Everything that an answer says of its request.
 #[derive(Debug)]
 pub(super) struct Reply {
     /// Sixteen hexadecimal digits.

@@ -16,9 +16,9 @@ pub enum Source {
 /// When programs start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arrivals {
-    /// So many at any time: as one ends, the next begins.
+    /// A constant number of programs: as one ends, the next begins.
     Closed(u64),
-    /// Independent of each other, so many a minute.
+    /// Poisson arrivals; the rate is in programs per minute.
     Rate(f64),
     /// As recorded in the trace.
     Recorded,
@@ -33,14 +33,14 @@ pub struct Demand {
 
 /// Programs of a closed loop start within this time of each other: containers take a while to come up.
 const STAGGER: Duration = Duration::from_secs(60);
-/// Streams of the random generator besides those of the programs, which have their number.
+/// Streams of the random generator; a program's own stream has the program's number.
 const STARTS: u64 = 1 << 60;
 const BYTES: u64 = 2 << 60;
 
 // === impl Demand ===
 
 impl Demand {
-    /// Program number `number`: a function of the seed and the number alone, so that every policy meets the same.
+    /// Script of program `number`. It depends on the seed and the number alone, so every policy meets the same programs.
     #[must_use]
     pub fn script(&self, number: u64) -> Script {
         match &self.source {

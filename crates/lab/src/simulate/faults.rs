@@ -1,4 +1,4 @@
-//! What goes wrong on purpose.
+//! Faults that are injected into a run.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,17 +9,17 @@ pub enum Fault {
     /// An engine starts anew every so often, each in its turn: steps there fail, its cache is lost, and it is
     /// away for 30 s.
     Restart(Duration),
-    /// What comes after a program's first prompt has this many times the bytes that its tokens would have.
+    /// Factor on the bytes that come after a program's first prompt.
     Estimate(f64),
     /// Answers come without usage.
     NoUsage,
-    /// Programs never say that they are done.
+    /// Programs are never released.
     NoRelease,
-    /// Engines report this many times their capacity.
+    /// Factor on the capacity that engines report.
     Capacity(f64),
-    /// One program with a first prompt of so many tokens, at the end of the warm-up.
+    /// Tokens in the first prompt of one further program, which starts at the end of the warm-up.
     Giant(usize),
-    /// So many programs at once, at the end of the warm-up, besides all others.
+    /// Number of further programs that all start at the end of the warm-up.
     Burst(u64),
 }
 

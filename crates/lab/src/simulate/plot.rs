@@ -49,7 +49,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
 ];
 
-/// Writes every plot into the directory, which is made if it is not there.
+/// Writes every plot into the directory `dir`; makes the directory where it is missing.
 ///
 /// # Errors
 /// What could not be written.

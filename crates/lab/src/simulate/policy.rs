@@ -49,7 +49,7 @@ pub enum Choice {
     Cap(usize),
     /// Bound: nothing is ever evicted.
     InfiniteCache,
-    /// Bound: the cache is as large as it is, but what was evicted comes back at no cost.
+    /// Bound: the cache has its true size, but evicted tokens come back at no cost.
     ZeroRecompute,
 }
 
@@ -88,7 +88,7 @@ impl Choice {
         }
     }
 
-    /// The engines that it runs on.
+    /// Shape of the engines that the policy runs on.
     #[must_use]
     pub fn shape(self, shape: &Shape) -> Shape {
         let mut shape = shape.clone();

@@ -1,4 +1,4 @@
-//! Engine profiles: how fast an engine is and how much it holds.
+//! Engine profiles: the speed of an engine, and the size of its KV cache.
 
 use crate::engine::cost::Costs;
 use crate::engine::model::Shape;
@@ -13,7 +13,7 @@ pub enum Profile {
     Qwen,
 }
 
-/// A profile in a JSON file: any of these keys; what is absent is as in `glm`.
+/// A profile in a JSON file. Keys that are absent have the value of `glm`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {

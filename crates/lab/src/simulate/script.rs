@@ -1,4 +1,4 @@
-//! What a program will do, whatever the policy does: its steps, their sizes, and the gaps between them.
+//! A program's script: its steps, their sizes, and the gaps between them. No policy changes a script.
 
 use super::rng::Rng;
 use crate::engine::chain::{Chain, mix};
@@ -17,10 +17,10 @@ pub struct Script {
 /// One inference request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// From the end of the step before it (a tool runs); for the first, from the start of the program before it.
+    /// Time since the end of the step before, while a tool runs; for a first step, since the start of the program before.
     pub gap: Duration,
     pub prompt: usize,
-    /// Of the prompt, how many tokens at its start every program of the class has.
+    /// Tokens at the start of the prompt that every program of the class has.
     pub shared: usize,
     pub output: usize,
     /// Size of the prompt as text: what a proxy sees.
@@ -30,9 +30,9 @@ pub struct Step {
 /// The block hashes of a program's steps.
 #[derive(Clone, Debug)]
 pub struct Texts {
-    /// One for each stretch of steps in which every prompt extends the one before.
+    /// Hashes of each stretch of steps in which every prompt extends the one before.
     chains: Vec<Arc<[u64]>>,
-    /// Which of them each step has, and how many tokens of its prompt earlier steps had computed.
+    /// For each step: the index of its chain, and the tokens of its prompt that earlier steps had computed.
     steps: Vec<(usize, usize)>,
 }
 
@@ -54,7 +54,7 @@ impl Script {
         }
     }
 
-    /// Makes a giant of it: so many tokens in its first prompt, and no more than so many steps.
+    /// Makes the program a giant: `first` tokens in its first prompt, and at most `steps` steps.
     pub fn enlarge(&mut self, first: usize, steps: usize) {
         self.steps.truncate(steps);
         let (tokens, bytes) = (self.steps[0].prompt, self.steps[0].bytes);
@@ -65,7 +65,7 @@ impl Script {
         }
     }
 
-    /// What comes after the first prompt has this many times its bytes.
+    /// Multiplies the bytes after the first prompt by `factor`.
     pub fn misjudge(&mut self, factor: f64) {
         let first = self.steps[0].bytes;
         for step in &mut self.steps {

@@ -1,4 +1,4 @@
-//! What is counted in a run, and the figures made of it.
+//! The counts of a run, and the figures made of them.
 
 use serde::Serialize;
 use std::time::Duration;
@@ -52,12 +52,12 @@ pub struct Figures {
     pub completion_p95_s: Option<f64>,
     /// Longest time from arrival to first token, steps that still wait at the end included.
     pub longest_wait_s: f64,
-    /// The same without the first steps of programs.
+    /// Longest such time among all but the first steps of programs.
     pub longest_started_wait_s: f64,
     pub preemptions: u64,
     /// Steps finished on the busiest engine, over the mean of all.
     pub imbalance: Option<f64>,
-    /// What the same programs would reach if nothing ever had to be computed twice.
+    /// Steps per minute of the same programs if no token ever had to be computed twice.
     pub bound_steps_per_min: f64,
 }
 
@@ -118,7 +118,7 @@ impl Tally {
         self.still_waits(now, wait, started);
     }
 
-    /// A step has waited so long, and may wait on.
+    /// Notes the wait of a step that may go on waiting.
     pub fn still_waits(&mut self, now: Duration, wait: Duration, started: bool) {
         if self.counts(now) {
             self.longest_wait = self.longest_wait.max(wait);

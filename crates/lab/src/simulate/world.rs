@@ -28,7 +28,7 @@ pub struct Setup {
 
 struct World<'a> {
     setup: &'a Setup,
-    /// What was computed once never has to be computed again.
+    /// Tokens that were computed once come back at no cost.
     recall: bool,
     policy: Box<dyn Policy>,
     machines: Vec<Machine>,
@@ -95,7 +95,7 @@ enum Plan {
 /// Between two looks at an engine's metrics, as the proxy's fleet does it by default.
 pub const REPORT: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
-/// An engine that was restarted is away for so long.
+/// Time that a restarted engine is away.
 const AWAY: Duration = Duration::from_secs(30);
 /// A client whose step failed tries again after this time.
 const RETRY: Duration = Duration::from_secs(5);
@@ -221,7 +221,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Tells the policy, carries out what it decides, and so on until nothing is left to tell.
+    /// Tells the policy an event and carries out its decisions, until no event is left.
     fn tell(&mut self, event: Event) {
         self.inbox.push_back(event);
         self.settle();
@@ -280,7 +280,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// The same with any policy, on the engines of the setup.
+/// Lets any policy live through the setup, on the engines of the setup.
 #[cfg(test)]
 pub fn run_policy(setup: &Setup, policy: Box<dyn Policy>) -> Tally {
     live(World::new(setup, policy, &setup.shape, false), &|_| ())

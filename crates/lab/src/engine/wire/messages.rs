@@ -87,7 +87,7 @@ fn stop_reason(reply: &Reply) -> &'static str {
     }
 }
 
-/// Anthropic counts what was read from the cache beside the rest of the input, not within it.
+/// Anthropic's usage: `input_tokens` does not include the tokens that were read from the cache.
 fn full_usage(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt - usage.cached, "output_tokens": usage.output,

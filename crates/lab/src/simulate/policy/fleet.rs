@@ -1,4 +1,4 @@
-//! What every simple policy keeps of the backends: which are up, and what they have to do.
+//! The backends as a simple policy sees them: which are up, and how many steps run on each.
 
 use std::collections::{BTreeMap, HashMap};
 use thundergate_scheduler::units::Tokens;

@@ -29,7 +29,7 @@ pub(super) struct RoundRobin(Option<BackendId>);
 /// Fewest steps in flight.
 pub(super) struct LeastConnections;
 
-/// A hash of the program, so that it stays where it is.
+/// A hash of the program: a program stays on its backend.
 pub(super) struct Sticky;
 
 /// The backend that has seen the longest part of the prompt, unless it is much busier than another; where

@@ -57,7 +57,7 @@ enum Place {
         backend: BackendId,
         marked: bool,
     },
-    /// Since when, and where it was before.
+    /// Start of the pause, and the backend before it.
     Paused {
         since: Duration,
         from: Option<BackendId>,
@@ -138,7 +138,7 @@ impl ThunderAgent {
         Some(capacity - self.on(id).map(|(_, program)| program.tokens + BUFFER).sum::<i64>())
     }
 
-    /// The same for resuming: idle programs count for less and less.
+    /// Tokens free for resuming: with decay, idle programs count for less and less.
     fn remaining_to_resume(&self, id: BackendId, now: Duration) -> Option<i64> {
         let faded = |program: &Program| match program.phase {
             Phase::Acting(since) if self.decay => {
@@ -152,7 +152,7 @@ impl ThunderAgent {
 
     fn ended(&mut self, now: Duration, step: StepId, outcome: &Outcome) {
         let Some((order, bytes)) = self.running.remove(&step) else { return };
-        // Without usage it never learns that the step is over: the program stays as it is.
+        // Without usage, ThunderAgent never learns that the step is over: the program stays as it is.
         let Some((prompt, total)) = total(outcome) else { return };
         let sample = bytes as f64 / prompt.as_f64().max(1.0);
         self.ratio = Some(self.ratio.map_or(sample, |ratio| ratio + RATIO_WEIGHT * (sample - ratio)));
@@ -245,7 +245,7 @@ impl ThunderAgent {
         for (&order, program) in self.on(id) {
             match is_marked(program) {
                 false => running.push((program.tokens, order)),
-                // What is marked already will go; as published, that is forgotten.
+                // Marked programs will leave; as published, their tokens are not counted as free.
                 true if self.fixed => free += program.tokens + BUFFER,
                 true => {}
             }
