@@ -1,7 +1,7 @@
 //! Builds everything from a configuration, listens, serves, drains.
 
-mod door;
-mod line;
+mod acceptor;
+mod client_conn;
 mod listen;
 mod supervisor;
 mod tls;
@@ -17,7 +17,7 @@ use crate::control::Side;
 use crate::exchange::Exchange;
 use crate::proxy::Proxy;
 use crate::state::{SnapshotWriter, StoreError};
-use door::{Door, Seats};
+use acceptor::{Acceptor, ConnectionLimit};
 use futures_util::future::join_all;
 use listen::{Listeners, Socket};
 use pingora_core::services::listening::Service;
@@ -47,11 +47,11 @@ const LAST_REQUEST: Duration = Duration::from_secs(5);
 pub struct Server {
     app: Arc<App>,
     /// Of each worker, one for each listener.
-    services: Vec<Vec<Service<Door>>>,
+    services: Vec<Vec<Service<Acceptor>>>,
     listeners: Listeners,
     certificates: Vec<Arc<Certificates>>,
     /// What serves, and its connections: of the main listeners, and of the admin listener.
-    sides: Vec<(Arc<Exchange<Proxy>>, Arc<Seats>)>,
+    sides: Vec<(Arc<Exchange<Proxy>>, Arc<ConnectionLimit>)>,
     /// Connections are to end.
     leave: watch::Sender<bool>,
     /// No more connections are accepted.
@@ -68,7 +68,7 @@ pub struct Server {
 
 /// How a server is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum Shutdown {
     /// Refuse new and held steps, let answers in flight finish within `timeouts.grace`.
     Drain,
     /// Let the process that waits take over, then finish everything here within `timeouts.grace`. If there is none,
@@ -156,12 +156,12 @@ fn raise_descriptors(connections: u64) {
 }
 
 /// From now on. Without a handler SIGQUIT would leave a core dump.
-fn signals(app: &Arc<App>) -> io::Result<mpsc::Receiver<Stop>> {
+fn signals(app: &Arc<App>) -> io::Result<mpsc::Receiver<Shutdown>> {
     let (out, stop) = mpsc::channel(4);
     let words = [
-        (SignalKind::terminate(), Stop::Drain),
-        (SignalKind::quit(), Stop::HandOver),
-        (SignalKind::interrupt(), Stop::Now),
+        (SignalKind::terminate(), Shutdown::Drain),
+        (SignalKind::quit(), Shutdown::HandOver),
+        (SignalKind::interrupt(), Shutdown::Now),
     ];
     for (kind, stop) in words {
         tokio::spawn(relay(signal(kind)?, stop, out.clone()));
@@ -178,7 +178,7 @@ async fn reload_on(mut signal: Signal, app: Arc<App>) {
     }
 }
 
-async fn relay(mut signal: Signal, stop: Stop, out: mpsc::Sender<Stop>) {
+async fn relay(mut signal: Signal, stop: Shutdown, out: mpsc::Sender<Shutdown>) {
     while signal.recv().await.is_some() && out.send(stop).await.is_ok() {}
 }
 
@@ -225,20 +225,20 @@ impl Server {
     /// Takes the addresses of one side: a service for each and each worker, with one proxy behind them all.
     fn listen(&mut self, side: Side, listeners: &[Listener]) -> Result<(), StartError> {
         let app = &self.app;
-        let proxy = door::http(app, side);
-        let seats = Arc::<Seats>::default();
+        let proxy = acceptor::http(app, side);
+        let limit = Arc::<ConnectionLimit>::default();
         for &Listener { address, ref tls } in listeners {
             let tls = tls.as_ref().map(Certificates::load).transpose();
             let tls = tls.map_err(|cause| ListenError::Tls { address, cause })?.map(Arc::new);
             self.certificates.extend(tls.clone());
             let address = self.listeners.add(address)?;
             for services in &mut self.services {
-                let (proxy, seats, leave) = (Arc::clone(&proxy), Arc::clone(&seats), self.leave.subscribe());
-                let door = Door::new(Arc::clone(app), side, proxy, seats, tls.clone(), leave);
-                services.push(listen::service(format!("{side:?}"), door, address));
+                let (proxy, limit, leave) = (Arc::clone(&proxy), Arc::clone(&limit), self.leave.subscribe());
+                let acceptor = Acceptor::new(Arc::clone(app), side, proxy, limit, tls.clone(), leave);
+                services.push(listen::service(format!("{side:?}"), acceptor, address));
             }
         }
-        self.sides.push((proxy, seats));
+        self.sides.push((proxy, limit));
         Ok(())
     }
 
@@ -254,7 +254,7 @@ impl Server {
     }
 
     /// Serves until it is told to stop, or `stop` is closed.
-    pub async fn serve(mut self, stop: mpsc::Receiver<Stop>) {
+    pub async fn serve(mut self, stop: mpsc::Receiver<Shutdown>) {
         self.load();
         self.keep();
         self.watch_fleet();
@@ -292,20 +292,20 @@ impl Server {
         for certificates in self.certificates.drain(..) {
             self.tasks.spawn(certificates.watch());
         }
-        let (accepting, doors) = mpsc::channel(1);
+        let (accepting, acceptors) = mpsc::channel(1);
         for services in self.services.drain(..) {
             workers::start(services, self.listeners.open()?, &self.shut, &self.serving, accepting.clone())?;
         }
-        self.accepting = Some(doors);
+        self.accepting = Some(acceptors);
         for address in self.addresses() {
             log::info!("listening on {address}");
         }
         Ok(())
     }
 
-    async fn until(mut self, mut stop: mpsc::Receiver<Stop>) {
+    async fn until(mut self, mut stop: mpsc::Receiver<Shutdown>) {
         let mut word = stop.recv().await;
-        while word == Some(Stop::HandOver) {
+        while word == Some(Shutdown::HandOver) {
             // Another word ends the attempt.
             word = tokio::select! {
                 replaced = self.hand_over() => match replaced {
@@ -317,9 +317,9 @@ impl Server {
         }
         let ending = async {
             match word {
-                Some(Stop::Drain) => self.drain().await,
-                Some(Stop::HandOver) => self.finish().await,
-                Some(Stop::Now) | None => {}
+                Some(Shutdown::Drain) => self.drain().await,
+                Some(Shutdown::HandOver) => self.finish().await,
+                Some(Shutdown::Now) | None => {}
             }
         };
         tokio::select! {
@@ -370,9 +370,9 @@ impl Server {
     async fn finish(&mut self) {
         self.listeners.close();
         self.shut.send_replace(true);
-        if let Some(mut doors) = self.accepting.take() {
+        if let Some(mut acceptors) = self.accepting.take() {
             // Or whoever came last might not be seen any more.
-            let _ = timeout(LINGER, doors.recv()).await;
+            let _ = timeout(LINGER, acceptors.recv()).await;
         }
         self.leave.send_replace(true);
         log::info!("another process serves; {} answers are finished here", self.app.open.count());
@@ -398,7 +398,7 @@ impl Server {
 
     /// Returns when every connection is closed.
     async fn empty(&self) {
-        join_all(self.sides.iter().map(|(_, seats)| seats.empty())).await;
+        join_all(self.sides.iter().map(|(_, limit)| limit.empty())).await;
     }
 
     /// Closes the sockets, and the connections without a request.
@@ -412,9 +412,9 @@ impl Server {
 }
 
 /// A second word may cut a drain short.
-async fn until_now(stop: &mut mpsc::Receiver<Stop>) {
+async fn until_now(stop: &mut mpsc::Receiver<Shutdown>) {
     while let Some(word) = stop.recv().await {
-        if word == Stop::Now {
+        if word == Shutdown::Now {
             return;
         }
     }

@@ -10,7 +10,7 @@ use support::proxy::{Proxy, config, config_of};
 use support::wire::Message;
 use thundergate::config::{Config, Engine as Kind};
 use thundergate::scheduler::ProgramKey;
-use thundergate::server::Stop;
+use thundergate::server::Shutdown;
 use thundergate_lab::engine::{EngineConfig, Flavor, Server, cost::Costs};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -366,7 +366,7 @@ async fn programs_are_at_home_on_their_rank_after_a_restart_of_ours() {
     };
     let before = places(&proxy).await;
     assert_ne!(before[0], before[1]);
-    proxy.stop(Stop::Drain).await;
+    proxy.stop(Shutdown::Drain).await;
     proxy.ended().await;
     let proxy = Proxy::unready(config);
     until_ranks(&proxy, &engine, 2).await;

@@ -9,7 +9,7 @@ use support::backend::Backend;
 use support::client::{Client, H2, H2Request};
 use support::proxy::{Proxy, config, config_of};
 use support::wire::Message;
-use thundergate::server::Stop;
+use thundergate::server::Shutdown;
 
 const CHAT: &str = "/v1/chat/completions";
 const WHOLE: &str = include_str!("samples/vllm-0.32-chat.json");
@@ -506,7 +506,7 @@ async fn a_drain_refuses_what_waits_and_lets_what_runs_finish() {
     idle.get("/livez").await;
     assert_eq!(idle.response().await.status(), 200);
 
-    proxy.stop(Stop::Drain).await;
+    proxy.stop(Shutdown::Drain).await;
     let response = held.response().await;
     assert_eq!((response.status(), error_code(&response)), (503, "draining".to_owned()));
     assert!(response.header("retry-after").is_some());
@@ -543,9 +543,9 @@ async fn a_drain_ends_after_its_grace_and_a_second_word_ends_it_at_once() {
         let mut proxy = Proxy::with(config).await;
         let mut client = proxy.client().await;
         let _streaming = streaming(&mut backend, &mut client).await;
-        proxy.stop(Stop::Drain).await;
+        proxy.stop(Shutdown::Drain).await;
         if second_word {
-            proxy.stop(Stop::Now).await;
+            proxy.stop(Shutdown::Now).await;
         }
         proxy.ended().await;
     }

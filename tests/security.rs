@@ -203,7 +203,7 @@ async fn no_id_breaks_out_of_its_place_in_a_log_or_header() {
         let response = client.response().await;
         assert_eq!((response.status(), code(&response)), (400, "invalid_program_id".to_owned()));
         proxy.balanced().await;
-        proxy.stop(thundergate::server::Stop::Now).await;
+        proxy.stop(thundergate::server::Shutdown::Now).await;
         proxy.ended().await;
         let log = std::fs::read_to_string(&path).expect("a log");
         assert_eq!(log.lines().count(), 2, "{log:?}");

@@ -1,7 +1,7 @@
 //! The threads that serve. Each has a runtime of its own and accepts for itself, so that a connection, its backend's
 //! and its timers stay on one thread: handing them around between threads costs a fifth of a small request.
 
-use super::door::Door;
+use super::acceptor::Acceptor;
 use pingora_core::server::ListenFds;
 use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
@@ -16,12 +16,12 @@ pub fn count() -> usize {
 }
 
 /// Starts one. It accepts until `shut` says so; then it lets go of `accepting`, as soon as all whom it let in have their
-/// seats. It ends, with all that it serves, when `serving` is dropped.
+/// limit. It ends, with all that it serves, when `serving` is dropped.
 ///
 /// # Errors
 /// The system has no room for another thread or runtime.
 pub fn start(
-    services: Vec<Service<Door>>,
+    services: Vec<Service<Acceptor>>,
     fds: ListenFds,
     shut: &watch::Sender<bool>,
     serving: &watch::Sender<()>,
@@ -30,13 +30,13 @@ pub fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (shut, mut serving) = (shut.subscribe(), serving.subscribe());
     let work = async move {
-        let doors = services.into_iter().map(|mut service| {
+        let acceptors = services.into_iter().map(|mut service| {
             let (fds, shut) = (fds.clone(), shut.clone());
             async move { service.start_service(Some(fds), shut, 1).await }
         });
-        let doors: JoinSet<()> = doors.collect();
+        let acceptors: JoinSet<()> = acceptors.collect();
         tokio::spawn(async move {
-            doors.join_all().await;
+            acceptors.join_all().await;
             // Behind the tasks of those who came last: tasks have their turns in the order of their start.
             let _ = tokio::spawn(async {}).await;
             drop(accepting);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thundergate::app::App;
 use thundergate::config::{self, Config};
-use thundergate::server::{Server, Stop};
+use thundergate::server::{Server, Shutdown};
 use tokio::sync::mpsc;
 
 /// Serves until it is dropped, or told to stop.
@@ -16,7 +16,7 @@ pub struct Proxy {
     /// All of them; the admin listener's is the last.
     pub addresses: Vec<SocketAddr>,
     pub app: Arc<App>,
-    stop: mpsc::Sender<Stop>,
+    stop: mpsc::Sender<Shutdown>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -138,7 +138,7 @@ impl Proxy {
         value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    pub async fn stop(&self, stop: Stop) {
+    pub async fn stop(&self, stop: Shutdown) {
         self.stop.send(stop).await.expect("it runs");
     }
 

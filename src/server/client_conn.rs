@@ -28,7 +28,7 @@ const MAX_HEAD: usize = 64 * 1024;
 const FIRST_READ: usize = 4096;
 
 #[derive(Debug)]
-pub struct Line {
+pub struct ClientConn {
     io: Stream,
     /// Bytes that were read while looking for the HTTP/2 preface, and not given out yet.
     ahead: BytesMut,
@@ -40,9 +40,9 @@ pub struct Line {
     head: usize,
 }
 
-// === impl Line ===
+// === impl ClientConn ===
 
-impl Line {
+impl ClientConn {
     pub fn new(io: Stream, deadline: Arc<HeadDeadline>) -> Self {
         let preface = if io.selected_alpn_proto() == Some(ALPN::H2) { PREFACE.len() } else { 0 };
         Self { io, ahead: BytesMut::new(), deadline, timer: None, preface, head: 0 }
@@ -113,7 +113,7 @@ fn refused(_: HeadFault) -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for ClientConn {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.ahead.is_empty() {
@@ -148,7 +148,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for ClientConn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
@@ -175,14 +175,14 @@ impl AsyncWrite for Line {
 }
 
 #[async_trait::async_trait]
-impl Shutdown for Line {
+impl Shutdown for ClientConn {
     async fn shutdown(&mut self) {
         self.io.shutdown().await;
     }
 }
 
 #[async_trait::async_trait]
-impl Peek for Line {
+impl Peek for ClientConn {
     /// Only ever asked for the HTTP/2 preface.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         match self.begins_as_h2().await {
@@ -198,13 +198,13 @@ impl Peek for Line {
     }
 }
 
-impl UniqueID for Line {
+impl UniqueID for ClientConn {
     fn id(&self) -> UniqueIDType {
         self.io.id()
     }
 }
 
-impl Ssl for Line {
+impl Ssl for ClientConn {
     fn get_ssl(&self) -> Option<&TlsRef> {
         self.io.get_ssl()
     }
@@ -218,7 +218,7 @@ impl Ssl for Line {
     }
 }
 
-impl GetTimingDigest for Line {
+impl GetTimingDigest for ClientConn {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.io.get_timing_digest()
     }
@@ -232,7 +232,7 @@ impl GetTimingDigest for Line {
     }
 }
 
-impl GetProxyDigest for Line {
+impl GetProxyDigest for ClientConn {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.io.get_proxy_digest()
     }
@@ -242,7 +242,7 @@ impl GetProxyDigest for Line {
     }
 }
 
-impl GetSocketDigest for Line {
+impl GetSocketDigest for ClientConn {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.io.get_socket_digest()
     }

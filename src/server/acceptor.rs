@@ -1,6 +1,6 @@
 //! Where connections come in: counted, limited, and timed.
 
-use super::line::Line;
+use super::client_conn::ClientConn;
 use super::tls::Certificates;
 use crate::app::{App, Open, OpenGuard};
 use crate::control::Side;
@@ -31,11 +31,11 @@ const STREAM_BACKLOG: usize = 64 * 1024;
 /// place, and who knocks there takes no place of a client.
 const ADMIN_CONNECTIONS: usize = 256;
 
-pub struct Door {
+pub struct Acceptor {
     app: Arc<App>,
     side: Side,
     proxy: Arc<Exchange<Proxy>>,
-    seats: Arc<Seats>,
+    limit: Arc<ConnectionLimit>,
     tls: Option<Arc<Certificates>>,
     /// Connections end after the request that they have.
     leave: ShutdownWatch,
@@ -43,12 +43,12 @@ pub struct Door {
 
 /// The connections of one side, all its listeners together.
 #[derive(Default)]
-pub struct Seats {
+pub struct ConnectionLimit {
     open: Arc<Open>,
     full: AtomicBool,
 }
 
-/// Makes what serves requests, behind any number of doors.
+/// Makes what serves requests, behind any number of acceptors.
 pub fn http(app: &Arc<App>, side: Side) -> Arc<Exchange<Proxy>> {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
@@ -57,9 +57,9 @@ pub fn http(app: &Arc<App>, side: Side) -> Arc<Exchange<Proxy>> {
     Arc::new(Exchange::new(Proxy::new(Arc::clone(app), side), options, h2_options()))
 }
 
-// === impl Seats ===
+// === impl ConnectionLimit ===
 
-impl Seats {
+impl ConnectionLimit {
     /// Waits until every connection is closed.
     pub async fn empty(&self) {
         self.open.idle().await;
@@ -67,30 +67,30 @@ impl Seats {
 
     /// `None` when all are taken; said once, until there is one again.
     fn take(&self, limit: usize) -> Option<OpenGuard> {
-        let place = self.open.enter();
+        let permit = self.open.enter();
         let full = self.open.count() > limit;
         if full && !self.full.swap(true, Ordering::Relaxed) {
             log::warn!("connections are refused: {limit} are open (limits.connections)");
         } else if !full && self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
-        (!full).then_some(place)
+        (!full).then_some(permit)
     }
 }
 
-// === impl Door ===
+// === impl Acceptor ===
 
-impl Door {
+impl Acceptor {
     /// `proxy` is that of `side`.
     pub fn new(
         app: Arc<App>,
         side: Side,
         proxy: Arc<Exchange<Proxy>>,
-        seats: Arc<Seats>,
+        limit: Arc<ConnectionLimit>,
         tls: Option<Arc<Certificates>>,
         leave: ShutdownWatch,
     ) -> Self {
-        Self { app, side, proxy, seats, tls, leave }
+        Self { app, side, proxy, limit, tls, leave }
     }
 
     fn limit(&self) -> usize {
@@ -102,11 +102,11 @@ impl Door {
 }
 
 #[async_trait::async_trait]
-impl ServerApp for Door {
+impl ServerApp for Acceptor {
     /// That the door is closed means nothing to those who came in; `leave` does.
     async fn process_new(self: &Arc<Self>, connection: Stream, _closed: &ShutdownWatch) -> Option<Stream> {
         // Before the handshake, which costs more than anything else that a stranger can ask for.
-        let _place = self.seats.take(self.limit())?;
+        let _permit = self.limit.take(self.limit())?;
         // For the handshake, and for each head after it.
         let (head, idle) = {
             let timeouts = &self.app.settings().timeouts;
@@ -117,8 +117,8 @@ impl ServerApp for Door {
             None => connection,
         };
         let deadline = Arc::new(HeadDeadline::new(idle, head));
-        let line = Line::new(connection, Arc::clone(&deadline));
-        CONNECTION.scope(deadline, self.proxy.process_new(Box::new(line), &self.leave)).await
+        let conn = ClientConn::new(connection, Arc::clone(&deadline));
+        CONNECTION.scope(deadline, self.proxy.process_new(Box::new(conn), &self.leave)).await
     }
 }
 
