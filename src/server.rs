@@ -33,34 +33,34 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use upgrade::Predecessor;
 
-/// When the last answer is written, for the last bytes to leave and connections to close.
+/// Time for the last bytes to leave and connections to close, once the last answer is written.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// For the state, and for the access log, to reach the disk at the end.
+/// Time for the state, and for the access log, to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// In an upgrade, how long a connection without a request is left open for its next one, so that no client writes
-/// into a connection that is being closed.
+/// Time that a connection without a request is left open in an upgrade, so that no client writes into a connection that
+/// is being closed.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
 
 /// A server that has its sockets and everything behind them, and does not serve yet.
 pub struct Server {
     app: Arc<App>,
-    /// Of each worker, one for each listener.
+    /// The services of each worker, one for each listener.
     services: Vec<Vec<Service<Acceptor>>>,
     listeners: Listeners,
     certificates: Vec<Arc<Certificates>>,
-    /// What serves, and its connections: of the main listeners, and of the admin listener.
+    /// The executors of the main listeners and of the admin listener, and their connections.
     sides: Vec<(Arc<Exchange<Proxy>>, Arc<ConnectionLimit>)>,
-    /// Connections are to end.
+    /// Whether connections are to end.
     leave: watch::Sender<bool>,
-    /// No more connections are accepted.
+    /// Whether no more connections are accepted.
     shut: watch::Sender<bool>,
-    /// Dropped, it ends the workers and whatever they serve.
+    /// The workers' lifeline: when it is dropped, they end with whatever they serve.
     serving: watch::Sender<()>,
     /// Closed when the last worker has let in its last connection.
     accepting: Option<mpsc::Receiver<()>>,
-    /// Where a process that takes over waits.
+    /// The socket on which a process that takes over waits.
     meeting: PathBuf,
     tasks: JoinSet<()>,
     writer: Option<Arc<SnapshotWriter>>,
@@ -99,7 +99,7 @@ pub enum StartError {
 /// What keeps it from starting.
 pub fn run(config: Config, flags: &Flags) -> Result<(), StartError> {
     raise_descriptors(config.limits.connections as u64);
-    // For what goes on in the background; requests are served by workers.
+    // Probes, ticks and the control API run here; requests are served by workers.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(StartError::Runtime)?;
     let served = runtime.block_on(start(config, flags));
@@ -140,22 +140,26 @@ async fn start(config: Config, flags: &Flags) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A client and its backend take a descriptor each, and shells often allow no more than 1,024.
+/// Shells often allow no more than 1,024 open files.
 fn raise_descriptors(connections: u64) {
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit / 2 < connections => {
-            let needed = connections.saturating_mul(2);
-            log::warn!(
-                "limits.connections is {connections}, which may take {needed} open files (a client's and a backend's \
-                 for each); `ulimit -n` allows {limit}"
-            );
-        }
-        Ok(_) => {}
+        Ok(limit) => shortage(connections, limit).iter().for_each(|shortage| log::warn!("{shortage}")),
         Err(e) => log::warn!("the limit on open files stays as it is: {e}"),
     }
 }
 
-/// From now on. Without a handler SIGQUIT would leave a core dump.
+/// What there is to say where `limit` open files are too few for `connections` of clients.
+fn shortage(connections: u64, limit: u64) -> Option<String> {
+    let needed = connections.saturating_mul(2);
+    (limit < needed).then(|| {
+        format!(
+            "limits.connections is {connections}: with a backend's connection for each, {needed} open files; \
+             `ulimit -n` allows only {limit}"
+        )
+    })
+}
+
+/// The words of signals, from now on. Without a handler SIGQUIT would leave a core dump.
 fn signals(app: &Arc<App>) -> io::Result<mpsc::Receiver<Shutdown>> {
     let (out, stop) = mpsc::channel(4);
     let words = [
@@ -173,7 +177,7 @@ fn signals(app: &Arc<App>) -> io::Result<mpsc::Receiver<Shutdown>> {
 async fn reload_on(mut signal: Signal, app: Arc<App>) {
     while signal.recv().await.is_some() {
         let app = Arc::clone(&app);
-        // What came of it is logged and counted there.
+        // The reload logs and counts its own outcome.
         let _ = tokio::task::spawn_blocking(move || app.reload()).await;
     }
 }
@@ -247,7 +251,7 @@ impl Server {
         &self.app
     }
 
-    /// Where it listens: the listeners in the order of the configuration, then the admin listener.
+    /// The addresses it listens on: the listeners in the order of the configuration, then the admin listener.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         self.listeners.addresses()
@@ -264,7 +268,7 @@ impl Server {
         }
     }
 
-    /// Takes up what a process before this one has left on disk.
+    /// Restores what a process before this one has left on disk.
     fn load(&self) {
         self.writer.iter().for_each(|writer| writer.load());
     }
@@ -345,13 +349,13 @@ impl Server {
         if let Err(reason) = &done {
             log::error!("nobody takes over, this process goes on: {reason}");
         } else if let Some(writer) = self.writer.clone() {
-            // It may be writing; the other one waits until `done` is dropped.
+            // A write may be under way; the other process waits until `done` is dropped.
             let _ = tokio::task::spawn_blocking(move || writer.retire()).await;
         }
         done.is_ok()
     }
 
-    /// Refuses what is new; ends with the last answer, or after the grace.
+    /// Refuses new requests; ends with the last answer, or after the grace.
     async fn drain(&mut self) {
         self.app.drain();
         self.leave.send_replace(true);
@@ -366,12 +370,12 @@ impl Server {
         let _ = timeout(LINGER, self.empty()).await;
     }
 
-    /// Another process accepts in place of this one; all that came here is served here, held steps too.
+    /// Serves to the end all that came here, held steps too: another process accepts in place of this one.
     async fn finish(&mut self) {
         self.listeners.close();
         self.shut.send_replace(true);
         if let Some(mut acceptors) = self.accepting.take() {
-            // Or whoever came last might not be seen any more.
+            // Without this wait the last connections might not be counted yet.
             let _ = timeout(LINGER, acceptors.recv()).await;
         }
         self.leave.send_replace(true);
@@ -419,4 +423,24 @@ async fn until_now(stop: &mut mpsc::Receiver<Shutdown>) {
         }
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortage;
+
+    #[test]
+    fn a_shortage_of_descriptors_names_what_is_needed_and_less_that_is_there() {
+        for (connections, limit) in [(20_000, 20_000), (20_000, 39_999), (1, 1), (u64::MAX, u64::MAX - 1)] {
+            let said = shortage(connections, limit).expect("too few");
+            let needed = connections.saturating_mul(2);
+            assert!(
+                said.contains(&format!("{needed} open files")) && said.ends_with(&format!("only {limit}")),
+                "{said}"
+            );
+        }
+        for (connections, limit) in [(20_000, 40_000), (0, 0), (u64::MAX, u64::MAX)] {
+            assert_eq!(shortage(connections, limit), None);
+        }
+    }
 }

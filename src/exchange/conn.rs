@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 const READ: usize = 8 * 1024;
 const READ_MORE: usize = 64 * 1024;
 
+/// A connection to a backend.
 #[derive(Debug)]
 pub struct UpstreamConn {
     pub(super) stream: Stream,
@@ -30,7 +31,7 @@ impl UpstreamConn {
     }
 
     /// Sends head and body, in one write where the socket takes it. `false`: the backend has begun to answer before it
-    /// had everything. Cancelled, the connection is of no more use.
+    /// had everything. A connection whose sending was cancelled is of no more use.
     ///
     /// # Errors
     /// The backend does not have the whole request, and will not.
@@ -56,7 +57,7 @@ impl UpstreamConn {
             match Pin::new(&mut self.stream).poll_write_vectored(cx, &rest) {
                 Poll::Ready(Ok(0)) => *failed = Some(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(bytes)) => *sent += bytes,
-                // What it said before it closed may still be there to be read.
+                // An answer that the backend gave before it closed may still be there to be read.
                 Poll::Ready(Err(e)) => *failed = Some(e),
                 Poll::Pending => break,
             }
@@ -89,7 +90,7 @@ impl UpstreamConn {
         poll_fn(|cx| self.poll_read(cx)).await
     }
 
-    /// The same as a poll.
+    /// [`UpstreamConn::more`] as a poll.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.read.reserve(self.room);
         let bytes = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx))?;
@@ -100,7 +101,7 @@ impl UpstreamConn {
     }
 }
 
-/// Neither closed nor saying anything. When that changes, `waker` is woken.
+/// Whether the connection is open and nothing has come. `waker` is woken when that changes.
 pub(super) fn is_quiet(stream: &mut Stream, waker: &Waker) -> bool {
     pin!(stream.read(&mut [0])).poll(&mut Context::from_waker(waker)).is_pending()
 }

@@ -1,5 +1,5 @@
-//! By when something has to happen on a client's connection between two requests. Pingora has no timeout for a head
-//! that trickles in; but Pingora reads it through the connection, and that read can be made to fail.
+//! The deadline of a client's connection between two requests. Pingora has no timeout for a head that trickles in; but
+//! Pingora reads the head through the connection, and that read can be made to fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub enum Phase {
     Off,
 }
 
-/// Why there is no head to run hooks on.
+/// The reason for which there is no head to run hooks on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadFault {
     /// The bytes are no head, or nobody can tell where its request ends.
@@ -42,18 +42,18 @@ pub enum HeadFault {
 #[derive(Debug)]
 pub struct HeadDeadline {
     start: Instant,
-    /// How long the connection is kept between two requests.
+    /// Time that the connection is kept between two requests.
     idle: Duration,
-    /// For a head, from its first byte.
+    /// Time that a head may take from its first byte.
     head: Duration,
     phase: AtomicU8,
-    /// Milliseconds after `start`; zero is never.
+    /// Milliseconds after `start`; zero means no deadline.
     deadline: AtomicU64,
-    /// Bytes that a head may have, once it has more; zero before that.
+    /// The limit on a head's bytes, once the head has more; zero before that.
     too_large: AtomicU64,
 }
 
-/// A request is on the connection, until this is dropped.
+/// Marks the connection as busy with a request, until it is dropped.
 pub struct Busy(Arc<HeadDeadline>);
 
 // === impl HeadDeadline ===

@@ -3,10 +3,10 @@
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
-/// Of the line with a chunk's size, extensions included, and of all trailers together, bytes.
+/// The most bytes that the line with a chunk's size (with its extensions) may have, and all trailers together.
 const MAX_LINE: usize = 8 * 1024;
 
-/// What tells the end of a body.
+/// The framing of a body: what tells its end.
 #[derive(Debug)]
 pub enum Framing {
     /// Bytes left.
@@ -23,7 +23,7 @@ pub enum Chunked {
     /// Bytes left.
     Data(u64),
     DataEnd,
-    /// Bytes of them so far.
+    /// Bytes of trailers so far.
     Trailers(usize),
     Whole,
 }
@@ -54,7 +54,7 @@ impl Framing {
         }
     }
 
-    /// Nothing more is to come.
+    /// Whether the body has come to its end.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunked::Whole))
@@ -86,7 +86,7 @@ impl Chunked {
                     let left = *left - part.len() as u64;
                     match piece.is_empty() {
                         true => *piece = part,
-                        // Chunks that come together go on together.
+                        // Chunks that were read together are relayed together.
                         false => piece.extend_from_slice(&part),
                     }
                     if left > 0 { Self::Data(left) } else { Self::DataEnd }

@@ -7,26 +7,26 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 
-/// Bytes and lines of an answer's head.
+/// The most bytes and lines that an answer's head may have.
 const MAX_HEAD: usize = 256 * 1024;
 const MAX_HEADERS: usize = 128;
 
-/// More than anybody needs to name; each is compared with each header.
+/// The most headers that a `Connection` may name: each name is compared with each header.
 const MAX_NOMINATED: usize = 10;
 
-/// An answer's head, and what it says of the rest.
+/// An answer's head, and what the head says of its body and connection.
 #[derive(Debug)]
 pub struct AnswerHead {
     pub head: Box<ResponseHeader>,
     pub framing: Framing,
-    /// The connection may carry another request after this answer.
+    /// Whether the connection may carry another request after this answer.
     pub persists: bool,
 }
 
 /// Takes an answer's head out of `read`; `None` as long as it is not whole.
 ///
 /// # Errors
-/// This is no answer, or nobody can tell where it ends.
+/// The bytes are no answer, or nobody can tell where the answer ends.
 pub fn take(read: &mut BytesMut, method: &Method) -> Result<Option<AnswerHead>, Misframed> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
@@ -88,9 +88,9 @@ fn framing(head: &ResponseHeader, method: &Method) -> Result<(Framing, bool), Mi
     }
 }
 
-/// Takes away what is between the backend and this executor alone.
+/// Takes away the headers that concern the connection to the backend alone.
 fn strip(head: &mut ResponseHeader, framed: bool) {
-    // A backend that names too much, or what may not be named, has named nothing.
+    // Where a backend names too much, or what may not be named, its list counts as empty.
     let named = nominated(&head.headers).unwrap_or_default();
     let named: SmallVec<[HeaderName; 4]> = named.iter().filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     let upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -120,7 +120,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 /// 9110, 7.6.1).
 ///
 /// # Errors
-/// It names too much, or what nobody may take away.
+/// The list is too long, or has a header that nobody may take away.
 pub fn nominated(headers: &HeaderMap) -> std::result::Result<Vec<&[u8]>, &'static str> {
     let protected = |token: &[u8]| {
         let names: [&[u8]; 4] = [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
@@ -188,11 +188,11 @@ fn put(out: &mut BytesMut, name: &str, value: &[u8]) {
 /// Frames the body of an answer for the client, where its length does not.
 ///
 /// # Errors
-/// None in practice.
+/// Never: the header is a constant.
 pub fn frame(head: &mut ResponseHeader, client: Version) -> pingora_core::Result<()> {
     head.set_version(Version::HTTP_11);
     match client {
-        // The end of the connection ends it.
+        // The end of the connection ends the body.
         Version::HTTP_09 | Version::HTTP_10 => Ok(()),
         _ => head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
     }

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 
-/// How long an idle connection is kept where its peer does not say.
+/// Time that an idle connection is kept where its peer does not say.
 const KEPT_IDLE: Duration = Duration::from_secs(4);
 
-/// Kept connections, all backends together.
+/// The most connections that are kept, all backends together.
 const KEPT: usize = 4096;
 
 /// Opens connections and keeps those that are idle. A connection belongs to the runtime of the thread that opened it,
@@ -24,7 +24,7 @@ const KEPT: usize = 4096;
 pub struct ConnPool {
     connector: TransportConnector,
     idle: ThreadLocal<Mutex<Idle>>,
-    /// Of all threads.
+    /// Idle connections of all threads.
     count: AtomicUsize,
     /// Notified when an idle connection has something to say, which can only be that it is closed.
     watch: Arc<IdleWatch>,
@@ -82,7 +82,7 @@ impl ConnPool {
     /// Keeps a connection whose last answer was whole, for `limit` at the longest.
     pub fn keep(&self, mut conn: UpstreamConn, limit: Option<Duration>) {
         if !conn.read.is_empty() || !is_quiet(&mut conn.stream, &self.idle_waker) {
-            // It says what nobody asked for, or is closed.
+            // The backend says what nobody asked for, or has closed.
             return;
         }
         if self.count.fetch_add(1, Ordering::Relaxed) >= KEPT {
@@ -96,7 +96,7 @@ impl ConnPool {
     /// Closes what its backend has closed, and what has been idle for too long; ends with the process.
     pub async fn sweep(&self) {
         loop {
-            // Notified or not, in time or late: all are looked at.
+            // Notified or not, in time or late: all connections are looked at.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.watch.0.notified()).await;
             for idle in &self.idle {
                 let closed = self.stale(&mut idle.lock());
@@ -107,7 +107,7 @@ impl ConnPool {
         }
     }
 
-    /// Takes out of `idle` what is of no more use.
+    /// Takes out of `idle` the connections that are of no more use.
     fn stale(&self, idle: &mut Idle) -> Vec<Kept> {
         let (mut closed, now) = (Vec::new(), Instant::now());
         idle.retain(|_, of_peer| {

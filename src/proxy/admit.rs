@@ -64,7 +64,7 @@ impl Proxy {
         }
     }
 
-    /// Gives the request its id. Refused, it is a request all the same, and logged under this path.
+    /// Gives the request its id and the path under which it is logged if it is refused.
     fn name(&self, session: &Session, ctx: &mut Ctx) {
         let request = session.req_header();
         let id = request.headers.get(&reply::REQUEST_ID).filter(|id| is_usable_id(id));
@@ -74,7 +74,7 @@ impl Proxy {
         }
     }
 
-    /// What is asked for, and its path in normal form.
+    /// The route of the request, and its path in normal form.
     fn route(&self, session: &mut Session) -> Result<(Route, String), Refusal> {
         if let Some(fault) = head::fault(session) {
             // Where the next request begins is in doubt.
@@ -93,7 +93,7 @@ impl Proxy {
         }
     }
 
-    /// Method, key, and the key's limits.
+    /// Checks method, key, and the key's limits.
     fn check_caller(&self, session: &Session, ctx: &mut Ctx, route: &Route) -> Result<(), Refusal> {
         let request = session.req_header();
         if let Route::Inference(_) = route
@@ -109,7 +109,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// The key's place among its requests in flight.
+    /// The key's permit for one more request in flight.
     fn permit_of(&self, key: Option<&Key>) -> Result<Option<Guard>, Refusal> {
         key.map(|key| self.limits.enter(&self.app.settings().limits.per_key, key)).transpose()
     }
@@ -143,7 +143,7 @@ impl Proxy {
             let bounds = Bounds { size: control::BODY_LIMIT, ..self.bounds() };
             request.body = body::read(session, bounds, &mut ctx.payload.charge).await?;
         }
-        // Not here: a list of a hundred thousand programs would hold up all that this worker serves.
+        // In the background: a list of a hundred thousand programs would hold up all that this worker serves.
         let app = Arc::clone(&self.app);
         let response = self.background.spawn(async move { control::handle(&app, request).await }).await;
         let response = response.map_err(|_| Refusal::Internal)?;
@@ -188,8 +188,8 @@ impl Proxy {
         Ok((pool, info))
     }
 
-    /// The pool of a request that is passed through. Its body is read all the same: so the model is known, no client
-    /// holds a place on a backend while its body trickles in, and all bodies are bounded.
+    /// The pool of a request that is passed through. Its body is read like a step's: the model is in it, no client holds
+    /// a place on a backend while its body trickles in, and all bodies are bounded.
     async fn passed(&self, session: &mut Session, ctx: &mut Ctx) -> Result<PoolId, Stop> {
         let mut pool = self.app.fleet.pool_for(None).unwrap_or(PoolId(0));
         if session.is_body_empty() {
@@ -197,7 +197,7 @@ impl Proxy {
         }
         let body = self.body(session, ctx).await?;
         let settings = self.app.settings();
-        // What is no JSON, such as a form with an audio file, goes to the first pool.
+        // A body that is no JSON, such as a form with an audio file, goes to the first pool.
         if settings.models.len() > 1
             && let Ok(envelope) = Envelope::scan(body.clone(), settings.limits.json_depth)
         {
@@ -253,7 +253,7 @@ impl Proxy {
     }
 }
 
-/// The client is on this machine.
+/// Whether the client is on this machine.
 fn is_local(session: &Session) -> bool {
     let address = session.client_addr().and_then(|address| address.as_inet());
     address.is_some_and(|address| address.ip().to_canonical().is_loopback())

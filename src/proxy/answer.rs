@@ -49,7 +49,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// One piece of the answer, `end` with the last: what the client is to get of it.
+    /// Makes a piece of the answer into what the client is to get of it; `end` with the last.
     pub(super) fn response_piece(&self, piece: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) {
         ctx.heard();
         if let (Some(trail), Some(piece)) = (&mut ctx.work.trail, &piece) {
@@ -73,7 +73,7 @@ impl Proxy {
         ctx.answer.note_tail(piece.as_deref().unwrap_or_default());
     }
 
-    /// First token, gaps between tokens, progress.
+    /// Times the first token and the gaps between tokens, and tells the gate how far the step is.
     fn time(&self, observer: &Observer, ctx: &mut Ctx) {
         if !observer.started() {
             return;
@@ -112,7 +112,7 @@ fn observe(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     Ok(())
 }
 
-/// The observer cannot read it.
+/// Whether the body is compressed: the observer cannot read it then.
 fn is_encoded(head: &ResponseHeader) -> bool {
     head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity")
 }

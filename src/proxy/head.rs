@@ -1,12 +1,12 @@
-//! Heads of HTTP/1 that the next server may read in another way than this one. Pingora refuses most of them; the rest
-//! is refused here, for what is two requests to one of two servers is how requests are smuggled.
+//! Heads of HTTP/1 that the next server may read in another way than this one. A message that is one request to one
+//! server and two to the other is how requests are smuggled. Pingora refuses most such heads; the rest is refused here.
 
 use crate::exchange::nominated;
 use http::{Version, header};
 use memchr::memchr_iter;
 use pingora_proxy::Session;
 
-/// Why the framing of this request, or who it is for, is in doubt.
+/// The reason for which the framing of this request, or its host, is in doubt.
 #[must_use]
 pub fn fault(session: &Session) -> Option<&'static str> {
     let request = session.req_header();

@@ -12,25 +12,25 @@ use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// `Rate` counts in a sketch, which never counts too little. With as many hashes and columns as `Inflight` has, of a
-/// thousand keys not one is expected to be counted with another.
+/// Size of the sketch that `Rate` counts in; a sketch never counts too little. With as many hashes and columns as
+/// `Inflight` has, no two of a thousand keys are expected to be counted together.
 const HASHES: usize = 4;
 const COLUMNS: usize = 8192;
 
-/// For one of a key's steps to end. Nobody can know when.
+/// What a client is told to wait for one of its key's steps to end. Nobody can know when.
 const CONCURRENT_RETRY: Duration = Duration::from_secs(1);
 
-/// What all keys have used. A key is counted by its name.
+/// The use that all keys have made. A key is counted by its name.
 pub struct Limits {
     requests: Quota,
     tokens: Quota,
     in_flight: Inflight,
 }
 
-/// So much a minute.
+/// A limit on what a key may use in a minute.
 struct Quota {
     rate: Rate,
-    /// In the YAML.
+    /// The setting in the YAML.
     key: &'static str,
     /// `x-ratelimit-limit-…`, `-remaining-…`, `-reset-…`, as OpenAI has them.
     headers: [HeaderName; 3],
@@ -41,7 +41,7 @@ struct Quota {
 struct Spent {
     before: f64,
     now: f64,
-    /// How much of the window is over, 0 to 1.
+    /// The part of the window that is over, 0 to 1.
     fraction: f64,
 }
 
@@ -68,7 +68,7 @@ impl Limits {
     }
 
     /// Counts a request of `key` within the limits of `per_key`; the guard counts as one in flight until it is
-    /// dropped. What is refused counts for nothing: a client that keeps on asking is not kept out by that.
+    /// dropped. A refused request counts for nothing: a client that keeps on asking is not kept out by its asking.
     ///
     /// # Errors
     /// `RateLimited`.
@@ -86,7 +86,7 @@ impl Limits {
         Ok(guard)
     }
 
-    /// Counts what a step of `key` used. Known only afterwards, so the last step may go beyond the limit.
+    /// Counts what a step of `key` used. The use is known only afterwards, so the last step may go beyond the limit.
     pub fn used(&self, key: &Key, usage: Usage) {
         self.tokens.rate.observe(&key.name, signed((usage.prompt + usage.completion).0));
     }
@@ -94,7 +94,7 @@ impl Limits {
     /// Writes what `key` has left into an answer.
     ///
     /// # Errors
-    /// None in practice: numbers are valid header values.
+    /// Never: numbers are valid header values.
     pub fn tell(&self, per_key: &PerKey, key: &Key, head: &mut ResponseHeader) -> pingora_core::Result<()> {
         let quotas = [(&self.requests, per_key.requests_per_minute), (&self.tokens, per_key.tokens_per_minute)];
         for (quota, limit) in quotas {
@@ -120,7 +120,7 @@ impl Quota {
         })
     }
 
-    /// `own`: of what is counted, so much belongs to the one who asks.
+    /// `own`: the part of the count that the request itself has added.
     fn check(&self, key: &Key, limit: Option<u64>, own: u64) -> Result<(), Refusal> {
         let Some(limit) = limit.map(|limit| limit as f64) else {
             return Ok(());
@@ -141,7 +141,7 @@ impl Spent {
         self.before * (1.0 - self.fraction) + self.now
     }
 
-    /// How long nothing must be spent for the total to fall below `limit`.
+    /// The time in which nothing must be spent for the total to fall below `limit`.
     fn until_below(self, limit: f64) -> Duration {
         // `count * (1 - f) < room`, as the window that `count` was spent in moves out of sight.
         let fades = |count: f64, room: f64| if count > 0.0 { (1.0 - room / count).max(0.0) } else { 0.0 };

@@ -1,5 +1,5 @@
-//! Watches an answer on its way to the client: its usage, its progress, its end; and takes out the usage
-//! event that only we asked for. Never waits for more than one event, never holds a whole answer.
+//! Watches an answer on its way to the client: its usage, its progress, its end. Takes out the usage event that only the
+//! proxy asked for. Never waits for more than one event, never holds a whole answer.
 
 mod event;
 mod sse;
@@ -37,8 +37,8 @@ impl Observer {
         Self(Kind::Json(UsageScan::default()))
     }
 
-    /// Looks at a chunk, and gives the bytes that may go to the client now (maybe none). Without anything
-    /// to take out this is the chunk itself, not a copy.
+    /// Looks at a chunk, and gives the bytes that may go to the client now (maybe none). Where nothing is taken out, these
+    /// are the chunk itself, not a copy.
     pub fn feed(&mut self, chunk: Bytes) -> Bytes {
         match &mut self.0 {
             Kind::Sse(sse) => sse.feed(chunk),
@@ -66,7 +66,7 @@ impl Observer {
         }
     }
 
-    /// Output tokens so far: one for each event that carries output, or what usage says if that is more.
+    /// Output tokens so far: one for each event that carries output, or the count in the usage if that is more.
     #[must_use]
     pub fn output(&self) -> u64 {
         let counted = self.usage().map_or(0, |usage| usage.completion.0);

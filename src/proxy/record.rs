@@ -66,7 +66,8 @@ impl Proxy {
     }
 }
 
-/// What a step used of which no usage was seen: a client that leaves before the last event is not served for nothing.
+/// An estimate of what a step used whose usage was not seen: a client that leaves before the last event is not served
+/// for nothing.
 fn guessed(ctx: &Ctx) -> Option<Usage> {
     let refused = !matches!(ctx.answer.status, 0 | 200..=299);
     let (_, bytes) = ctx.answer.sent.filter(|_| ctx.kind == Kind::Inference && !refused)?;

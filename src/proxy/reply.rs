@@ -1,4 +1,4 @@
-//! Answers of our own: refusals and the control API.
+//! The proxy's own answers: refusals and the control API.
 
 use super::Proxy;
 use super::ctx::Ctx;
@@ -16,11 +16,11 @@ use std::time::Duration;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ERROR: HeaderName = HeaderName::from_static("x-thundergate-error");
 
-/// A body up to this size that nobody wants is read and thrown away, so that its connection can go on.
+/// Bytes of a body that nobody wants: up to this size it is read and thrown away, so that its connection can go on.
 const WORTH_READING: u64 = 64 * 1024;
 
-/// A client that is still sending gets this long to see that it was refused; closing at once would reset the
-/// connection, and with it the answer.
+/// The time in which a client that is still sending can see that it was refused. Closing at once would reset the
+/// connection, and the answer would be lost with it.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Proxy {
@@ -47,7 +47,7 @@ fn refusal_head(refusal: &Refusal) -> Result<ResponseHeader> {
     }
     match refusal {
         Refusal::Unauthorized => head.insert_header(header::WWW_AUTHENTICATE, "Bearer")?,
-        // Those that take more answer for themselves.
+        // Endpoints with more methods answer for themselves.
         Refusal::MethodNotAllowed => head.insert_header(header::ALLOW, "POST")?,
         _ => {}
     }
@@ -120,7 +120,7 @@ async fn discard(session: &mut Session) {
     }
 }
 
-/// Lets a client that is still sending find the answer.
+/// Lets a client that is still sending read the answer.
 async fn linger(session: &mut Session) {
     if session.is_http2() || session.is_body_done() {
         return;

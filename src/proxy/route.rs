@@ -79,8 +79,8 @@ impl Inference {
 }
 
 /// The path in its normal form (RFC 3986, 6.2.2 and 5.2.4): escapes of unreserved characters undone, empty and dot
-/// segments resolved. So that no spelling of a path reaches a backend under another name than it was checked by.
-/// `None` if it is no absolute path, or holds a broken escape.
+/// segments resolved. A path reaches a backend under the one name that it was checked by. `None` if it is no absolute
+/// path, or holds a broken escape.
 #[must_use]
 pub fn normal(path: &str) -> Option<Cow<'_, str>> {
     if !path.starts_with('/') {
@@ -108,7 +108,7 @@ pub fn normal(path: &str) -> Option<Cow<'_, str>> {
 
 /// Whether a backend, or a proxy before it, that decodes more than [`normal`] does could read `path` (which is
 /// normal) as another: one with dot segments behind encoded slashes, with backslashes for slashes, with parameters.
-/// The escapes of escapes are undone too. Control characters mean nothing good either.
+/// The escapes of escapes are undone too. A path with control characters counts as ambiguous.
 #[must_use]
 pub fn is_ambiguous(path: &str) -> bool {
     let mut read = Cow::Borrowed(path.as_bytes());

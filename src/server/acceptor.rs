@@ -27,28 +27,30 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// connection's streams.
 const STREAM_BACKLOG: usize = 64 * 1024;
 
-/// Connections to the admin listener, apart from those of clients: operators get in when clients have taken every
-/// place, and who knocks there takes no place of a client.
+/// Connections to the admin listener. They are counted apart from those of clients: operators get in when clients have
+/// taken every place, and take none of theirs.
 const ADMIN_CONNECTIONS: usize = 256;
 
+/// Takes the connections of one listener.
 pub struct Acceptor {
     app: Arc<App>,
     side: Side,
     proxy: Arc<Exchange<Proxy>>,
     limit: Arc<ConnectionLimit>,
     tls: Option<Arc<Certificates>>,
-    /// Connections end after the request that they have.
+    /// Whether connections end after the request that they have.
     leave: ShutdownWatch,
 }
 
-/// The connections of one side, all its listeners together.
+/// Counts the connections of one side, all its listeners together.
 #[derive(Default)]
 pub struct ConnectionLimit {
     open: Arc<Open>,
+    /// Whether the log says that no place is free.
     full: AtomicBool,
 }
 
-/// Makes what serves requests, behind any number of acceptors.
+/// The executor of one side, for any number of acceptors.
 pub fn http(app: &Arc<App>, side: Side) -> Arc<Exchange<Proxy>> {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
@@ -65,7 +67,7 @@ impl ConnectionLimit {
         self.open.idle().await;
     }
 
-    /// `None` when all are taken; said once, until there is one again.
+    /// A place for a connection; `None` when all are taken. The log says so once, until there is one again.
     fn take(&self, limit: usize) -> Option<OpenGuard> {
         let permit = self.open.enter();
         let full = self.open.count() > limit;
@@ -103,7 +105,7 @@ impl Acceptor {
 
 #[async_trait::async_trait]
 impl ServerApp for Acceptor {
-    /// That the door is closed means nothing to those who came in; `leave` does.
+    /// A connection that was accepted is served even when the listener closes; only `leave` ends it.
     async fn process_new(self: &Arc<Self>, connection: Stream, _closed: &ShutdownWatch) -> Option<Stream> {
         // Before the handshake, which costs more than anything else that a stranger can ask for.
         let _permit = self.limit.take(self.limit())?;

@@ -21,12 +21,14 @@ use tokio::time::Sleep;
 /// How an HTTP/2 connection begins (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A head that is longer and not at its end yet is refused; HTTP/2 has the same limit. Pingora's own is a mebibyte.
+/// Bytes of a request's head: one that has more, and is not at its end yet, is refused. HTTP/2 has the same limit;
+/// Pingora's own is a mebibyte.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// As much as Pingora reads at first.
+/// Bytes that Pingora reads at first.
 const FIRST_READ: usize = 4096;
 
+/// The stream that Pingora reads a client's requests from.
 #[derive(Debug)]
 pub struct ClientConn {
     io: Stream,
@@ -121,7 +123,7 @@ impl AsyncRead for ClientConn {
             buf.put_slice(&this.ahead[..take]);
             this.ahead.advance(take);
             if this.ahead.is_empty() {
-                // The connection may be held for long: the room is given back.
+                // The connection may be held for long: the buffer is given back.
                 this.ahead = BytesMut::new();
             }
             return Poll::Ready(Ok(()));

@@ -1,4 +1,4 @@
-//! Listening sockets, taken before anything runs, so that a mistake is told and not a panic.
+//! Listening sockets, taken before anything runs, so that a mistake is told in words and is no panic.
 
 use crate::proxy::KEEPALIVE;
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
-/// All sockets, to be handed to Pingora as if they came from a process before this one; some do.
+/// All sockets. Pingora gets them as if they came from a process before this one; some do.
 #[derive(Default)]
 pub struct Listeners {
     sockets: Vec<Socket>,
@@ -32,13 +32,13 @@ pub enum ListenError {
     Tls { address: SocketAddr, cause: String },
 }
 
-/// A service at `address`, which does TLS itself where it is wanted: Pingora would take any number of handshakes at
-/// once, a minute each, with certificates that never change.
+/// A service at `address`. TLS is done by the acceptor: Pingora would take any number of handshakes at once, a minute
+/// each, with certificates that never change.
 pub fn service<A>(name: String, app: A, address: SocketAddr) -> Service<A> {
     let mut options = TcpSocketOptions::default();
-    // Or a client that vanished stays in the queue for ever.
+    // Without it a client that has vanished stays in the queue for ever.
     options.tcp_keepalive = Some(KEEPALIVE);
-    // All that read have buffers of their own; Pingora's would be 64 KiB for every connection.
+    // Whoever reads has a buffer already; Pingora's would be 64 KiB more for every connection.
     let buffer = L4BufferSettings::default().read(0);
     let mut service = Service::new(name, app);
     service.add_listener(ListenerConfig::tcp(address.to_string()).tcp_socket_options(options).l4_buffer(buffer));
@@ -53,10 +53,10 @@ impl Listeners {
         Self { inherited, ..Self::default() }
     }
 
-    /// Listens on `address`; where that is in the end.
+    /// Listens on `address`, and gives the address with the port that it got.
     ///
     /// # Errors
-    /// The address is taken or not ours.
+    /// The address is taken, or is not this machine's.
     pub fn add(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
         let configured = address;
         let mut bound = || {
@@ -78,7 +78,7 @@ impl Listeners {
         &self.addresses
     }
 
-    /// Gives the sockets to one worker's services, each by its address. Those that were inherited for nothing are
+    /// Gives the sockets to one worker's services, each by its address. Inherited sockets that no service wants are
     /// closed.
     ///
     /// # Errors
@@ -92,12 +92,12 @@ impl Listeners {
         Ok(Arc::new(Mutex::new(fds)))
     }
 
-    /// For the process after this one.
+    /// The sockets for the process after this one.
     pub fn sockets(&self) -> &[Socket] {
         &self.sockets
     }
 
-    /// Our own hold on the sockets; Pingora gives up its hold when it stops to accept.
+    /// Gives up this process's own hold on the sockets; Pingora gives up its hold when it stops accepting.
     pub fn close(&mut self) {
         self.sockets.clear();
     }

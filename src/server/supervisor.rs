@@ -7,17 +7,17 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// This process serves, in place of any before it.
+/// Says that this process serves, in place of any before it.
 pub fn serving() {
     tell(&format!("READY=1\nMAINPID={}", std::process::id()));
 }
 
-/// This process ends, and no other has taken over.
+/// Says that this process ends, and no other has taken over.
 pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Without a supervisor nobody is told.
+/// Sends `state` to the supervisor, if there is one.
 fn tell(words: &str) {
     if let Some(socket) = env::var_os("NOTIFY_SOCKET")
         && let Err(e) = send(&socket, words)

@@ -1,5 +1,5 @@
-//! TLS of one listener. The files are looked at every few seconds: what is new serves the next connection, and what
-//! cannot be used changes nothing.
+//! TLS of one listener. The files are looked at every few seconds: new certificates serve the next connection, and files
+//! that cannot be used change nothing.
 
 use crate::config::{Tls, TlsVersion};
 use arc_swap::ArcSwap;
@@ -16,13 +16,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Certificates live for weeks: this is soon enough, and the files are small.
+/// Time between two looks at the files. Certificates live for weeks, and the files are small.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Preferred first.
+/// The protocols that clients are offered, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// What a listener shows, and asks for.
+/// The certificates that a listener shows, and those that it asks for.
 pub struct Certificates {
     tls: Tls,
     current: ArcSwap<Acceptor>,
@@ -35,12 +35,12 @@ struct Watch {
     certificates: Arc<Certificates>,
     /// Hash of the files in use.
     seen: [u8; 32],
-    /// What is wrong with those that are there now, and whether that was told.
+    /// The fault of the files that are there now, and whether the log has told it.
     wrong: Option<String>,
     told: bool,
 }
 
-/// What the files hold.
+/// The content of the files.
 struct Files {
     cert: Vec<u8>,
     key: Vec<u8>,
@@ -51,7 +51,7 @@ struct Files {
 
 impl Certificates {
     /// # Errors
-    /// A file cannot be read, or is not what it should be.
+    /// A file cannot be read, or holds something else than it should.
     pub fn load(tls: &Tls) -> Result<Self, String> {
         let files = Files::read(tls)?;
         let current = ArcSwap::from_pointee(files.acceptor(tls)?);
@@ -64,7 +64,7 @@ impl Certificates {
         let acceptor = self.current.load_full();
         match tokio::time::timeout(limit, acceptor.tls_handshake(*plain)).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
-            // Whoever scans ports could fill the log with these.
+            // Port scans would fill the log.
             Ok(Err(e)) => {
                 log::debug!("TLS handshake: {e}");
                 None
@@ -104,7 +104,7 @@ impl Watch {
                 (self.wrong, self.told) = (None, false);
                 log::info!("{}: read anew", self.certificates.tls.cert.display());
             }
-            // Told once, and not at first sight: several files are not replaced in one moment.
+            // Told once, at the second look: several files are not replaced in one moment.
             Err(e) if self.wrong.as_ref() == Some(&e) => {
                 if !self.told {
                     log::error!("{e}; the certificates in use stay");
@@ -172,7 +172,7 @@ impl Files {
             _ => builder.with_no_client_auth(),
         };
         let chain = certificates(&tls.cert, &self.cert)?;
-        // What the parser says may hold a part of the key.
+        // The parser's own message may hold a part of the key.
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| wrong(&tls.key, &"no private key in PEM"))?;
         let both = format!("{} and {}", tls.cert.display(), tls.key.display());
         let mut config = builder.with_single_cert(chain, key).map_err(|e| format!("{both}: {e}"))?;

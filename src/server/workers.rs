@@ -1,5 +1,5 @@
-//! The threads that serve. Each has a runtime of its own and accepts for itself, so that a connection, its backend's
-//! and its timers stay on one thread: handing them around between threads costs a fifth of a small request.
+//! The threads that serve. Each has a runtime of its own and accepts for itself, so that a client's connection, the
+//! backend's connection and their timers stay on one thread: to hand them around costs a fifth of a small request.
 
 use super::acceptor::Acceptor;
 use pingora_core::server::ListenFds;
@@ -10,13 +10,13 @@ use std::thread;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-/// How many there are: one for each core that this process may use.
+/// The number of workers: one for each core that this process may use.
 pub fn count() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Starts one. It accepts until `shut` says so; then it lets go of `accepting`, as soon as all whom it let in have their
-/// limit. It ends, with all that it serves, when `serving` is dropped.
+/// Starts a worker. The worker accepts until `shut` is true, and drops `accepting` once every connection that it let in
+/// is counted. The worker ends, with all that it serves, when `serving` is dropped.
 ///
 /// # Errors
 /// The system has no room for another thread or runtime.

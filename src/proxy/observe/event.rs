@@ -1,5 +1,5 @@
-//! What one server-sent event says. The common ones, a token each, are told by a few searches; only those
-//! with a `usage` object are read as JSON.
+//! What one server-sent event says. A common event, with one token, is told by a few searches; only events with a
+//! `usage` object are read as JSON.
 
 use super::usage::{Counts, UsageScan};
 use memchr::{memchr2, memmem};
@@ -15,11 +15,11 @@ pub(super) struct Seen {
     pub usage: Counts,
     /// Events that carried output.
     pub outputs: u64,
-    /// `[DONE]` or another last event was seen.
+    /// Whether `[DONE]` or another last event was seen.
     pub ended: bool,
 }
 
-/// A usage event, once it is read by the book: what is told by searches may be inside of something else.
+/// A usage event, read as JSON: a word that a search finds may stand inside of something else.
 #[derive(Deserialize)]
 struct Report<'a> {
     #[serde(rename = "choices")]
@@ -38,7 +38,7 @@ struct Fields<'a> {
 enum Choices {
     Absent,
     Empty,
-    /// There is at least one.
+    /// Whether there is at least one choice.
     Some,
 }
 
@@ -47,7 +47,7 @@ static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finde
 static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
 static FINGERPRINT: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(b"\"system_fingerprint\""));
-/// Of SGLang's `/generate`.
+/// The part of an event of SGLang's `/generate` that matters.
 static META: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"meta_info\""));
 static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
 
@@ -132,7 +132,8 @@ pub(super) fn fingerprint(event: &[u8]) -> Option<&[u8]> {
     value.starts_with(b"\"").then(|| &value[..=end])
 }
 
-/// The last event of one answer of SGLang's `/generate`: each repeats the counts, of a batch the answers come mixed.
+/// Whether this is the last event of one answer of SGLang's `/generate`. Each event repeats the counts; the answers of a
+/// batch come mixed.
 fn ends_generation(data: &[u8]) -> bool {
     let meta = values(data, &META).next();
     meta.is_some_and(|meta| values(meta, &FINISH_REASON).any(|value| !value.starts_with(b"null")))

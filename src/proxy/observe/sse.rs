@@ -6,43 +6,43 @@ use bytes::Bytes;
 use memchr::memrchr;
 use std::ops::Range;
 
-/// How much of an event is kept, to look at it whole or to hold it back. A usage event has a few hundred
-/// bytes; the last event of the responses API repeats the whole answer.
+/// Bytes of an event that are kept, to look at the event whole or to hold it back. A usage event has a few hundred; the
+/// last event of the responses API repeats the whole answer.
 const MAX_KEPT: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Sse {
     pub seen: Seen,
-    /// Take out events that only report usage.
+    /// Whether events that only report usage are taken out.
     strip: bool,
     place: Place,
-    /// No byte of the current line has come yet.
+    /// Whether no byte of the current line has come yet.
     line_start: bool,
-    /// The last byte was a CR: a LF that follows belongs to it.
+    /// Whether the last byte was a CR: a LF that follows belongs to that CR.
     after_cr: bool,
-    /// That CR was taken out.
+    /// Whether that CR was taken out.
     cr_taken_out: bool,
-    /// What came of the current event in earlier chunks.
+    /// The part of the current event that came in earlier chunks.
     kept: Vec<u8>,
-    /// How many of those bytes the client has already.
+    /// The number of bytes in `kept` that the client has already.
     passed: usize,
-    /// The end of the event before, which ends a choice. Asked for usage, vLLM writes `system_fingerprint`
-    /// on the usage event and not there: it goes back to where it would have been without us.
+    /// The end of the event before, which ends a choice. Asked for usage, vLLM writes `system_fingerprint` on the usage
+    /// event and not on this one: the member goes back to where it would stand if nobody had asked.
     choice_end: Vec<u8>,
-    /// In place of `kept`, for an event that is too large.
+    /// The scan of an event that is too large for `kept`.
     large: Option<UsageScan>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Between,
-    /// In a comment line before an event, which is not part of it.
+    /// In a comment line before an event, which is no part of the event.
     Comment,
     /// In an event: from its first line that is no comment to its blank line.
     Event,
 }
 
-/// What of a chunk goes to the client: parts of it, in order, are replaced.
+/// The bytes of a chunk that go to the client: parts of the chunk, in order, are replaced.
 #[derive(Default)]
 struct Output {
     edits: Vec<(Range<usize>, Vec<u8>)>,

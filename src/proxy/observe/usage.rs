@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 /// A `usage` object larger than this is not one. The largest in use is below 1 KiB.
 const MAX_USAGE: usize = 16 * 1024;
 
-/// A count above this is none: a hundred times the largest context there is. Ledgers add them up.
+/// The largest count that is believed: a hundred times the largest context there is. Ledgers add counts up.
 const MAX_COUNT: u64 = 1 << 30;
 
 /// `completion_tokens`.
@@ -31,19 +31,19 @@ pub(super) struct UsageScan {
     marker: Marker,
     /// Objects and arrays open now.
     depth: usize,
-    /// 1 within the outermost array, if that is what it began with.
+    /// 1 if the text began with an array, else 0: the depth of the objects that count.
     base: usize,
-    /// In a string that may be a key.
+    /// Whether the scan is in a string that may be a key.
     in_word: bool,
-    /// Of a word that began in an earlier piece what came there, as far as it may be a key that matters.
+    /// The start of a word that began in an earlier piece, as far as the word may be a key that matters.
     word: SmallVec<[u8; LONGEST_KEY + 1]>,
-    /// What the last word is as a key.
+    /// The last word as a key.
     last: Key,
     /// The keys on the way here, at depths 1 and 2 below `base`.
     keys: [Key; 2],
-    /// Between the colon and the end of a count in `meta_info`.
+    /// Whether the scan is between the colon and the end of a count in `meta_info`.
     in_number: bool,
-    /// What was read of it.
+    /// The digits of that count so far.
     number: Option<u64>,
     meta: Counts,
     /// The object that is being copied, and the depth it ends at.
@@ -52,7 +52,7 @@ pub(super) struct UsageScan {
     ended: bool,
 }
 
-/// A piece of the text, and where in it begins what goes on.
+/// A piece of the text, and where its unfinished part begins.
 struct Piece<'a> {
     bytes: &'a [u8],
     word: usize,
@@ -120,7 +120,7 @@ impl UsageScan {
         self.depth > 0 || self.ended
     }
 
-    /// The outermost object or array is closed.
+    /// Whether the outermost object or array is closed.
     pub fn ended(&self) -> bool {
         self.ended
     }
@@ -144,7 +144,7 @@ impl UsageScan {
             if here == 0 {
                 return;
             }
-            // What is behind the lowest one.
+            // The marks behind the lowest one.
             left = !(here ^ here.wrapping_sub(1));
             self.mark(piece, start + here.trailing_zeros() as usize);
         }
@@ -306,9 +306,9 @@ impl Key {
 // === impl Counts ===
 
 impl Counts {
-    /// Takes in one `usage` object. What is no such object is passed over.
+    /// Takes in one `usage` object. Anything else is passed over.
     fn update(&mut self, object: &[u8]) {
-        // Checked as a whole, it is not checked string by string.
+        // UTF-8 is checked once for the whole object, not string by string.
         let text = simdutf8::basic::from_utf8(object);
         if let Some(wire) = text.ok().and_then(|text| serde_json::from_str::<Wire>(text).ok()) {
             self.merge(wire.counts());
@@ -322,7 +322,7 @@ impl Counts {
         self.cached = later.cached.or(self.cached);
     }
 
-    /// One of several answers in one. What one of them does not tell is not known of all.
+    /// Adds one of several answers that came in one. A count that one answer does not tell is not known for all.
     pub fn add(&mut self, other: Self) {
         if !self.any() {
             *self = other;
@@ -338,7 +338,7 @@ impl Counts {
         self.prompt.is_some() || self.completion.is_some()
     }
 
-    /// What the scheduler is told.
+    /// The usage as the scheduler is told.
     pub fn total(self) -> Option<Usage> {
         self.any().then(|| Usage {
             prompt: Tokens(self.prompt.unwrap_or(0)),
