@@ -17,7 +17,7 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Sends `state` to the supervisor, if there is one.
+/// Sends `words` to the supervisor, if there is one.
 fn tell(words: &str) {
     if let Some(socket) = env::var_os("NOTIFY_SOCKET")
         && let Err(e) = send(&socket, words)
