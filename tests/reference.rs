@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "reference/flags.rs"]
+mod flags;
 #[path = "reference/keys.rs"]
 mod keys;
 #[path = "reference/live.rs"]
@@ -11,7 +13,7 @@ mod page;
 
 use clap::{Command, CommandFactory};
 use http::Method;
-use page::{by_name, code, codes, headings, rows, same, section};
+use page::{by_name, codes, headings, rows, same, section};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -25,39 +27,14 @@ use thundergate::proxy::{INFERENCE, PASSED};
 #[test]
 fn every_flag_is_on_the_page_with_its_default() {
     let cli = Cli::command();
-    let of = |command: &Command| match command.get_name() {
-        "thundergate" => "### `thundergate`".to_owned(),
-        name => format!("### `thundergate {name}`"),
-    };
     // The laboratory's commands are passed on to a program with a command line of its own.
     let lab = thundergate_lab::Cli::command();
     let passed_on = |command| lab.get_subcommands().find(|other| other.get_name() == Command::get_name(command));
     let subcommands = cli.get_subcommands().map(|command| passed_on(command).unwrap_or(command));
     let commands: Vec<&Command> = std::iter::once(&cli).chain(subcommands).collect();
-    let expected: Vec<String> = commands.iter().map(|command| of(command)).collect();
+    let expected: Vec<String> = commands.iter().map(|command| flags::heading(command)).collect();
     same("commands", &expected, &headings("### `thundergate").into_iter().map(str::to_owned).collect::<Vec<_>>());
-    // What has no name of its own is passed on, unread, to a program of the lab.
-    let own = |command: &&Command| command.get_arguments().all(|arg| arg.get_long().is_some());
-    for command in commands.into_iter().filter(own) {
-        let page = by_name(rows(section(&of(command)), "flag"));
-        let shown = || command.get_arguments().filter(|arg| !arg.is_hide_set());
-        let flags = shown().flat_map(|arg| {
-            let long = arg.get_long().map(|long| format!("--{long}"));
-            long.into_iter().chain(arg.get_short().map(|short| format!("-{short}")))
-        });
-        same(&format!("flags of {}", command.get_name()), &flags.collect::<Vec<_>>(), page.keys());
-        for arg in shown() {
-            let flag = format!("--{}", arg.get_long().expect("a long name"));
-            let told = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            let told = told.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
-            let told = told.map(|(default, _)| default.to_owned()).filter(|default| !default.contains(' '));
-            let values: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-            let default = told.or_else(|| (!values.is_empty()).then(|| values.join(" ")));
-            if let Some(default) = default.filter(|default| default != "false") {
-                assert_eq!(code(&page[&flag][1]), Some(default.as_str()), "{flag}");
-            }
-        }
-    }
+    commands.into_iter().for_each(flags::check);
 }
 
 #[test]
