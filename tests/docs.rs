@@ -145,3 +145,14 @@ fn every_test_that_a_page_names_is_there() {
     }
     assert!(checked > 40, "{checked} tests");
 }
+
+#[test]
+fn every_room_is_in_the_architecture() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("a page");
+    let named: BTreeSet<&str> = codes(&page).collect();
+    for entry in fs::read_dir(root().join("src")).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let room = path.file_stem().and_then(|room| room.to_str()).expect("a name");
+        assert!(room == "lib" || named.contains(room), "{room}");
+    }
+}
