@@ -15,7 +15,7 @@ use thundergate::identity::fingerprint::{Bounds, Conversation, End, StepHandle, 
 const RECORDED: &str = include_str!("samples/mini-swe-agent.jsonl");
 const BOUNDS: Bounds = Bounds { max: 200_000, idle_ttl: Duration::from_secs(1800) };
 
-/// What was given to whom.
+/// Which program was given to which agent.
 #[derive(Default)]
 struct Score {
     table: Table,
@@ -23,7 +23,7 @@ struct Score {
     /// The last program of an agent, and the last agent of a program.
     programs: HashMap<u64, u64>,
     agents: HashMap<u64, u64>,
-    /// Consecutive steps of an agent, and of a program; how many of them rightly.
+    /// Consecutive steps of an agent and of a program, and how many of them were told apart rightly.
     wanted: (u64, u64),
     given: (u64, u64),
     spent: Duration,
@@ -111,7 +111,7 @@ struct Habits {
     group: u64,
     /// Tasks that all agents draw from; 0: each has its own.
     tasks: u64,
-    /// Every call has an id of its own.
+    /// Whether every call has an id of its own.
     unique_ids: bool,
     /// In percent of the steps: tried again after an error, asked again after an answer that could not be used, that
     /// answer dropped with a complaint, compacted, edited, branched, a subagent started.
@@ -166,7 +166,7 @@ struct Agent {
     truth: u64,
     turns: Vec<Turn>,
     left: u64,
-    /// Without children of its own.
+    /// Whether this is a subagent, which starts no subagents.
     child: bool,
     handle: Option<StepHandle>,
 }
@@ -243,7 +243,7 @@ impl World {
         let id = format!("chatcmpl-tool-{id:x}");
         let (mut thought, mut command) = (self.dice.of(&THOUGHTS).to_owned(), self.dice.of(&COMMANDS).to_owned());
         if matches!(habits.format, Format::Text | Format::Ids) || !habits.unique_ids {
-            // Sampled: longer answers are hardly ever the same.
+            // Sampled answers that are longer are hardly ever the same.
             thought = format!("{thought} {:x}", self.dice.below(1 << 20));
             command = format!("{command} {:x}", self.dice.below(1 << 20));
         }
@@ -269,7 +269,7 @@ impl World {
             self.spawn(vec![Turn::System("You are a subagent.".into()), task], next, true);
         }
         if parent && !opening && self.dice.chance(habits.branches) {
-            // Whoever goes on first is the old program: the others are new ones.
+            // The branch that continues first is the old program; the others are new ones.
             for branch in 0..3 {
                 let output = format!("branch {branch}");
                 let mut turns = before.clone();
@@ -320,7 +320,7 @@ fn request(format: Format, turns: &[Turn]) -> String {
     }
 }
 
-/// Anthropic's way, with a mark for the prompt cache on the last message.
+/// The conversation as Anthropic's API takes it, with a mark for the prompt cache on the last message.
 fn messages(turns: &[Turn]) -> Value {
     let mut system = "";
     let mut messages = Vec::new();
@@ -375,7 +375,7 @@ fn text(turns: &[Turn]) -> String {
     turns.iter().map(one).collect()
 }
 
-/// What the engine says, in one piece or as events.
+/// The engine's answer, in one piece or as events.
 fn answer(format: Format, call: &Turn, streamed: bool) -> String {
     let Turn::Call { thought, id, command } = call else {
         unreachable!("only calls are answers");
@@ -423,8 +423,8 @@ fn thousands_of_agents_are_told_apart() {
     }
 }
 
-/// What `tests/real/record_mini.py` wrote. A line stands where its answer was given, so those of different agents are as
-/// interleaved as they were.
+/// Steps that `tests/real/record_mini.py` recorded, in the order of their answers, so that the steps of different agents
+/// are interleaved as they were.
 #[test]
 fn agents_of_mini_swe_agent_are_told_apart() {
     let mut score = Score::default();

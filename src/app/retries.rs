@@ -40,7 +40,7 @@ impl Retries {
         Self { start: Instant::now(), pools }
     }
 
-    /// A request goes to the pool for the first time.
+    /// Counts a request that goes to the pool for the first time.
     pub fn request(&self, pool: PoolId) {
         if let Some((second, _)) = self.now(pool) {
             second.requests.fetch_add(1, Relaxed);
@@ -98,7 +98,7 @@ mod tests {
             }
             advance(Duration::from_secs(1)).await;
         }
-        // The first second is out of sight, and the retries of then with it.
+        // The first second, with the retries that were granted in it, is outside the window now.
         assert_eq!(granted(&retries, POOL), 100 + 180);
         assert_eq!(granted(&retries, POOL), 0);
         assert_eq!(granted(&retries, PoolId(0)), 100, "each pool has its own");

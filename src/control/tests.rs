@@ -20,7 +20,7 @@ fn config() -> Config {
     Config { models: vec![Pool::unnamed(vec![backend(GPU1), backend(GPU2)])], ..Config::default() }
 }
 
-/// An app whose backends are up as far as the gate knows, with no network.
+/// An app without a network, whose gate takes the backends to be up.
 fn app_of(config: Config) -> Arc<App> {
     let app = Arc::new(App::new(Arc::new(config)).unwrap());
     for status in app.fleet.statuses() {
@@ -41,7 +41,7 @@ fn enter(app: &App, key: ProgramKey) -> Step {
     app.gate.enter(PoolId(0), StepInfo { program: Some(key), prompt_bytes: 400, ..StepInfo::default() })
 }
 
-/// A program with a step at a backend.
+/// A program with a step on a backend.
 async fn running(app: &App, key: ProgramKey) -> Step {
     let mut step = enter(app, key);
     step.admitted().await.unwrap();

@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// All marks outside of strings and the quotes around them, by their places, byte by byte.
+/// Positions of all marks outside of strings and of the quotes around strings, found byte by byte.
 fn slowly(text: &[u8]) -> Vec<(usize, u8)> {
     let (mut quoted, mut escaped) = (false, false);
     let mut marks = Vec::new();

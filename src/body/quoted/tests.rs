@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Byte by byte: the closing quote, or the byte that is wrong, or the end.
+/// The closing quote, or the byte that is wrong, or the end, found byte by byte.
 fn slowly(bytes: &[u8], mut at: usize) -> (usize, bool) {
     let mut escaped = false;
     loop {
@@ -18,7 +18,7 @@ fn slowly(bytes: &[u8], mut at: usize) -> (usize, bool) {
     }
 }
 
-/// The same for any instruction set, and then byte by byte from where the blocks end.
+/// Checks `skim` for any instruction set, and goes on byte by byte where the blocks end.
 fn check_all(bytes: &[u8], at: usize) {
     let expected = slowly(bytes, at);
     let mut levels = vec![Level::baseline(), Level::new()];
@@ -81,7 +81,7 @@ proptest! {
     ) {
         let text = parts.concat().into_bytes();
         check_all(&text, 0);
-        // Cut anywhere, characters too; begun anywhere.
+        // The text begins and ends anywhere, also within a character.
         let text = &text[..text.len().saturating_sub(cut)];
         check_all(text, at.min(text.len()));
     }

@@ -147,7 +147,7 @@ async fn the_admin_listener_asks_for_its_token() {
         ("GET", Some("Basic eDp3cm9uZw=="), 401),
         ("GET", Some("Basic !"), 401),
         ("POST", Some("Bearer open sesame"), 400),
-        // A browser sends this by itself, also for a form of another site.
+        // A browser sends this password by itself, also for a form of another site.
         ("POST", Some(basic), 401),
     ] {
         let request = on_admin(request(method, "/backends"));

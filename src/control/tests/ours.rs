@@ -153,7 +153,7 @@ async fn the_newer_names_for_backends_work() {
     let (status, listed) = get(&app, "/workers").await;
     assert_eq!((status, &listed["total"]), (200, &json!(3)));
     assert_eq!(keys(&listed["workers"][2]), sorted("id url model_id worker_type is_healthy load"));
-    // By the id of the list, and as older clients do by the URL.
+    // Removed by the id of the list, and by the URL as older clients do.
     let id = listed["workers"][0]["id"].as_str().unwrap();
     assert_eq!(ask(&app, request("DELETE", &format!("/workers/{id}"))).await.0, 202);
     assert_eq!(ask(&app, request("DELETE", "/workers/http%3A%2F%2Fgpu3%3A8000")).await.0, 202);

@@ -118,7 +118,7 @@ fn samples_of_one_task_are_told_apart_by_their_answers() {
     let mut all = Fixture::default();
     let handles: Vec<StepHandle> = (0..8).map(|_| all.start(&chat(&json!([user("task")])))).collect();
     for (n, handle) in handles.iter().enumerate() {
-        // With the same tool call each, streamed.
+        // Each answer has the same tool call and is streamed.
         let call = json!({"index": 0, "id": format!("call-{n}"), "function": {"name": "bash", "arguments": "{\"a\""}});
         let more = json!({"index": 0, "function": {"arguments": ": 1}"}});
         let events = [
@@ -217,7 +217,7 @@ fn a_client_that_does_not_wait_for_the_last_bytes_goes_on_with_its_program() {
     let early = all.start(&chat(&json!([user("task")])));
     let next = all.start(&chat(&json!([user("task"), assistant("b"), user("c")])));
     assert_eq!(next.program, early.program);
-    // What the first one says now is of no interest.
+    // The answer to the first step is ignored now.
     all.end(&early, &said("zzz").to_string());
     all.end(&next, &said("d").to_string());
     let on = chat(&json!([user("task"), assistant("b"), user("c"), assistant("d"), user("e")]));
@@ -296,7 +296,7 @@ fn responses_go_on_by_their_items_or_by_name() {
         all.end(handle, &format!("event: x\ndata: {created}\n\nevent: y\ndata: {event}\n\n"));
     }
     let output = |n: usize| json!({"type": "function_call_output", "call_id": format!("c{n}"), "output": "o"});
-    // By name, by name with a text as input, and by items.
+    // The next step names the answer, or names it with a text as input, or repeats its items.
     let by_name = all.start(&request(&json!([output(2)]), json!("resp_2")));
     all.end(&by_name, &answer(12).to_string());
     let by_text = all.start(&request(&json!("go on"), json!("resp_0")));
@@ -308,7 +308,7 @@ fn responses_go_on_by_their_items_or_by_name() {
     all.end(&by_items, &answer(11).to_string());
     let found = [by_text.program, by_items.program, by_name.program];
     assert_eq!(found, [handles[0].program, handles[1].program, handles[2].program]);
-    // A text counts as one item, and the name of the first answer is not known any more.
+    // A text counts as one item. The name of the first answer is forgotten.
     assert_eq!(all.start(&request(&json!([output(12)]), json!("resp_12"))).program, handles[2].program);
     assert!(!all.start(&request(&json!("again"), json!("resp_2"))).known);
 }
@@ -434,7 +434,7 @@ fn no_more_programs_are_kept_than_allowed_and_idle_ones_are_forgotten() {
     all.step(&body(5), &said("b"));
     assert_eq!(all.table.len(), 2, "and the one that has not ended");
     for _ in 0..2_000 {
-        // The same every time: a crowd at one place.
+        // The same step every time: many programs at one position.
         all.step(&body(5), &said("b"));
     }
     assert_eq!(all.table.len(), 257);

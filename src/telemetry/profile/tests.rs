@@ -46,7 +46,7 @@ fn rows_and_averages_follow_the_definitions() {
         avg_prefill_s: 0.25,
         avg_decode_s: 1.25,
         avg_pause_s: 0.5,
-        // 3 s before the second step; the third overlaps the second.
+        // A tool runs for 3 s before the second step; the third step overlaps the second.
         avg_tool_call_s: 1.5,
         avg_kv_hit_rate: Some(0.375),
     };

@@ -71,7 +71,7 @@ impl Parsed {
         }
     }
 
-    /// What is expected upstream.
+    /// The body that is expected upstream.
     fn without_ours(&self) -> Self {
         let mut kept = Vec::new();
         for (key, value) in self.members() {
@@ -91,7 +91,7 @@ impl Parsed {
         Self::Object(kept)
     }
 
-    /// Of such an answer usage is not asked for.
+    /// Whether the answer is one for which usage is not asked.
     fn has_several_choices(&self) -> bool {
         let value = |name: &str| Some(&self.members().iter().rfind(|(key, _)| key == name)?.1);
         let one = match value("n") {
@@ -110,7 +110,7 @@ impl Parsed {
         !one || prompts
     }
 
-    /// What is expected upstream when usage is asked for, and whether anything was added.
+    /// The body that is expected upstream when usage is asked for, and whether anything was added.
     fn with_usage(&self) -> (Self, bool) {
         let yes = || Self::Atom("true".to_owned());
         let include = || ("include_usage".to_owned(), yes());
@@ -138,7 +138,7 @@ impl Parsed {
     }
 }
 
-/// Where the spelling of a body comes from: as random as it needs to be, the same for a seed.
+/// The source of a body's spelling: random enough, and the same for a seed.
 struct Pen {
     seed: u64,
     out: String,
@@ -244,7 +244,7 @@ fn node() -> impl Strategy<Value = Node> + Clone {
     })
 }
 
-/// Members for Thundergate, and the places where they count.
+/// Members for Thundergate, and the objects in which they count.
 fn ours() -> impl Strategy<Value = (String, Node)> {
     let name = prop_oneof![Just("program_id"), Just("docker_ids")].prop_map(str::to_owned);
     let member = (name, node());
@@ -280,7 +280,7 @@ fn forward(body: &str, usage: AskUsage) -> Forwarded {
     envelope.forward(&Edits { model: None, usage })
 }
 
-/// `part` comes of `whole` by deleting bytes.
+/// Whether `part` is `whole` with some bytes deleted.
 fn is_subsequence(part: &[u8], whole: &[u8]) -> bool {
     let mut rest = whole.iter();
     part.iter().all(|byte| rest.any(|other| other == byte))
