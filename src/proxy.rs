@@ -69,11 +69,11 @@ impl ProxyHttp for Proxy {
 
     /// Route, key, limits, body, identity, gate. `true`: answered here.
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        self.admit(session, ctx).await.map_err(|stop| ctx.stopped(stop))
+        self.admit(session, ctx).await.map_err(|stop| stop.into_error(ctx))
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        self.peer(session, ctx).await.map_err(|stop| ctx.stopped(stop))
+        self.peer(session, ctx).await.map_err(|stop| stop.into_error(ctx))
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, e: Box<Error>) -> Box<Error> {

@@ -1,6 +1,5 @@
 //! What is kept of one request. All that has to be given back is a guard in here.
 
-use super::failure::Stop;
 use super::observe::Observer;
 use crate::app::OpenGuard;
 use crate::auth::Key;
@@ -13,7 +12,6 @@ use crate::scheduler::{Outcome, ProgramKey, Usage};
 use crate::telemetry::InFlight;
 use bytes::Bytes;
 use http::HeaderValue;
-use pingora::{Error, ErrorType};
 use pingora_limits::inflight::Guard;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -149,18 +147,6 @@ impl Ctx {
         let path = self.path.split('?').next().unwrap_or_default();
         let backend = self.target.backend.as_ref().map_or("no backend", |backend| &backend.url);
         format!("{path}, request {}, {backend}", String::from_utf8_lossy(self.id.as_bytes()))
-    }
-
-    /// Makes a stop into the error that is carried to `fail_to_proxy`.
-    pub fn stopped(&mut self, stop: Stop) -> Box<Error> {
-        match stop {
-            Stop::Gone(e) => e,
-            Stop::Refused(refusal) => {
-                let e = Error::new_in(ErrorType::HTTPStatus(refusal.status().as_u16()));
-                self.answer.refusal = Some(refusal);
-                e
-            }
-        }
     }
 
     /// How long the backend may be silent from now on.

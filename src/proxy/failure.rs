@@ -160,6 +160,20 @@ fn reason(kind: UpstreamError) -> &'static str {
 
 // === impl Stop ===
 
+impl Stop {
+    /// Makes the error that is carried to `fail_to_proxy`. A refusal goes into `ctx`, where that hook finds the refusal.
+    pub fn into_error(self, ctx: &mut Ctx) -> Box<Error> {
+        match self {
+            Self::Gone(e) => e,
+            Self::Refused(refusal) => {
+                let e = Error::new_in(ErrorType::HTTPStatus(refusal.status().as_u16()));
+                ctx.answer.refusal = Some(refusal);
+                e
+            }
+        }
+    }
+}
+
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
