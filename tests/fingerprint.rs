@@ -10,10 +10,10 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 use thundergate::body::envelope::Envelope;
-use thundergate::identity::fingerprint::{Bounds, Conversation, End, StepHandle, Table};
+use thundergate::identity::fingerprint::{Conversation, End, Retention, StepHandle, Table};
 
 const RECORDED: &str = include_str!("samples/mini-swe-agent.jsonl");
-const BOUNDS: Bounds = Bounds { max: 200_000, idle_ttl: Duration::from_secs(1800) };
+const RETENTION: Retention = Retention { max: 200_000, idle_ttl: Duration::from_secs(1800) };
 
 /// Which program was given to which agent.
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl Score {
         let envelope = Envelope::scan(Bytes::from(body), 128).expect("JSON");
         let began = Instant::now();
         let conversation = Conversation::of(&envelope, 1).expect("a conversation");
-        let handle = self.table.step(now, BOUNDS, &conversation);
+        let handle = self.table.step(now, RETENTION, &conversation);
         self.spent += began.elapsed();
         self.steps += 1;
         let count = |(all, right): &mut (u64, u64), same: bool| {

@@ -17,7 +17,7 @@ mod tests;
 
 pub use answer::{ReplyDigest, ReplyHash};
 pub use conversation::Conversation;
-pub use table::{Bounds, End, StepHandle, Table};
+pub use table::{End, Retention, StepHandle, Table};
 
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -54,8 +54,8 @@ impl Fingerprints {
 
     /// The program that the conversation belongs to: a new one if the conversation continues none.
     #[must_use]
-    pub fn step(self: &Arc<Self>, bounds: Bounds, conversation: &Conversation<'_>) -> Fingerprint {
-        let handle = self.table.lock().step(self.start.elapsed(), bounds, conversation);
+    pub fn step(self: &Arc<Self>, retention: Retention, conversation: &Conversation<'_>) -> Fingerprint {
+        let handle = self.table.lock().step(self.start.elapsed(), retention, conversation);
         let digest = Some(handle.digest());
         Fingerprint { all: Arc::clone(self), handle, digest }
     }

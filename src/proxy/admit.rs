@@ -237,8 +237,8 @@ impl Proxy {
             && let Some(conversation) = Conversation::of(envelope, self.app.fingerprints.scope((tenant, place)))
         {
             metrics.identity_source(FINGERPRINT);
-            let bounds = fingerprint::Bounds { max: settings.programs.max, idle_ttl: settings.programs.idle_ttl };
-            let trail = self.app.fingerprints.step(bounds, &conversation);
+            let retention = fingerprint::Retention { max: settings.programs.max, idle_ttl: settings.programs.idle_ttl };
+            let trail = self.app.fingerprints.step(retention, &conversation);
             let program = settings.sources.key(tenant, &trail.id());
             ctx.work.trail = Some(trail);
             return Ok(Some(program));

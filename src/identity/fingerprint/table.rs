@@ -14,7 +14,7 @@ const CROWD: usize = 256;
 
 /// How many programs are remembered, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct Retention {
     /// Most programs: `programs.max`.
     pub max: usize,
     /// Time without a step after which a program is forgotten: `programs.idle_ttl`.
@@ -79,11 +79,11 @@ struct Best(Option<(Similarity, u64)>);
 impl Table {
     /// Finds or makes the program that a step belongs to. The step's end is to be told by [`Table::finish`].
     #[must_use]
-    pub fn step(&mut self, now: Duration, bounds: Bounds, conversation: &Conversation<'_>) -> StepHandle {
-        self.expire(now, bounds.idle_ttl);
+    pub fn step(&mut self, now: Duration, retention: Retention, conversation: &Conversation<'_>) -> StepHandle {
+        self.expire(now, retention.idle_ttl);
         let whole = conversation.whole();
         let found = self.find(conversation, whole);
-        let program = found.unwrap_or_else(|| self.new_program(now, bounds.max, whole));
+        let program = found.unwrap_or_else(|| self.new_program(now, retention.max, whole));
         let mut handle = StepHandle {
             program,
             known: found.is_some(),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const BOUNDS: Bounds = Bounds { max: 1000, idle_ttl: Duration::from_secs(60) };
+const RETENTION: Retention = Retention { max: 1000, idle_ttl: Duration::from_secs(60) };
 
 #[derive(Default)]
 struct Fixture {
@@ -22,7 +22,7 @@ impl Fixture {
     fn start_raw(&mut self, body: &str) -> StepHandle {
         let envelope = Envelope::scan(Bytes::copy_from_slice(body.as_bytes()), 128).unwrap();
         let conversation = Conversation::of(&envelope, 7).expect("a conversation");
-        self.table.step(self.now, BOUNDS, &conversation)
+        self.table.step(self.now, RETENTION, &conversation)
     }
 
     fn end(&mut self, handle: &StepHandle, answer: &str) {
@@ -400,7 +400,7 @@ fn scopes_and_models_are_apart() {
     let mut program = |model: &str, scope| {
         let body = json!({"model": model, "messages": [user("a"), assistant("b"), user("c")]}).to_string();
         let envelope = Envelope::scan(body.into(), 128).unwrap();
-        let handle = table.step(Duration::ZERO, BOUNDS, &Conversation::of(&envelope, scope).unwrap());
+        let handle = table.step(Duration::ZERO, RETENTION, &Conversation::of(&envelope, scope).unwrap());
         table.finish(Duration::ZERO, &handle, End::Broken);
         handle.program
     };
@@ -415,22 +415,22 @@ fn no_more_programs_are_kept_than_allowed_and_idle_ones_are_forgotten() {
     let body = |n: usize| chat(&json!([user(&n.to_string())]));
     let held = all.start(&body(0));
     let longest = all.step(&body(1), &said("b"));
-    for n in 2..BOUNDS.max + 1 {
+    for n in 2..RETENTION.max + 1 {
         all.now += Duration::from_millis(1);
         all.step(&body(n), &said("b"));
     }
-    assert_eq!(all.table.len(), BOUNDS.max);
+    assert_eq!(all.table.len(), RETENTION.max);
     assert_ne!(all.step(&chat(&json!([user("1"), assistant("b"), user("c")])), &said("d")), longest);
-    all.now += BOUNDS.idle_ttl * 2;
+    all.now += RETENTION.idle_ttl * 2;
     all.step(&body(0), &said("b"));
     assert_eq!(all.table.len(), 2, "all but the one in flight are forgotten");
     all.end(&held, &said("b").to_string());
-    all.now += BOUNDS.idle_ttl;
+    all.now += RETENTION.idle_ttl;
     let next = chat(&json!([user("0"), assistant("other"), user("c")]));
     assert!(!all.start(&next).known);
     let next = chat(&json!([user("0"), assistant("b"), user("c")]));
     assert_eq!(all.step(&next, &said("d")), held.program, "its time counts from the end of its step");
-    all.now += BOUNDS.idle_ttl + Duration::from_secs(1);
+    all.now += RETENTION.idle_ttl + Duration::from_secs(1);
     all.step(&body(5), &said("b"));
     assert_eq!(all.table.len(), 2, "and the one that has not ended");
     for _ in 0..2_000 {
