@@ -8,10 +8,10 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use crate::scheduler::{LoadView, PoolId, ProgramView};
+pub use crate::scheduler::{Arrival, LoadView, PoolId, ProgramView};
 pub use freeze::WeightSync;
 pub use snapshot::PORTION;
-pub use step::{Admission, Step, StepInfo};
+pub use step::{Admission, Step};
 
 use crate::config::{self, Config};
 use crate::scheduler::{BackendId, StepId};
@@ -76,11 +76,12 @@ impl Gate {
         }))
     }
 
-    /// Registers a step. Dropping the guard at any time gives everything back.
+    /// Registers a step, and numbers it: `arrival.step` need not be set. Dropping the guard at any time gives
+    /// everything back.
     #[must_use]
-    pub fn enter(&self, pool: PoolId, info: StepInfo) -> Step {
-        let id = StepId(self.0.next_step.fetch_add(1, Ordering::Relaxed));
-        Step::enter(self.clone(), pool, id, info)
+    pub fn enter(&self, pool: PoolId, arrival: Arrival) -> Step {
+        let step = StepId(self.0.next_step.fetch_add(1, Ordering::Relaxed));
+        Step::enter(self.clone(), pool, Arrival { step, ..arrival })
     }
 
     /// What the fleet learns of a backend, and `Freeze`.
@@ -118,13 +119,15 @@ impl Gate {
     /// Ends the program in every pool where it is known; false: in none.
     #[must_use]
     pub fn release(&self, program: &ProgramKey) -> bool {
+        // Looked up and ended under one lock: of two clients that release a program at once, one is told that it did.
+        let release = |pool: &mut Pool, now: Duration, decisions: &mut Vec<Decision>| {
+            let known = pool.scheduler.knows(program);
+            pool.handle(now, Event::Release(program.clone()), None, decisions);
+            known
+        };
         let mut known = false;
         for pool in 0..self.0.pools.len() {
-            // Known and ended under one lock: of two that release it at once, one did.
-            let decisions = self.handle(PoolId(pool), Event::Release(program.clone()));
-            known |= decisions
-                .iter()
-                .any(|decision| matches!(decision, Decision::Ended { program: of, .. } if of == program));
+            known |= self.with(PoolId(pool), release).unwrap_or_default();
         }
         known
     }
@@ -195,39 +198,50 @@ impl Gate {
         EPOCH + self.0.start.elapsed()
     }
 
-    /// Hands an event to the pool's scheduler and carries out what it decides.
-    fn handle(&self, pool: PoolId, event: Event) -> Vec<Decision> {
-        let mut decisions = Vec::new();
-        if let Some(pool) = self.0.pools.get(pool.0) {
-            let pool = &mut *pool.lock();
-            pool.scheduler.handle(self.now(), event, &mut decisions);
-            pool.wake(&decisions, None);
-        }
-        self.record(pool, &decisions);
-        decisions
+    /// Hands an event to the pool's scheduler and carries out what the scheduler decides.
+    fn handle(&self, pool: PoolId, event: Event) {
+        self.with(pool, |pool, now, decisions| pool.handle(now, event, None, decisions));
     }
 
-    /// The same for an event that asks where `step` may go: its verdict, or what to wait on.
+    /// The same for an event that asks where `step` may go: the verdict on the step, or what to wait on.
     fn ask(&self, pool: PoolId, event: Event, step: StepId) -> Result<Verdict, oneshot::Receiver<Verdict>> {
-        let mut decisions = Vec::new();
-        let mut answer = Ok(Verdict::Refuse(RefuseReason::NoBackend));
-        if let Some(pool) = self.0.pools.get(pool.0) {
-            let pool = &mut *pool.lock();
-            pool.scheduler.handle(self.now(), event, &mut decisions);
-            answer = pool.wake(&decisions, Some(step)).ok_or(step).map_err(|step| {
+        let ask = |pool: &mut Pool, now: Duration, decisions: &mut Vec<Decision>| {
+            pool.handle(now, event, Some(step), decisions).ok_or(step).map_err(|step| {
                 let (sender, receiver) = oneshot::channel();
                 pool.waiting.insert(step, sender);
                 receiver
-            });
-        }
+            })
+        };
+        self.with(pool, ask).unwrap_or(Ok(Verdict::Refuse(RefuseReason::NoBackend)))
+    }
+
+    /// Does something with a pool under its lock, and records the decisions after it; `None`: there is no such pool.
+    fn with<T>(&self, pool: PoolId, act: impl FnOnce(&mut Pool, Duration, &mut Vec<Decision>) -> T) -> Option<T> {
+        let mut decisions = Vec::new();
+        let done = self.0.pools.get(pool.0).map(|pool| {
+            let pool = &mut *pool.lock();
+            act(pool, self.now(), &mut decisions)
+        });
         self.record(pool, &decisions);
-        answer
+        done
     }
 }
 
 // === impl Pool ===
 
 impl Pool {
+    /// Hands an event to the scheduler and wakes the steps that it decides on, save `own`, whose verdict is returned.
+    fn handle(
+        &mut self,
+        now: Duration,
+        event: Event,
+        own: Option<StepId>,
+        decisions: &mut Vec<Decision>,
+    ) -> Option<Verdict> {
+        self.scheduler.handle(now, event, decisions);
+        self.wake(decisions, own)
+    }
+
     /// Passes verdicts on to those who wait for them, save `own`, which is returned.
     fn wake(&mut self, decisions: &[Decision], own: Option<StepId>) -> Option<Verdict> {
         let mut verdict = None;

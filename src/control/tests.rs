@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Admin, ApiKey, Backend, Pool, Profile, Secret};
 use crate::config::{Config, Routing};
-use crate::gate::{PoolId, Step, StepInfo};
+use crate::gate::{Arrival, PoolId, Step};
 use crate::scheduler::{BackendId, Event, Outcome, ProgramKey, Usage};
 use crate::units::Tokens;
 use http::HeaderMap;
@@ -38,7 +38,7 @@ fn key(tenant: &str, id: &str) -> ProgramKey {
 }
 
 fn enter(app: &App, key: ProgramKey) -> Step {
-    app.gate.enter(PoolId(0), StepInfo { program: Some(key), prompt_bytes: 400, ..StepInfo::default() })
+    app.gate.enter(PoolId(0), Arrival { program: Some(key), prompt_bytes: 400, ..Arrival::default() })
 }
 
 /// A program with a step on a backend.

@@ -2,26 +2,12 @@
 
 use super::{Gate, PoolId, Verdict};
 use crate::error::Refusal;
-use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, PROGRESS, ProgramKey, RefuseReason, StepId};
+use crate::scheduler::{Arrival, BackendId, DispatchKind, Event, Outcome, PROGRESS, RefuseReason, StepId};
 use crate::telemetry::HoldClass;
 use crate::units::Tokens;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What the proxy knows of a step when it arrives.
-#[derive(Clone, Debug, Default)]
-pub struct StepInfo {
-    pub program: Option<ProgramKey>,
-    /// Hash of model and first system message.
-    pub class: u64,
-    /// Size of the part of the body that becomes the prompt, in bytes.
-    pub prompt_bytes: u64,
-    pub max_output: Option<Tokens>,
-    /// The consistent hash's choice, for a step without a program.
-    pub preferred: Option<BackendId>,
-    /// The client said that this is the program's last step.
-    pub last: bool,
-}
 
 /// A step that may be sent to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +41,8 @@ pub struct Step {
 }
 
 impl Step {
-    pub(super) fn enter(gate: Gate, pool: PoolId, id: StepId, info: StepInfo) -> Self {
-        let entered = Instant::now();
-        let arrival = Arrival {
-            step: id,
-            program: info.program,
-            class: info.class,
-            prompt_bytes: info.prompt_bytes,
-            max_output: info.max_output,
-            preferred: info.preferred,
-            last: info.last,
-        };
+    pub(super) fn enter(gate: Gate, pool: PoolId, arrival: Arrival) -> Self {
+        let (entered, id) = (Instant::now(), arrival.step);
         let answer = gate.ask(pool, Event::Arrive(arrival), id);
         let mut step = Self { gate, pool, id, entered, waited: false, reported: 0, state: State::Over };
         step.state = step.answered(answer);

@@ -31,7 +31,7 @@ fn key(id: &str) -> ProgramKey {
 }
 
 fn step(gate: &Gate, program: &str, tokens: u64) -> Step {
-    gate.enter(POOL, StepInfo { program: Some(key(program)), prompt_bytes: tokens * 4, ..StepInfo::default() })
+    gate.enter(POOL, Arrival { program: Some(key(program)), prompt_bytes: tokens * 4, ..Arrival::default() })
 }
 
 /// Polls once: `None` while it waits.

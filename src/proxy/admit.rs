@@ -12,7 +12,7 @@ use crate::config::Anonymous;
 use crate::control::{self, ControlRequest, ControlRoute, Side};
 use crate::error::{Refusal, echo};
 use crate::exchange::departure;
-use crate::gate::{Admission, PoolId, Step, StepInfo};
+use crate::gate::{Admission, Arrival, PoolId, Step};
 use crate::identity::final_step;
 use crate::identity::fingerprint::{self, Conversation};
 use crate::scheduler::ProgramKey;
@@ -44,7 +44,7 @@ impl Proxy {
         self.check_caller(session, ctx, &route)?;
         let (pool, info) = match route {
             Route::Inference(inference) => self.inference(session, ctx, inference).await?,
-            _ => (self.passed(session, ctx).await?, StepInfo::default()),
+            _ => (self.passed(session, ctx).await?, Arrival::default()),
         };
         ctx.work.pool = Some(pool);
         ctx.work.step = Some(self.app.gate.enter(pool, info));
@@ -157,7 +157,7 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut Ctx,
         inference: Inference,
-    ) -> Result<(PoolId, StepInfo), Stop> {
+    ) -> Result<(PoolId, Arrival), Stop> {
         ctx.kind = Kind::Inference;
         let body = self.body(session, ctx).await?;
         let envelope = Envelope::scan(body, self.app.settings().limits.json_depth)?;
@@ -170,13 +170,14 @@ impl Proxy {
             Some(_) => None,
             None => self.app.fleet.preferred(pool, &class.to_be_bytes()),
         };
-        let info = StepInfo {
+        let info = Arrival {
             program: ctx.work.program.clone(),
             class,
             prompt_bytes: envelope.prompt_bytes(),
             max_output: envelope.max_output(),
             preferred,
             last: final_step(headers),
+            ..Arrival::default()
         };
         let edits = Edits {
             model: model.as_deref().and_then(|model| self.app.fleet.canonical(pool, model)),

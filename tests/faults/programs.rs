@@ -8,7 +8,7 @@ use serde_json::json;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use thundergate::config::Config;
-use thundergate::gate::{Gate, PoolId, ProgramView, Step, StepInfo};
+use thundergate::gate::{Arrival, Gate, PoolId, ProgramView, Step};
 use thundergate::scheduler::{BackendId, Event, Outcome, ProgramKey, Usage};
 use thundergate::telemetry::Telemetry;
 use thundergate::units::Tokens;
@@ -101,7 +101,7 @@ const MAX: usize = 32;
 /// One step of a program that is never heard of again, beside five others that are under way.
 fn visit(gate: &Gate, n: usize, under_way: &mut VecDeque<Step>) {
     let key = ProgramKey { tenant: "".into(), id: format!("program-{n}").into() };
-    let info = StepInfo { program: Some(key), class: n as u64 % 50, prompt_bytes: 8_000, ..StepInfo::default() };
+    let info = Arrival { program: Some(key), class: n as u64 % 50, prompt_bytes: 8_000, ..Arrival::default() };
     under_way.push_back(gate.enter(PoolId(0), info));
     if under_way.len() > 5 {
         let usage = Usage { prompt: Tokens(2_000), completion: Tokens(100), cached: None };

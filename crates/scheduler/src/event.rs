@@ -11,7 +11,7 @@ use std::time::Duration;
 pub const PROGRESS: u64 = 64;
 
 /// One step, unique for the life of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StepId(pub u64);
 
 /// One model pool: its index in the configuration. Each pool has a scheduler of its own.
@@ -55,7 +55,7 @@ pub struct Life {
 }
 
 /// A step as it arrives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {
     pub step: StepId,
     /// `None`: routed by load at once, not tracked.

@@ -50,6 +50,13 @@ impl Scheduler {
         views
     }
 
+    /// Whether the program is known: it has sent a step, and has neither ended nor been forgotten.
+    #[must_use]
+    pub fn knows(&self, key: &ProgramKey) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// One program; `None`: it is not known.
     #[must_use]
     pub fn program(&self, key: &ProgramKey) -> Option<ProgramView> {
         self.view(*self.keys.get(key)?)

@@ -37,7 +37,7 @@ async fn a_program_known_in_two_pools_is_shown_in_both() {
     config.models = backends.zip(["small", "large"]).map(|(backend, name)| pool(name, backend)).collect();
     let app = app_of(config);
     idle(&app, key("", "a")).await;
-    let info = StepInfo { program: Some(key("", "a")), prompt_bytes: 400, ..StepInfo::default() };
+    let info = Arrival { program: Some(key("", "a")), prompt_bytes: 400, ..Arrival::default() };
     let mut other = app.gate.enter(PoolId(1), info);
     other.admitted().await.unwrap();
 
