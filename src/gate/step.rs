@@ -8,7 +8,6 @@ use crate::units::Tokens;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-
 /// A step that may be sent to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admission {

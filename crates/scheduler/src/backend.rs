@@ -1,66 +1,73 @@
-//! One backend's ledger: capacity, claims, promises, and how fast it prefills.
+//! One backend's ledger: what is leased and charged there, what runs there, and what was promised. Its fields change
+//! through its own methods only, so a sum and its parts change together.
 
-use super::event::Life;
-use super::feedback::CapacityFeedback;
-use super::forecast::peak::PeakForecast;
-use super::policy::{FOREIGN_REPORTS, LOAD_TICKS};
-use super::program::Pid;
-use super::restore::RestoredBackend;
-use super::shadow::Shadow;
+mod capacity;
+mod speed;
+
+use crate::estimate::Classes;
+use crate::event::Life;
+use crate::feedback::CapacityFeedback;
+use crate::forecast::peak::PeakForecast;
+use crate::policy::PREFILL_GATE;
+use crate::program::{Pid, Run};
+use crate::shadow::Shadow;
 use crate::units::Tokens;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Prefill speed before any was measured, tokens/s: a mid-sized model on one datacentre GPU.
-const FIRST_RATE: f64 = 10_000.0;
-/// Share of its weight that a backend has at the moment of its return.
-const FIRST_SHARE: f64 = 0.1;
-/// Seconds. Whatever a backend says of itself, sums of such times are times.
-const LONGEST: f64 = 1e9;
-/// The best rate seen fades by this factor a window, so that a slower life after it is noticed.
-const FADE: f64 = 0.995;
-
 #[derive(Debug)]
 pub struct BackendLedger {
-    pub weight: u32,
-    pub up: bool,
-    /// It was down after it had been up, and returned then.
-    returned: Option<Duration>,
+    weight: u32,
+    up: bool,
+    draining: bool,
+    /// The backend has been down after it had been up.
     went: bool,
+    /// The time of its return after that, until it has its full share again.
+    returned: Option<Duration>,
     /// The part of its weight that counts for load: below one for a while after a return.
     ramp: f64,
-    pub draining: bool,
-    /// Which life its last report came from.
-    pub life: Option<Life>,
-    /// What was known of it before this process began; until it comes up.
-    pub restored: Option<RestoredBackend>,
-    /// Given by hand: no report changes it.
+    /// Which life of the server the last report came from.
+    life: Option<Life>,
+    /// What was known of the backend before this process began; `None` once it is up.
+    restored: Option<RestoredBackend>,
+    /// The capacity was given by hand: no report changes it.
     fixed: bool,
     capacity: Option<Tokens>,
-    /// Σ footprints of the programs leased here.
-    pub claims: Tokens,
-    /// The part of it that belongs to idle programs.
-    pub idle_claims: Tokens,
-    pub leased: BTreeSet<Pid>,
+    /// Σ charges of the programs leased here.
+    claims: Tokens,
+    /// The part of `claims` that belongs to idle programs.
+    idle_claims: Tokens,
+    leased: BTreeSet<Pid>,
     /// Leased programs without a step in flight, longest idle first.
-    pub idle: BTreeSet<(Duration, Pid)>,
-    /// Programs leased here by class: a shared prefix is there once.
+    idle: BTreeSet<(Duration, Pid)>,
+    /// Programs leased here by class: a shared prefix is in the cache once.
     classes: BTreeMap<u64, usize>,
     /// Steps in flight, those without a program too.
-    pub in_flight: usize,
+    in_flight: usize,
     mean_in_flight: f64,
     /// Forced steps in flight.
-    pub forced: usize,
-    /// Prefill time of steps dispatched here and still without a first token.
-    pub promised: Duration,
-    pub shadow: Shadow,
-    /// Empty when it has to be made anew.
-    pub forecast: OnceCell<PeakForecast>,
-    pub feedback: CapacityFeedback,
-    /// What runs there and is not ours, in the last reports, tokens.
+    forced: usize,
+    /// Prefill time of steps that were dispatched here and have no first token yet.
+    promised: Duration,
+    shadow: Shadow,
+    /// Empty when it has to be computed anew.
+    forecast: OnceCell<PeakForecast>,
+    feedback: CapacityFeedback,
+    /// KV use in each of the last reports that is not ours.
     foreign: VecDeque<Tokens>,
+    /// Prompt tokens a second.
     rate: Option<f64>,
+}
+
+/// What was known of a backend before this process began.
+#[derive(Debug)]
+pub struct RestoredBackend {
+    pub life: Option<Life>,
+    pub rate: Option<f64>,
+    pub feedback: CapacityFeedback,
+    pub shadow: Shadow,
+    pub leases: BTreeSet<Pid>,
 }
 
 impl BackendLedger {
@@ -68,10 +75,10 @@ impl BackendLedger {
         Self {
             weight: weight.max(1),
             up: false,
-            returned: None,
-            went: false,
-            ramp: 1.0,
             draining: false,
+            went: false,
+            returned: None,
+            ramp: 1.0,
             life: None,
             restored: None,
             fixed: capacity.is_some(),
@@ -93,6 +100,20 @@ impl BackendLedger {
         }
     }
 
+    // === what is ===
+
+    pub fn weight(&self) -> f64 {
+        f64::from(self.weight)
+    }
+
+    pub fn up(&self) -> bool {
+        self.up
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
     /// New programs and unlabelled steps may go here.
     pub fn usable(&self) -> bool {
         self.up && !self.draining
@@ -103,50 +124,75 @@ impl BackendLedger {
         self.leased.is_empty() && self.in_flight == 0
     }
 
-    pub fn capacity(&self) -> Option<Tokens> {
-        self.capacity
+    pub fn claims(&self) -> Tokens {
+        self.claims
     }
 
-    /// Weight and capacity as given by hand; without a capacity, the next report counts.
-    pub fn configure(&mut self, weight: u32, capacity: Option<Tokens>) {
-        self.weight = weight.max(1);
-        self.fixed = capacity.is_some();
-        self.capacity = capacity.or(self.capacity);
+    pub fn idle_claims(&self) -> Tokens {
+        self.idle_claims
     }
 
-    pub fn reported_capacity(&mut self, capacity: Tokens) {
-        if !self.fixed && capacity > Tokens::ZERO {
-            self.capacity = Some(capacity);
-        }
+    pub fn leased(&self) -> &BTreeSet<Pid> {
+        &self.leased
     }
 
-    /// Tokens that programs may claim, with `class` among them: capacity less headroom and shared prefixes.
-    /// `None` while the capacity is not known: then everything fits.
-    pub fn effective(&self, headroom: f64, shared: impl Fn(u64) -> Tokens, with: Option<u64>) -> Option<Tokens> {
-        let usable = self.capacity?.scale((1.0 - headroom) * self.feedback.factor()) - self.foreign();
-        let mut prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
-        if let Some(class) = with.filter(|class| !self.classes.contains_key(class)) {
-            prefixes += shared(class);
-        }
-        Some(usable - prefixes)
+    /// Leased programs without a step in flight, longest idle first.
+    pub fn idle(&self) -> &BTreeSet<(Duration, Pid)> {
+        &self.idle
     }
 
-    /// The forecast follows a lease that came, with what its program needs in the end, or one that went.
-    pub fn lease_changed(&mut self, came: Option<Tokens>) {
-        if self.forecast.get_mut().is_some_and(|forecast| !forecast.absorbs_change(came)) {
-            self.forecast.take();
-        }
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub fn forced(&self) -> usize {
+        self.forced
+    }
+
+    pub fn promised(&self) -> Duration {
+        self.promised
+    }
+
+    pub fn life(&self) -> Option<Life> {
+        self.life
+    }
+
+    pub fn feedback(&self) -> &CapacityFeedback {
+        &self.feedback
+    }
+
+    pub fn shadow(&self) -> &Shadow {
+        &self.shadow
+    }
+
+    pub fn restored(&self) -> Option<&RestoredBackend> {
+        self.restored.as_ref()
     }
 
     pub fn has_class(&self, class: u64) -> bool {
         self.classes.contains_key(&class)
     }
 
-    pub fn enter_class(&mut self, class: u64) {
+    // === leases ===
+
+    /// The program gets its lease; it is idle until [`BackendLedger::mark_busy`]. `comes_to`: what it will need in the
+    /// end; asked for only where there is a forecast to go into.
+    pub fn lease(&mut self, (idle_since, pid): (Duration, Pid), class: u64, comes_to: Option<Tokens>) {
+        self.leased.insert(pid);
+        self.lease_changed(comes_to);
         *self.classes.entry(class).or_default() += 1;
+        self.idle.insert((idle_since, pid));
     }
 
-    pub fn leave_class(&mut self, class: u64) {
+    /// The program loses its lease, and `charge` with it.
+    pub fn unlease(&mut self, (idle_since, pid): (Duration, Pid), class: u64, charge: Tokens) {
+        let leased = self.leased.remove(&pid);
+        debug_assert!(leased, "{pid:?} is not leased here");
+        self.lease_changed(None);
+        self.claims -= charge;
+        if self.idle.remove(&(idle_since, pid)) {
+            self.idle_claims -= charge;
+        }
         if let Some(count) = self.classes.get_mut(&class) {
             *count -= 1;
             if *count == 0 {
@@ -155,49 +201,69 @@ impl BackendLedger {
         }
     }
 
-    /// Cuts the shadow to what running steps leave of the cache.
-    pub fn shrink_shadow(&mut self, shared: impl Fn(u64) -> Tokens) {
-        let Some(capacity) = self.capacity else {
-            return;
-        };
-        let capacity = capacity.scale(self.feedback.factor()) - self.foreign();
-        let prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
-        self.shadow.shrink(capacity - prefixes - (self.claims - self.idle_claims));
-    }
-
-    /// A report says that running requests use this share of the cache. Single readings lag an iteration and
-    /// lie: what is above our own running steps in each of the last reports is taken for somebody else's.
-    pub fn saw_usage(&mut self, share: f64, shared: impl Fn(u64) -> Tokens) {
-        let Some(capacity) = self.capacity.filter(|_| share.is_finite()) else {
-            return;
-        };
-        if self.foreign.len() == FOREIGN_REPORTS {
-            self.foreign.pop_front();
+    /// A leased program is charged with `charge` instead of `before`.
+    pub fn recharge(&mut self, program: (Duration, Pid), before: Tokens, charge: Tokens, classes: &Classes) {
+        self.claims = self.claims + charge - before;
+        if self.idle.contains(&program) {
+            self.idle_claims = self.idle_claims + charge - before;
+        } else {
+            self.shrink_shadow(classes);
         }
-        let prefixes: Tokens = self.classes.keys().map(|&class| shared(class)).sum();
-        let running = self.claims - self.idle_claims + prefixes;
-        self.foreign.push_back(capacity.scale(share) - running);
     }
 
-    /// Tokens of the cache that requests which are not ours hold.
-    fn foreign(&self) -> Tokens {
-        let known = self.foreign.len() == FOREIGN_REPORTS;
-        self.foreign.iter().min().copied().filter(|_| known).unwrap_or_default()
+    /// The first step of a leased program starts: its blocks are pinned.
+    pub fn mark_busy(&mut self, (idle_since, pid): (Duration, Pid), charge: Tokens) {
+        if self.idle.remove(&(idle_since, pid)) {
+            self.idle_claims -= charge;
+        }
+        self.shadow.take(pid);
     }
 
-    /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s (steps
-    /// run in lockstep, so that the present number alone falls to none at times), and never less than the
-    /// step that comes back itself.
-    pub fn crowd(&self) -> f64 {
-        self.mean_in_flight.max(self.in_flight as f64).max(1.0)
+    /// The last step of a leased program is over: it is idle from now on, and its blocks may be evicted.
+    pub fn mark_idle(&mut self, (now, pid): (Duration, Pid), charge: Tokens, classes: &Classes) {
+        self.idle.insert((now, pid));
+        self.idle_claims += charge;
+        self.shadow.leave(pid, charge, now);
+        self.shrink_shadow(classes);
     }
 
+    /// The program is forgotten; what it left in the cache is no longer of use.
+    pub fn forget_prefix(&mut self, pid: Pid) {
+        self.shadow.take(pid);
+    }
+
+    // === steps ===
+
+    pub fn step_began(&mut self, run: &Run) {
+        self.in_flight += 1;
+        self.forced += usize::from(run.forced);
+        self.promised += run.promise;
+    }
+
+    pub fn step_left(&mut self, run: &Run) {
+        debug_assert!(self.in_flight > 0, "a step leaves that never began");
+        self.in_flight -= 1;
+        self.forced -= usize::from(run.forced);
+        self.promised = self.promised.saturating_sub(run.promise);
+    }
+
+    /// A step's first token has come, which keeps `promise`. True when this opens the prefill gate.
+    pub fn promise_kept(&mut self, promise: Duration) -> bool {
+        let closed = self.promised >= PREFILL_GATE;
+        self.promised = self.promised.saturating_sub(promise);
+        closed && self.promised < PREFILL_GATE
+    }
+
+    // === coming and going ===
+
+    /// The backend is up, and no longer draining.
     pub fn rise(&mut self, now: Duration, slow_start: Duration) {
         if !self.up && self.went {
             self.returned = Some(now);
             self.climb(now, slow_start);
         }
         self.up = true;
+        self.draining = false;
     }
 
     pub fn fall(&mut self) {
@@ -205,51 +271,8 @@ impl BackendLedger {
         self.up = false;
     }
 
-    fn climb(&mut self, now: Duration, slow_start: Duration) {
-        let Some(returned) = self.returned else { return };
-        let since = now.saturating_sub(returned);
-        if since >= slow_start {
-            self.returned = None;
-            self.ramp = 1.0;
-        } else {
-            self.ramp = (since.as_secs_f64() / slow_start.as_secs_f64()).max(FIRST_SHARE);
-        }
-    }
-
-    pub fn tick(&mut self, now: Duration, slow_start: Duration) {
-        self.climb(now, slow_start);
-        self.forecast.take();
-        self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
-    }
-
-    /// Prefill ran at this many tokens/s over a window; the fastest window is the nearest to its true speed.
-    pub fn saw_rate(&mut self, rate: f64) {
-        // A window in which it mostly idled tells nothing; and what is recomputed at no speed takes longer than time.
-        if rate.is_finite() && rate >= 1.0 {
-            self.rate = Some(self.rate.map_or(rate, |best| rate.max(best * FADE)));
-        }
-    }
-
-    /// Prompt tokens a second; `None` before any was measured or reported.
-    pub fn rate(&self) -> Option<f64> {
-        self.rate
-    }
-
-    /// Whether a rate was measured or reported.
-    pub fn rate_known(&self) -> bool {
-        self.rate.is_some()
-    }
-
-    /// Time to compute `tokens` of prompt here.
-    pub fn recompute(&self, tokens: Tokens) -> Duration {
-        Duration::from_secs_f64((tokens.as_f64() / self.rate.unwrap_or(FIRST_RATE)).min(LONGEST))
-    }
-
-    /// Load for the choice between backends: what runs here, in shares of its weight. Just after a return what would
-    /// run here counts: none is not yet less than a few elsewhere.
-    pub fn load(&self) -> f64 {
-        let next = if self.ramp < 1.0 { 1.0 } else { 0.0 };
-        (self.in_flight as f64 + next) / (f64::from(self.weight) * self.ramp)
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     /// The server started anew: its cache is empty.
@@ -259,5 +282,59 @@ impl BackendLedger {
         self.rate = None;
         self.feedback = CapacityFeedback::default();
         self.foreign.clear();
+    }
+
+    pub fn reported_life(&mut self, life: Option<Life>) {
+        self.life = life.or(self.life);
+    }
+
+    /// Keeps what was known of the backend until it is up.
+    pub fn keep_restored(&mut self, restored: RestoredBackend) {
+        self.restored = Some(restored);
+    }
+
+    /// Takes over what was known of the backend, if the server is still the one that it was: its cache holds what it
+    /// held. Gives the programs that had leases then.
+    pub fn take_restored(&mut self, classes: &Classes) -> Option<BTreeSet<Pid>> {
+        let restored = self.restored.take()?;
+        let same = match (self.life, restored.life) {
+            (Some(now), Some(before)) => now.continues(before),
+            // A server that tells nothing of itself gets the benefit of the doubt.
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            return None;
+        }
+        if let Some(rate) = restored.rate {
+            self.saw_rate(rate);
+        }
+        self.feedback = restored.feedback;
+        self.shadow = restored.shadow;
+        self.forget_forecast();
+        self.shrink_shadow(classes);
+        Some(restored.leases)
+    }
+
+    // === the forecast ===
+
+    /// The forecast, computed anew if need be.
+    pub fn forecast(&self, compute: impl FnOnce() -> PeakForecast) -> &PeakForecast {
+        self.forecast.get_or_init(compute)
+    }
+
+    pub fn has_forecast(&self) -> bool {
+        self.forecast.get().is_some()
+    }
+
+    pub fn forget_forecast(&mut self) {
+        self.forecast.take();
+    }
+
+    /// The forecast takes in a lease that came, with what its program needs in the end, or one that went.
+    fn lease_changed(&mut self, came: Option<Tokens>) {
+        if self.forecast.get_mut().is_some_and(|forecast| !forecast.absorbs_change(came)) {
+            self.forecast.take();
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! The invariants, checked after every event in debug builds and tests.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::event::BackendId;
+use crate::program::{Pid, Program};
+use crate::scheduler::Scheduler;
 use crate::settings::Routing;
 use crate::units::Tokens;
+use std::time::Duration;
 
 impl Scheduler {
     /// The first invariant that does not hold, in words.
@@ -22,20 +26,24 @@ impl Scheduler {
 
     fn check_backend(&self, id: BackendId, backend: &BackendLedger) -> Result<(), String> {
         let charge = |pid: &Pid| self.programs.get(pid).map_or(Tokens::ZERO, |program| program.charge);
-        let claims: Tokens = backend.leased.iter().map(charge).sum();
-        ensure(backend.claims == claims, || format!("{id:?}: claims {} are not Σ charges {claims}", backend.claims))?;
-        let idle: Tokens = backend.idle.iter().map(|(_, pid)| charge(pid)).sum();
-        ensure(backend.idle_claims == idle, || format!("{id:?}: idle claims {} != {idle}", backend.idle_claims))?;
+        let claims: Tokens = backend.leased().iter().map(charge).sum();
+        ensure(backend.claims() == claims, || {
+            format!("{id:?}: claims {} are not Σ charges {claims}", backend.claims())
+        })?;
+        let idle: Tokens = backend.idle().iter().map(|(_, pid)| charge(pid)).sum();
+        ensure(backend.idle_claims() == idle, || format!("{id:?}: idle claims {} != {idle}", backend.idle_claims()))?;
         let runs = || self.steps.values().filter_map(|step| step.run.as_ref()).filter(|run| run.backend == id);
-        ensure(backend.in_flight == runs().count(), || format!("{id:?}: in flight {}", backend.in_flight))?;
-        ensure(backend.forced == runs().filter(|run| run.forced).count(), || format!("{id:?}: forced"))?;
+        ensure(backend.in_flight() == runs().count(), || format!("{id:?}: in flight {}", backend.in_flight()))?;
+        ensure(backend.forced() == runs().filter(|run| run.forced).count(), || format!("{id:?}: forced"))?;
         let promised: Duration = runs().map(|run| run.promise).sum();
-        ensure(backend.promised == promised, || format!("{id:?}: promised {:?} != {promised:?}", backend.promised))?;
-        ensure(backend.up || backend.leased.is_empty(), || format!("{id:?} is down and holds leases"))?;
+        ensure(backend.promised() == promised, || {
+            format!("{id:?}: promised {:?} != {promised:?}", backend.promised())
+        })?;
+        ensure(backend.up() || backend.leased().is_empty(), || format!("{id:?} is down and holds leases"))?;
         if let Some(capacity) = backend.capacity() {
-            ensure(backend.shadow.total() <= capacity, || format!("{id:?}: the shadow exceeds the cache"))?;
+            ensure(backend.shadow().total() <= capacity, || format!("{id:?}: the shadow exceeds the cache"))?;
         }
-        for pid in &backend.leased {
+        for pid in backend.leased() {
             let lease = self.programs.get(pid).and_then(|program| program.lease);
             ensure(lease == Some(id), || format!("{id:?} leases {pid:?}, which says {lease:?}"))?;
         }
@@ -44,14 +52,14 @@ impl Scheduler {
 
     fn check_program(&self, pid: Pid, program: &Program) -> Result<(), String> {
         let leased = program.lease.and_then(|on| self.backends.get(&on));
-        ensure(program.lease.is_none() || leased.is_some_and(|b| b.leased.contains(&pid)), || {
+        ensure(program.lease.is_none() || leased.is_some_and(|b| b.leased().contains(&pid)), || {
             format!("{pid:?}: lease")
         })?;
         let footprint = program.footprint(&self.steps, self.shared(program.class));
         let charge = if leased.is_some() { footprint } else { Tokens::ZERO };
         ensure(program.charge == charge, || format!("{pid:?}: charge {} != {charge}", program.charge))?;
         if let Some(backend) = leased {
-            let idle = backend.idle.contains(&(program.last_active, pid));
+            let idle = backend.idle().contains(&(program.last_active, pid));
             ensure(idle == program.running.is_empty(), || format!("{pid:?}: idle {idle}"))?;
             let waits = !program.waiting.is_empty() && self.policy.routing == Routing::Program;
             ensure(!waits || self.frozen, || format!("{pid:?} is leased and waits"))?;

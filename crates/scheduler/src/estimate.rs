@@ -1,10 +1,10 @@
-//! What is learned from the traffic: output lengths, bytes a token, tool gaps; and estimates made of it.
+//! What is learned from the traffic: output lengths, bytes a token, tool gaps, shared prefixes; and estimates made of it.
 
-use super::policy::LARGEST;
-use super::program::Program;
-use super::snapshot::Experience;
+use crate::policy::LARGEST;
+use crate::program::Program;
+use crate::snapshot::Experience;
 use crate::units::{BYTES_PER_TOKEN, Tokens};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// Weight of a new sample in a moving average.
@@ -17,6 +17,9 @@ const GAPS: usize = 500;
 const GAPS_NEEDED: usize = 100;
 /// A tool may always take this long.
 const GAP_FLOOR: Duration = Duration::from_secs(5);
+
+/// Classes known; more than that are not worth the space, and share nothing.
+const MOST_CLASSES: usize = 4096;
 
 /// Learned in one pool per model.
 #[derive(Debug)]
@@ -133,4 +136,46 @@ fn at(bytes: u64, bytes_per_token: f64) -> Tokens {
 
 fn average(mean: &mut Option<f64>, sample: f64) {
     *mean = Some(mean.map_or(sample, |mean| mean + EWMA * (sample - mean)));
+}
+
+#[derive(Debug, Default)]
+struct Class {
+    /// Smallest non-zero `cached_tokens` on the first step of a program, and how many programs told.
+    smallest: Tokens,
+    told: u32,
+}
+
+/// Programs of one model and system message share the start of their prompts.
+#[derive(Debug, Default)]
+pub struct Classes {
+    classes: HashMap<u64, Class>,
+}
+
+impl Classes {
+    /// Tokens of the prefix that all programs of the class share. One program alone tells nothing: a
+    /// conversation that was replayed would make its whole context the shared prefix.
+    pub fn shared(&self, class: u64) -> Tokens {
+        self.classes.get(&class).filter(|class| class.told >= 2).map_or(Tokens::ZERO, |class| class.smallest)
+    }
+
+    pub fn snapshot(&self, into: &mut Experience) {
+        into.classes = self.classes.iter().map(|(&id, class)| (id, class.smallest, class.told)).collect();
+    }
+
+    pub fn restore(&mut self, from: &Experience) {
+        let classes = from.classes.iter().take(MOST_CLASSES);
+        self.classes.extend(classes.map(|&(id, smallest, told)| (id, Class { smallest, told })));
+    }
+
+    /// The first step of a program of this class found `cached` tokens. True when `shared` changed.
+    pub fn saw_first_step(&mut self, class: u64, cached: Tokens) -> bool {
+        if cached == Tokens::ZERO || (self.classes.len() >= MOST_CLASSES && !self.classes.contains_key(&class)) {
+            return false;
+        }
+        let before = self.shared(class);
+        let entry = self.classes.entry(class).or_default();
+        entry.smallest = if entry.told == 0 { cached } else { entry.smallest.min(cached) };
+        entry.told = entry.told.saturating_add(1);
+        self.shared(class) != before
+    }
 }

@@ -1,11 +1,18 @@
 //! How programs begin and end, and what the clock does to them.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::{Decision, DispatchKind, EndKind, PauseReason, RefuseReason};
+use crate::event::{BackendId, ProgramKey, StepId};
+use crate::policy::{GONE_FACTOR, GONE_LIMITS, OVER_FACTOR};
+use crate::program::{Pid, Program, known};
+use crate::scheduler::Scheduler;
 use crate::settings::{OnTimeout, Routing};
+use std::cmp::Reverse;
+use std::time::Duration;
 
 impl Scheduler {
     /// The program of this key, made if it is not known. It is active from now on.
-    pub(super) fn program_of(&mut self, key: ProgramKey, class: u64) -> Pid {
+    pub(crate) fn program_of(&mut self, key: ProgramKey, class: u64) -> Pid {
         if let Some(&pid) = self.keys.get(&key) {
             if let Some(program) = self.programs.get_mut(&pid)
                 && self.inactive.remove(&(program.last_active, pid))
@@ -30,13 +37,13 @@ impl Scheduler {
         pid
     }
 
-    pub(super) fn new_pid(&mut self) -> Pid {
+    pub(crate) fn new_pid(&mut self) -> Pid {
         let pid = Pid(self.next_pid);
         self.next_pid += 1;
         pid
     }
 
-    pub(super) fn release(&mut self, key: &ProgramKey) {
+    pub(crate) fn release(&mut self, key: &ProgramKey) {
         if let Some(&pid) = self.keys.get(key) {
             self.end_program(pid, EndKind::Released);
         }
@@ -44,10 +51,12 @@ impl Scheduler {
 
     /// Ends the program: held steps are refused, its lease goes as soon as nothing of it runs, and its key
     /// is free at once.
-    pub(super) fn end_program(&mut self, pid: Pid, how: EndKind) {
-        let Some(program) = self.programs.get_mut(&pid).filter(|program| !program.ended) else {
+    pub(crate) fn end_program(&mut self, pid: Pid, how: EndKind) {
+        let Some(program) = known(self.programs.get_mut(&pid)) else { return };
+        if program.ended {
+            // Released while its last step, which said so, was in flight.
             return;
-        };
+        }
         program.ended = true;
         let key = program.key.clone();
         let waiting = program.waiting.clone();
@@ -65,14 +74,12 @@ impl Scheduler {
     }
 
     /// Removes a program that has no step left. What it leaves in the cache fades there by itself.
-    pub(super) fn forget(&mut self, pid: Pid) {
+    pub(crate) fn forget(&mut self, pid: Pid) {
         self.unlease(pid, None);
-        let Some(program) = self.programs.remove(&pid) else {
-            return;
-        };
+        let Some(program) = known(self.programs.remove(&pid)) else { return };
         // Where the size of the cache is not known, nothing ever fades.
         for backend in self.backends.values_mut().filter(|backend| backend.capacity().is_none()) {
-            backend.shadow.take(pid);
+            backend.forget_prefix(pid);
         }
         self.by_start.remove(&pid);
         self.inactive.remove(&(program.last_active, pid));
@@ -81,7 +88,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.dirty.all = true;
         for backend in self.backends.values_mut() {
             backend.tick(self.now, self.policy.slow_start);
@@ -100,11 +107,11 @@ impl Scheduler {
             }
             self.end_program(pid, EndKind::Expired);
         }
-        // Most clients never release: who is idle for far longer than tools take is gone.
-        let (floor, ceiling) = policy::GONE_LIMITS;
-        let limit = self.learned.gap_p99().map_or(ceiling, |gap| (gap * policy::GONE_FACTOR).clamp(floor, ceiling));
+        // Most clients never release a program: one that is idle for far longer than tools take is gone.
+        let (floor, ceiling) = GONE_LIMITS;
+        let limit = self.learned.gap_p99().map_or(ceiling, |gap| (gap * GONE_FACTOR).clamp(floor, ceiling));
         let idle = |backend: &BackendLedger| {
-            let late = backend.idle.iter().take_while(|(since, _)| now.saturating_sub(*since) > limit);
+            let late = backend.idle().iter().take_while(|(since, _)| now.saturating_sub(*since) > limit);
             late.map(|&(_, pid)| pid).collect::<Vec<_>>()
         };
         let gone: Vec<Pid> = self.backends.values().flat_map(idle).collect();
@@ -115,8 +122,8 @@ impl Scheduler {
         }
     }
 
-    /// Who is idle for longer than tools take has probably ended: most do not say so. Whether it has a lease or was
-    /// evicted makes no difference. (One whose client left while it was held was cut short: it tells nothing.)
+    /// A program that is idle for longer than tools take has probably ended: most do not say so. Whether it has a lease
+    /// or was evicted makes no difference.
     fn presume_over(&mut self) {
         let until = self.over_since();
         let from = self.presumed_over;
@@ -133,13 +140,14 @@ impl Scheduler {
         }
     }
 
-    /// Idle since before this time: it counts as ended.
-    pub(super) fn over_since(&self) -> Duration {
-        self.now.saturating_sub(self.learned.longest_gap() * policy::OVER_FACTOR)
+    /// The time since before which a program must be idle to count as ended.
+    pub(crate) fn over_since(&self) -> Duration {
+        self.now.saturating_sub(self.learned.longest_gap() * OVER_FACTOR)
     }
 
     fn refuse_without_backend(&mut self) {
         let Some(since) = self.no_backend_since else {
+            // There is one.
             return;
         };
         let (now, wait) = (self.now, self.policy.settings.no_backend_wait);
@@ -158,9 +166,7 @@ impl Scheduler {
         let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
         for id in late {
             // One that went with another step of its program waits no longer.
-            let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else {
-                continue;
-            };
+            let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else { continue };
             // Leases are for routing by program alone.
             let pid = step.program.filter(|_| self.policy.routing == Routing::Program);
             let started = pid.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
@@ -172,19 +178,21 @@ impl Scheduler {
     }
 
     fn force(&mut self, pid: Pid) {
-        let Some(program) = self.programs.get(&pid).filter(|program| program.lease.is_none() && !self.frozen) else {
+        let Some(program) = known(self.programs.get(&pid)) else { return };
+        if program.lease.is_some() || self.frozen {
+            // Frozen, nothing goes; a leased program waits for nothing else.
             return;
-        };
+        }
         let room = |backend: &BackendLedger| {
             let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
-            effective - backend.claims.0 as i64
+            effective - backend.claims().0 as i64
         };
         // Where it could not be delivered it goes only when there is nowhere else.
-        let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced == 0);
-        let best = |&(&id, backend): &(&BackendId, &BackendLedger)| {
-            (!self.avoids(program, id), room(backend), std::cmp::Reverse(id))
-        };
+        let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced() == 0);
+        let best =
+            |&(&id, backend): &(&BackendId, &BackendLedger)| (!self.avoids(program, id), room(backend), Reverse(id));
         let Some((&on, _)) = open.max_by_key(best) else {
+            // Each usable backend has a forced step already.
             return;
         };
         self.lease(pid, on);
@@ -192,7 +200,7 @@ impl Scheduler {
     }
 
     /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
-    pub(super) fn freeze(&mut self, frozen: bool) {
+    pub(crate) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
         self.dirty.all = true;
         if frozen {
@@ -207,7 +215,7 @@ impl Scheduler {
     }
 
     /// Refuses everything held; steps in flight go on.
-    pub(super) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         self.draining = true;
         let held: Vec<StepId> = self.queue.steps.iter().map(|&(_, step)| step).collect();
         for step in held {

@@ -1,8 +1,16 @@
 //! The bound on waiting. A started program that has waited for nearly `scheduler.fair.bound` gets a backend
 //! reserved: nothing else is admitted there until room is made, at the cost of programs that came after it.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::{DispatchKind, PauseReason};
+use crate::event::BackendId;
+use crate::policy::GIANT;
+use crate::program::{Pid, Program, known};
+use crate::reclaim::Evictable;
+use crate::scheduler::Scheduler;
 use crate::units::Tokens;
+use std::cmp::Reverse;
+use std::time::Duration;
 
 /// Share of the bound after which a backend is reserved. In simulation most are then admitted within
 /// seconds, the slowest within a tenth of the bound.
@@ -11,9 +19,9 @@ const RESERVE_AFTER: f64 = 0.9;
 const LEASE_SETTLED: Duration = Duration::from_secs(60);
 
 impl Scheduler {
-    /// Reserves a backend for whoever has waited too long, longest first and one a backend, and admits those
-    /// for whom there is room by now.
-    pub(super) fn serve_overdue(&mut self) {
+    /// Reserves a backend for each program that has waited too long, longest wait first, and admits those programs
+    /// for which there is room by now.
+    pub(crate) fn serve_overdue(&mut self) {
         let limit = self.policy.settings.fair.bound.mul_f64(RESERVE_AFTER);
         let late = |&&(since, _): &&(Duration, Pid)| self.now.saturating_sub(since) >= limit;
         let overdue: Vec<Pid> =
@@ -35,17 +43,17 @@ impl Scheduler {
         let room = |backend: &BackendLedger| {
             let effective = self.effective(backend, Some(program.class)).map_or(i64::MAX / 2, |tokens| tokens.0 as i64);
             let evictable = self.evictable(backend, Tokens(u64::MAX), Some(pid)).tokens.0 as i64;
-            effective - backend.claims.0 as i64 + evictable + backend.shadow.resident(pid).0 as i64 / 2
+            effective - backend.claims().0 as i64 + evictable + backend.shadow().resident(pid).0 as i64 / 2
         };
         let open = |id: &BackendId| !self.reservations.contains_key(id) && !self.avoids(program, *id);
         let open = self.backends.iter().filter(|(id, backend)| backend.usable() && open(id));
-        let on = open.max_by_key(|(id, backend)| (room(backend), std::cmp::Reverse(**id))).map(|(&id, _)| id)?;
+        let on = open.max_by_key(|(id, backend)| (room(backend), Reverse(**id))).map(|(&id, _)| id)?;
         self.reservations.insert(on, pid);
         Some(on)
     }
 
-    /// It waits no longer, or not there.
-    pub(super) fn cancel_reservation(&mut self, pid: Pid) {
+    /// The program waits no longer, or not there.
+    pub(crate) fn cancel_reservation(&mut self, pid: Pid) {
         for (&on, _) in self.reservations.iter().filter(|(_, of)| **of == pid) {
             self.dirty.backends.insert(on);
         }
@@ -55,7 +63,7 @@ impl Scheduler {
     /// Frees room on the backend reserved for the program; true when it fits. It only has to fit now: neither
     /// forecast nor promised prefill keep it out.
     fn make_way(&mut self, pid: Pid, on: BackendId) -> bool {
-        let (Some(program), Some(backend)) = (self.programs.get(&pid), self.backends.get(&on)) else {
+        let (Some(program), Some(backend)) = (known(self.programs.get(&pid)), known(self.backends.get(&on))) else {
             return false;
         };
         let Some(missing) = self.missing(program, on, backend) else {
@@ -67,10 +75,10 @@ impl Scheduler {
         }
         let fits = found.tokens >= missing;
         if !fits {
-            // Not yet. What ends its turn from now on goes if it is younger, and in the end whoever it is.
+            // Not yet. A program that ends its turn from now on goes if it is younger, and past the bound in any case.
             let patient = program.waited(self.now) < self.policy.settings.fair.bound;
             let age = (program.first_seen, pid);
-            found = Default::default();
+            found = Evictable::default();
             self.add_settled(backend, missing, &mut found, |other| !patient || other > age);
         }
         for victim in found.programs {
@@ -83,8 +91,8 @@ impl Scheduler {
     fn missing(&self, program: &Program, on: BackendId, backend: &BackendLedger) -> Option<Tokens> {
         let effective = self.effective(backend, Some(program.class)).filter(|_| !backend.empty())?;
         let need = self.need_on(program, on, self.need(program).1);
-        let wanted = (need - self.shared(program.class)).min(effective.scale(policy::GIANT));
-        Some(wanted + backend.claims - effective).filter(|&missing| missing > Tokens::ZERO)
+        let wanted = (need - self.shared(program.class)).min(effective.scale(GIANT));
+        Some(wanted + backend.claims() - effective).filter(|&missing| missing > Tokens::ZERO)
     }
 
     /// Idle programs on leases that have paid off, youngest first, until `wanted` is reached.
@@ -96,7 +104,7 @@ impl Scheduler {
         may_go: impl Fn((Duration, Pid)) -> bool,
     ) {
         let settled = |program: &Program| self.now.saturating_sub(program.leased_since) >= LEASE_SETTLED;
-        let idle = backend.idle.iter().filter_map(|&(_, pid)| Some((pid, self.programs.get(&pid)?)));
+        let idle = backend.idle().iter().filter_map(|&(_, pid)| Some((pid, self.programs.get(&pid)?)));
         let able = idle
             .filter(|(pid, program)| settled(program) && program.waiting.is_empty() && !found.programs.contains(pid));
         let mut ages: Vec<_> =

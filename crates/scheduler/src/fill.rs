@@ -1,10 +1,18 @@
 //! Who goes next, and where: started programs by age, then new ones in the order they came.
 
-use super::forecast::Member;
-use super::forecast::peak::PeakForecast;
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::{Decision, DispatchKind, HoldReason, PauseReason};
+use crate::event::{BackendId, StepId};
+use crate::forecast::Member;
+use crate::forecast::peak::PeakForecast;
+use crate::policy::{GIANT, LOOK_AHEAD, PREFILL_GATE, PREFILL_LIGHT, PREFILL_PATIENCE};
+use crate::program::{Pid, Program, known};
+use crate::queue::Candidates;
+use crate::reclaim::Evictable;
+use crate::scheduler::Scheduler;
 use crate::settings::Routing;
 use crate::units::Tokens;
+use std::time::Duration;
 
 /// What placing a program on a backend would take.
 struct Placement {
@@ -15,7 +23,7 @@ struct Placement {
 
 impl Scheduler {
     /// Dispatches whatever fits now.
-    pub(super) fn fill(&mut self) {
+    pub(crate) fn fill(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         if self.frozen || self.draining || self.queue.len() == 0 {
             return;
@@ -29,7 +37,7 @@ impl Scheduler {
         self.serve_overdue();
         // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
         // ends; but not for ever: then everything behind it waits until there is room for it.
-        let started: Vec<Pid> = self.queue.started.iter().take(policy::LOOK_AHEAD).map(|&(_, pid)| pid).collect();
+        let started: Vec<Pid> = self.queue.started.iter().take(LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
             if self.admit(pid, dirty.candidates(pid)) {
                 // Those behind it may not have been looked at before.
@@ -83,9 +91,7 @@ impl Scheduler {
     /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
     fn admit(&mut self, pid: Pid, candidates: Candidates<'_>) -> bool {
         let looked_at = |program: &&Program| !candidates.is_empty() && !self.awaits_home(pid, program);
-        let Some(program) = self.programs.get(&pid).filter(looked_at) else {
-            return false;
-        };
+        let Some(program) = known(self.programs.get(&pid)).filter(looked_at) else { return false };
         let kind = if program.started() { DispatchKind::Resumed } else { DispatchKind::New };
         match self.choose(pid, candidates) {
             Ok(place) => {
@@ -107,7 +113,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn start_held(&mut self, pid: Pid, kind: DispatchKind) {
+    pub(crate) fn start_held(&mut self, pid: Pid, kind: DispatchKind) {
         let waiting = self.programs.get(&pid).map(|program| program.waiting.clone()).unwrap_or_default();
         for step in waiting {
             self.dispatch(step, kind);
@@ -118,7 +124,7 @@ impl Scheduler {
     fn choose(&self, pid: Pid, candidates: Candidates<'_>) -> Result<Placement, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
         let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
-        let weight: f64 = usable.iter().map(|(_, backend)| f64::from(backend.weight)).sum();
+        let weight: f64 = usable.iter().map(|(_, backend)| backend.weight()).sum();
         let leased: usize = usable.iter().map(|(_, backend)| self.forecast(backend).members()).sum();
         let mean = leased as f64 / weight;
         let mut best: Result<Placement, HoldReason> = Err(HoldReason::NoBackend);
@@ -139,7 +145,7 @@ impl Scheduler {
     }
 
     /// One of its held steps could not be delivered there.
-    pub(super) fn avoids(&self, program: &Program, on: BackendId) -> bool {
+    pub(crate) fn avoids(&self, program: &Program, on: BackendId) -> bool {
         program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid.contains(&on)))
     }
 
@@ -160,7 +166,7 @@ impl Scheduler {
         let free = effective.map(|effective| effective.0 as i64 - self.weighed_claims(backend).0 as i64);
         let limits = effective.zip(free).filter(|_| !backend.empty());
         let missing = |need: Tokens, (effective, free): (Tokens, i64)| {
-            (need - shared).min(effective.scale(policy::GIANT)).0 as i64 - free
+            (need - shared).min(effective.scale(GIANT)).0 as i64 - free
         };
         // It needs its context at the least: for most of a long queue that settles it.
         if limits.is_some_and(|limits| missing(program.context, limits) > self.forecast(backend).evictable.0 as i64) {
@@ -169,7 +175,7 @@ impl Scheduler {
         let (prompt, held) = self.need(program);
         let need = self.need_on(program, id, held);
         let present = if backend.has_class(program.class) { shared } else { Tokens::ZERO };
-        let recompute = backend.recompute(prompt - present - backend.shadow.resident(pid));
+        let recompute = backend.recompute(prompt - present - backend.shadow().resident(pid));
         let mut victims = Evictable::default();
         if let Some(limits) = limits {
             if !self.passes_prefill_gate(program, backend, recompute) {
@@ -186,8 +192,7 @@ impl Scheduler {
                 return Err(HoldReason::NoRoomAhead);
             }
         }
-        let crowding =
-            self.forecast(backend).members() as f64 / f64::from(backend.weight) / mean.max(f64::MIN_POSITIVE);
+        let crowding = self.forecast(backend).members() as f64 / backend.weight() / mean.max(f64::MIN_POSITIVE);
         let balance = if mean > 0.0 { 0.5 * crowding } else { 0.0 };
         let room = effective.zip(free).map_or(0.0, |(effective, free)| free as f64 / effective.as_f64().max(1.0));
         let cost = (recompute + victims.recompute).as_secs_f64() - 0.5 * room + balance;
@@ -209,13 +214,13 @@ impl Scheduler {
 
     /// The backend's forecast, made anew if need be.
     fn forecast<'a>(&self, backend: &'a BackendLedger) -> &'a PeakForecast {
-        backend.forecast.get_or_init(|| {
+        backend.forecast(|| {
             let mut evictable = Tokens::ZERO;
             let leaves = |program: &Program| {
                 program.inactive() && self.worth_evicting(backend, program.last_active, program.charge)
             };
-            let mut members = Vec::with_capacity(backend.leased.len());
-            for program in backend.leased.iter().filter_map(|pid| self.programs.get(pid)) {
+            let mut members = Vec::with_capacity(backend.leased().len());
+            for program in backend.leased().iter().filter_map(|pid| self.programs.get(pid)) {
                 if leaves(program) {
                     evictable += program.charge;
                 } else {
@@ -226,7 +231,7 @@ impl Scheduler {
                 }
             }
             let capacity = self.effective(backend, None).unwrap_or_default();
-            let evictable = (evictable, backend.leased.len());
+            let evictable = (evictable, backend.leased().len());
             PeakForecast::new(&self.growth, &members, evictable, capacity, self.policy.settings.forecast.horizon)
         })
     }
@@ -238,20 +243,20 @@ impl Scheduler {
     /// Heavy prefill waits while enough is promised: the next first token would come after all of it.
     fn passes_prefill_gate(&self, program: &Program, backend: &BackendLedger, recompute: Duration) -> bool {
         let waited = program.waited(self.now);
-        backend.promised < policy::PREFILL_GATE
-            || recompute <= policy::PREFILL_LIGHT
-            || (program.started() && waited >= policy::PREFILL_PATIENCE)
+        backend.promised() < PREFILL_GATE
+            || recompute <= PREFILL_LIGHT
+            || (program.started() && waited >= PREFILL_PATIENCE)
     }
 
     /// What the program would be charged with there: its steps in flight go on although its lease is lost.
-    pub(super) fn need_on(&self, program: &Program, on: BackendId, held: Tokens) -> Tokens {
+    pub(crate) fn need_on(&self, program: &Program, on: BackendId, held: Tokens) -> Tokens {
         let runs = program.running.iter().filter_map(|id| self.steps.get(id)?.run.as_ref());
         let running: Tokens = runs.filter(|run| run.backend == on).map(|run| run.estimate).sum();
         program.context.max(held + running)
     }
 
     /// Prompt tokens of the largest held step, and what all held steps together come to.
-    pub(super) fn need(&self, program: &Program) -> (Tokens, Tokens) {
+    pub(crate) fn need(&self, program: &Program) -> (Tokens, Tokens) {
         let mut prompt = Tokens::ZERO;
         let mut all = Tokens::ZERO;
         for step in program.waiting.iter().filter_map(|id| self.steps.get(id)) {
@@ -263,7 +268,7 @@ impl Scheduler {
     }
 
     /// Announces what the event under way has put in the queue and left there.
-    pub(super) fn note_held(&mut self) {
+    pub(crate) fn note_held(&mut self) {
         for id in std::mem::take(&mut self.queue.unannounced) {
             let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else {
                 continue;
@@ -275,7 +280,7 @@ impl Scheduler {
     }
 
     /// Why a step waits now.
-    pub(super) fn reason(&self, program: Option<&Program>) -> HoldReason {
+    pub(crate) fn reason(&self, program: Option<&Program>) -> HoldReason {
         if self.frozen {
             HoldReason::Frozen
         } else if !self.backends.values().any(BackendLedger::usable) {

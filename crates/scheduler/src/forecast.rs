@@ -11,8 +11,8 @@
 //! A program that nobody releases counts as ended while it is idle for longer than tools take, and no longer
 //! once it comes back. A crowd of small programs tells of small programs only.
 
-use super::policy::LARGEST;
-use super::snapshot::Experience;
+use crate::policy::LARGEST;
+use crate::snapshot::Experience;
 pub mod peak;
 
 use crate::units::Tokens;

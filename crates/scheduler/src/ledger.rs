@@ -1,56 +1,54 @@
-//! Leases and charges. Claims change here and nowhere else, always together with what they are the sum of.
+//! Leases and charges: what a program says of its lease, and what its backend's ledger says, change together here.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::{Decision, PauseReason};
+use crate::event::BackendId;
+use crate::program::{Pid, known};
+use crate::scheduler::Scheduler;
 use crate::units::Tokens;
 
 impl Scheduler {
-    pub(super) fn shared(&self, class: u64) -> Tokens {
+    pub(crate) fn shared(&self, class: u64) -> Tokens {
         self.classes.shared(class)
     }
 
     /// Tokens that programs may claim on the backend, with `class` among them; `None`: no limit known.
-    pub(super) fn effective(&self, backend: &BackendLedger, with: Option<u64>) -> Option<Tokens> {
-        backend.effective(self.policy.settings.headroom, |class| self.classes.shared(class), with)
+    pub(crate) fn effective(&self, backend: &BackendLedger, with: Option<u64>) -> Option<Tokens> {
+        backend.effective(self.policy.settings.headroom, &self.classes, with)
     }
 
     /// Gives the program a lease; its steps must be started next.
-    pub(super) fn lease(&mut self, pid: Pid, on: BackendId) {
-        let came =
-            self.programs.get(&pid).zip(self.backends.get(&on)).filter(|(_, backend)| backend.forecast.get().is_some());
-        let came = came.map(|(program, backend)| {
-            let need = self.need_on(program, on, self.need(program).1);
-            let capacity = self.effective(backend, None).unwrap_or_default();
-            need - self.shared(program.class) + self.growth.left(need, capacity)
-        });
-        let (Some(program), Some(backend)) = (self.programs.get_mut(&pid), self.backends.get_mut(&on)) else {
+    pub(crate) fn lease(&mut self, pid: Pid, on: BackendId) {
+        let comes_to = self.comes_to(pid, on);
+        let (Some(program), Some(backend)) = (known(self.programs.get_mut(&pid)), known(self.backends.get_mut(&on)))
+        else {
             return;
         };
         program.lease = Some(on);
         program.leased_since = self.now;
-        backend.leased.insert(pid);
-        backend.lease_changed(came);
-        backend.enter_class(program.class);
-        backend.idle.insert((program.last_active, pid));
+        backend.lease((program.last_active, pid), program.class, comes_to);
         self.recharge(pid);
     }
 
-    /// Takes the program's lease and its charge. What it leaves in the cache stays in the shadow.
-    pub(super) fn unlease(&mut self, pid: Pid, reason: Option<PauseReason>) {
-        let Some(program) = self.programs.get_mut(&pid) else {
-            return;
-        };
+    /// Tokens that the program will need there in the end; `None`: the backend has no forecast that asks for them.
+    fn comes_to(&self, pid: Pid, on: BackendId) -> Option<Tokens> {
+        let backend = self.backends.get(&on).filter(|backend| backend.has_forecast())?;
+        let program = self.programs.get(&pid)?;
+        let need = self.need_on(program, on, self.need(program).1);
+        let capacity = self.effective(backend, None).unwrap_or_default();
+        Some(need - self.shared(program.class) + self.growth.left(need, capacity))
+    }
+
+    /// Takes the program's lease, if it has one, and its charge. What it leaves in the cache stays in the shadow.
+    pub(crate) fn unlease(&mut self, pid: Pid, reason: Option<PauseReason>) {
+        let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         let Some(on) = program.lease.take() else {
+            // It was held or unleased already.
             return;
         };
         let charge = std::mem::take(&mut program.charge);
-        if let Some(backend) = self.backends.get_mut(&on) {
-            backend.leased.remove(&pid);
-            backend.lease_changed(None);
-            backend.claims -= charge;
-            if backend.idle.remove(&(program.last_active, pid)) {
-                backend.idle_claims -= charge;
-            }
-            backend.leave_class(program.class);
+        if let Some(backend) = known(self.backends.get_mut(&on)) {
+            backend.unlease((program.last_active, pid), program.class, charge);
             self.dirty.backends.insert(on);
         }
         if let Some(reason) = reason {
@@ -60,60 +58,43 @@ impl Scheduler {
         }
     }
 
-    /// Brings the program's charge in line with its footprint.
-    pub(super) fn recharge(&mut self, pid: Pid) {
-        let Some(program) = self.programs.get_mut(&pid) else {
+    /// Brings the charge of a program with a lease in line with its footprint.
+    pub(crate) fn recharge(&mut self, pid: Pid) {
+        let Some(program) = known(self.programs.get_mut(&pid)) else { return };
+        let Some(on) = program.lease else {
+            // Without a lease nothing is charged.
             return;
         };
-        let Some(backend) = program.lease.and_then(|on| self.backends.get_mut(&on)) else {
-            return;
-        };
+        let Some(backend) = known(self.backends.get_mut(&on)) else { return };
         let charge = program.footprint(&self.steps, self.classes.shared(program.class));
         let before = std::mem::replace(&mut program.charge, charge);
-        backend.claims = backend.claims + charge - before;
         if charge < before {
-            self.dirty.backends.extend(program.lease);
+            self.dirty.backends.insert(on);
         }
-        if backend.idle.contains(&(program.last_active, pid)) {
-            backend.idle_claims = backend.idle_claims + charge - before;
-        } else {
-            backend.shrink_shadow(|class| self.classes.shared(class));
+        backend.recharge((program.last_active, pid), before, charge, &self.classes);
+    }
+
+    /// The program's first step starts, on its lease if it has one.
+    pub(crate) fn mark_busy(&mut self, pid: Pid) {
+        let Some(program) = known(self.programs.get_mut(&pid)) else { return };
+        if let Some(backend) = program.lease.and_then(|on| known(self.backends.get_mut(&on))) {
+            backend.mark_busy((program.last_active, pid), program.charge);
         }
     }
 
-    /// The program's first step on its lease starts: it is idle no longer, its blocks are pinned.
-    pub(super) fn mark_busy(&mut self, pid: Pid) {
-        let Some(program) = self.programs.get_mut(&pid) else {
-            return;
-        };
-        let Some(backend) = program.lease.and_then(|on| self.backends.get_mut(&on)) else {
-            return;
-        };
-        if backend.idle.remove(&(program.last_active, pid)) {
-            backend.idle_claims -= program.charge;
-        }
-        backend.shadow.take(pid);
-    }
-
-    /// The program's last step on its lease is over: it is idle from now on.
-    pub(super) fn mark_idle(&mut self, pid: Pid) {
-        let Some(program) = self.programs.get_mut(&pid) else {
-            return;
-        };
+    /// The program's last step is over: it is idle from now on.
+    pub(crate) fn mark_idle(&mut self, pid: Pid) {
+        let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         program.last_active = self.now;
-        let Some(backend) = program.lease.and_then(|on| self.backends.get_mut(&on)) else {
-            return;
-        };
-        backend.idle.insert((program.last_active, pid));
-        backend.idle_claims += program.charge;
-        backend.shadow.leave(pid, program.charge, self.now);
-        backend.shrink_shadow(|class| self.classes.shared(class));
+        if let Some(backend) = program.lease.and_then(|on| known(self.backends.get_mut(&on))) {
+            backend.mark_idle((program.last_active, pid), program.charge, &self.classes);
+        }
     }
 
     /// A class has learned its shared prefix: every charge that it is part of follows.
-    pub(super) fn recharge_class(&mut self, class: u64) {
+    pub(crate) fn recharge_class(&mut self, class: u64) {
         self.dirty.all = true;
-        let leased: Vec<Pid> = self.backends.values().flat_map(|backend| backend.leased.iter().copied()).collect();
+        let leased: Vec<Pid> = self.backends.values().flat_map(|backend| backend.leased().iter().copied()).collect();
         for pid in leased {
             if self.programs.get(&pid).is_some_and(|program| program.class == class) {
                 self.recharge(pid);

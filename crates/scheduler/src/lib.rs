@@ -1,29 +1,120 @@
-//! The heart: decides when and where each step runs. Sans I/O: events with a timestamp go in,
-//! decisions come out, and the same events always give the same decisions.
+//! Decides when and where the steps of agent programs run on a fleet of LLM servers.
 //!
-//! A program that is *leased* has its KV cache on a backend and is charged there with its footprint; its
-//! steps go at once. A program without a lease is *held* until it fits ([`fill`]). Room is made by taking
-//! the lease of idle programs ([`reclaim`]). One scheduler serves one model pool.
+//! A *program* is an agent at work: a conversation that grows by *steps* (requests to a model), with tools that run
+//! between them. Its KV cache is worth keeping from one step to the next. A program that is *leased* has its cache on
+//! one backend and is charged there with its *footprint*, in tokens; its steps go at once. A program without a lease
+//! is *held* until it fits; what fits is computed from what all programs of the backend will grow to. Room is made by
+//! taking the leases of idle programs, when keeping them has cost more than computing their context again would.
+//!
+//! One [`Scheduler`] serves one model pool: backends that serve the same model.
+//!
+//! # Sans I/O
+//!
+//! The scheduler reads no clock, opens no socket, starts no task, logs nothing and draws no random number. The caller
+//! hands it each [`Event`] with the time at which it happened, and carries out the [`Decision`]s that come back, in
+//! their order. The same events at the same times give the same decisions, so a simulator, a test and a proxy all run
+//! the same code, and what went wrong once can be replayed.
+//!
+//! # Calls
+//!
+//! There are four kinds:
+//!
+//! 1. **Events in, decisions out**: [`Scheduler::handle`]. Nothing else schedules.
+//! 2. **Views**: [`Scheduler::programs`], [`Scheduler::program`], [`Scheduler::loads`], [`Scheduler::open_steps`],
+//!    [`Scheduler::held_steps`]: what an operator wants to see.
+//! 3. **Settings**: [`Scheduler::new`] and [`Scheduler::set_policy`], with [`Settings`] that can be read from a file.
+//! 4. **What outlives a restart**: [`Scheduler::snapshot`], [`Scheduler::snapshot_programs`], [`Scheduler::restore`].
+//!
+//! # Events
+//!
+//! - Of a step: [`Event::Arrive`], then, once it was dispatched, [`Event::FirstToken`] and [`Event::Progress`], and in
+//!   any case [`Event::End`], also when its client leaves while it is held. [`Event::Undelivered`] puts it back.
+//! - Of a program: [`Event::Release`]. Programs that nobody releases expire.
+//! - Of a backend: [`Event::BackendAdded`], [`Event::BackendUp`], [`Event::BackendDown`], [`Event::BackendDraining`],
+//!   [`Event::BackendRemoved`], and [`Event::Report`] with what its metrics say.
+//! - Of the whole: [`Event::Tick`] every [`Settings::tick`], [`Event::Freeze`], [`Event::Drain`].
+//!
+//! # Decisions
+//!
+//! Two have to be carried out: [`Decision::Dispatch`] and [`Decision::Refuse`]. All others are for the record.
+//!
+//! # Example
+//!
+//! ```
+//! use std::time::Duration;
+//! use thundergate_scheduler::units::Tokens;
+//! use thundergate_scheduler::{
+//!     Arrival, BackendId, Decision, Event, Outcome, Policy, ProgramKey, Scheduler, StepId, Usage,
+//! };
+//!
+//! let mut scheduler = Scheduler::new(Policy::default());
+//! let mut decisions = Vec::new();
+//! let backend = BackendId(0);
+//! let capacity = Some(Tokens(100_000));
+//! scheduler.handle(Duration::ZERO, Event::BackendAdded { backend, weight: 1, capacity }, &mut decisions);
+//! scheduler.handle(Duration::ZERO, Event::BackendUp(backend), &mut decisions);
+//!
+//! let step = StepId(1);
+//! let program = ProgramKey { tenant: "".into(), id: "agent-1".into() };
+//! let arrival = Arrival { step, program: Some(program.clone()), prompt_bytes: 8_000, ..Arrival::default() };
+//! scheduler.handle(Duration::from_secs(1), Event::Arrive(arrival), &mut decisions);
+//! assert!(matches!(decisions[..], [Decision::Dispatch { backend: BackendId(0), .. }]));
+//!
+//! // The answer came, and the backend counted 2,100 tokens: they are charged until the program ends.
+//! let usage = Usage { prompt: Tokens(2_000), completion: Tokens(100), cached: None };
+//! let outcome = Outcome::Completed(Some(usage));
+//! scheduler.handle(Duration::from_secs(5), Event::End { step, outcome }, &mut decisions);
+//! assert_eq!(scheduler.loads()[0].charged_idle, Tokens(2_100));
+//! scheduler.handle(Duration::from_secs(6), Event::Release(program), &mut decisions);
+//! assert_eq!(scheduler.loads()[0].charged_idle, Tokens::ZERO);
+//! assert_eq!(scheduler.check(), Ok(()));
+//! ```
+//!
+//! # Invariants
+//!
+//! After every event, in debug builds and tests ([`Scheduler::check`] tells which one is broken):
+//!
+//! - A backend's claims are the sum of the charges of the programs leased there, and a charge is its program's
+//!   footprint; both are zero when no program is left.
+//! - A program has at most one lease, and a leased program never waits for room.
+//! - A step is dispatched once for each time that it was held or arrived, and never to a backend that is down.
+//! - Each held step is dispatched or refused in the end, or its client leaves.
+//!
+//! Running steps are never interrupted. Admission alone never takes claims above the capacity; growth may, and so
+//! may steps that are forced in after [`settings::Hold::max`].
+//!
+//! # Formulas
+//!
+//! - Footprint of a program: max(context, Σ estimates of its steps in flight) − prefix that its class shares.
+//! - Room on a backend: capacity · (1 − headroom) · f − KV use that is not ours − Σ shared prefixes − claims. The
+//!   factor f falls while prefixes that ought to be cached are not.
+//! - Eviction: ski rental. A lease may go once idling has cost more than the stall that recomputing would cause.
+//! - Forecast: max over j of Σ footprints and growth of all programs that end no earlier than j; ends come from a
+//!   survival estimate (Kaplan and Meier, Nonparametric estimation from incomplete observations, 1958).
+//!
+//! The feature `settings` adds a JSON Schema (`schemars`) and bounds (`garde`) to [`Settings`].
 
 mod backend;
 mod check;
-mod class;
-mod dirty;
+mod decision;
+mod dispatch;
 pub mod duration;
 mod estimate;
-pub mod event;
+mod event;
 mod expiry;
 mod fairness;
 mod feedback;
 mod fill;
 mod forecast;
+mod handle;
 mod ledger;
 mod membership;
+mod outcome;
 mod policy;
 mod program;
 mod queue;
 mod reclaim;
-mod restore;
+mod scheduler;
 pub mod settings;
 mod shadow;
 mod snapshot;
@@ -34,131 +125,10 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use event::*;
+pub use decision::{Decision, DispatchKind, EndKind, HoldReason, PauseReason, RefuseReason};
+pub use event::{Arrival, BackendId, BackendReport, Event, Life, Outcome, PROGRESS, PoolId, ProgramKey, StepId, Usage};
 pub use policy::Policy;
+pub use scheduler::Scheduler;
 pub use settings::{Feedback, OnTimeout, Routing, Settings};
 pub use snapshot::{BackendSnapshot, Experience, ProgramSnapshot, SchedulerSnapshot};
 pub use view::{LoadView, ProgramView};
-
-use backend::BackendLedger;
-use class::Classes;
-use dirty::{Candidates, Dirty};
-use estimate::Learned;
-use forecast::Growth;
-use program::{ById, Pid, Program, StepState};
-use queue::Queue;
-use reclaim::Evictable;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
-
-/// The scheduler of one model pool. Times are durations since a start of the caller's choice.
-#[derive(Debug)]
-pub struct Scheduler {
-    policy: Policy,
-    now: Duration,
-    backends: BTreeMap<BackendId, BackendLedger>,
-    /// Known keys; a released program whose step still runs is no longer among them.
-    keys: HashMap<ProgramKey, Pid>,
-    programs: ById<Pid, Program>,
-    /// The same, in the order in which they began: to be walked in portions.
-    by_start: BTreeSet<Pid>,
-    /// Programs without a step in flight or held, longest idle first.
-    inactive: BTreeSet<(Duration, Pid)>,
-    /// Those among them that are idle since before this time count as ended.
-    presumed_over: Duration,
-    steps: ById<StepId, StepState>,
-    queue: Queue,
-    dirty: Dirty,
-    /// Backends kept free for a program that has waited too long.
-    reservations: BTreeMap<BackendId, Pid>,
-    learned: Learned,
-    growth: Growth,
-    classes: Classes,
-    frozen: bool,
-    draining: bool,
-    /// Since when no backend has been usable.
-    no_backend_since: Option<Duration>,
-    /// Round robin goes on after this one.
-    last_choice: Option<BackendId>,
-    next_pid: u64,
-    next_order: u64,
-    /// Counts changes of what [`Scheduler::snapshot`] gives.
-    revision: u64,
-    /// When a snapshot was restored.
-    restored_at: Option<Duration>,
-    out: Vec<Decision>,
-}
-
-impl Scheduler {
-    #[must_use]
-    pub fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            now: Duration::ZERO,
-            backends: BTreeMap::new(),
-            keys: HashMap::new(),
-            programs: ById::default(),
-            by_start: BTreeSet::new(),
-            inactive: BTreeSet::new(),
-            presumed_over: Duration::ZERO,
-            steps: ById::default(),
-            queue: Queue::default(),
-            dirty: Dirty::default(),
-            reservations: BTreeMap::new(),
-            learned: Learned::new(),
-            growth: Growth::default(),
-            classes: Classes::default(),
-            frozen: false,
-            draining: false,
-            no_backend_since: Some(Duration::ZERO),
-            last_choice: None,
-            next_pid: 0,
-            next_order: 0,
-            revision: 0,
-            restored_at: None,
-            out: Vec::new(),
-        }
-    }
-
-    /// Takes in what happened at `now` and appends what is to be done. A time before the last event's
-    /// counts as the last event's.
-    pub fn handle(&mut self, now: Duration, event: Event, decisions: &mut Vec<Decision>) {
-        self.now = self.now.max(now);
-        let touched = self.touches(&event);
-        match event {
-            Event::Arrive(arrival) => self.arrive(arrival),
-            Event::FirstToken(step) => self.first_token(step),
-            Event::Progress { step, output } => self.progress(step, output),
-            Event::End { step, outcome } => self.end(step, outcome),
-            Event::Undelivered(step) => self.undelivered(step),
-            Event::Release(key) => self.release(&key),
-            Event::BackendAdded { backend, weight, capacity } => self.backend_added(backend, weight, capacity),
-            Event::BackendUp(backend) => self.backend_up(backend),
-            Event::BackendDown(backend) => self.backend_down(backend),
-            Event::BackendDraining(backend) => self.backend_draining(backend),
-            Event::BackendRemoved(backend) => self.backend_removed(backend),
-            Event::Report { backend, report } => self.report(backend, report),
-            Event::Freeze(frozen) => self.freeze(frozen),
-            Event::Drain => self.drain(),
-            Event::Tick => self.tick(),
-        }
-        self.fill();
-        self.note_held();
-        self.revision += u64::from(touched || self.out.iter().any(snapshot::tells_of_change));
-        decisions.append(&mut self.out);
-        debug_assert_eq!(self.check(), Ok(()));
-    }
-
-    /// Other settings, from the next event on. Not another `routing`: the ledgers follow from it.
-    pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = Policy { routing: self.policy.routing, ..policy };
-        self.dirty.all = true;
-        for backend in self.backends.values_mut() {
-            backend.forecast.take();
-        }
-    }
-
-    fn decide(&mut self, decision: Decision) {
-        self.out.push(decision);
-    }
-}

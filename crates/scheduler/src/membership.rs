@@ -1,36 +1,37 @@
-//! Backends that come, go, start anew and report.
+//! Backends that come, go, start anew and report. A backend that is not known may have been removed while its news
+//! was under way: such events change nothing.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::PauseReason;
+use crate::event::{BackendId, BackendReport};
+use crate::program::Pid;
+use crate::scheduler::Scheduler;
 use crate::units::Tokens;
+use std::time::Duration;
 
 impl Scheduler {
-    pub(super) fn backend_added(&mut self, id: BackendId, weight: u32, capacity: Option<Tokens>) {
+    pub(crate) fn backend_added(&mut self, id: BackendId, weight: u32, capacity: Option<Tokens>) {
         let backend = self.backends.entry(id).or_insert_with(|| BackendLedger::new(weight, capacity));
         backend.configure(weight, capacity);
-        backend.forecast.take();
+        backend.forget_forecast();
         self.dirty.backends.insert(id);
-        backend.shrink_shadow(|class| self.classes.shared(class));
+        backend.shrink_shadow(&self.classes);
     }
 
-    pub(super) fn backend_up(&mut self, id: BackendId) {
-        let Some(backend) = self.backends.get_mut(&id) else {
-            return;
-        };
+    pub(crate) fn backend_up(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else { return };
         backend.rise(self.now, self.policy.slow_start);
-        backend.draining = false;
-        // Also of those that run elsewhere by now: should that fail as well, they may return here.
+        // Steps that run elsewhere by now are told as well: should that backend fail too, they may return here.
         self.steps.values_mut().for_each(|step| step.avoid.retain(|&avoided| avoided != id));
         self.restore_cache(id);
         self.note_no_backend();
     }
 
     /// Its leases are dropped at once: held steps may go elsewhere, and so may every next turn.
-    pub(super) fn backend_down(&mut self, id: BackendId) {
-        let Some(backend) = self.backends.get_mut(&id) else {
-            return;
-        };
+    pub(crate) fn backend_down(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else { return };
         backend.fall();
-        let leased: Vec<Pid> = backend.leased.iter().copied().collect();
+        let leased: Vec<Pid> = backend.leased().iter().copied().collect();
         for pid in leased {
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
@@ -38,12 +39,11 @@ impl Scheduler {
         self.note_no_backend();
     }
 
-    pub(super) fn backend_draining(&mut self, id: BackendId) {
-        let Some(backend) = self.backends.get_mut(&id) else {
-            return;
-        };
-        backend.draining = true;
-        let idle: Vec<Pid> = backend.idle.iter().map(|&(_, pid)| pid).collect();
+    /// Its idle programs lose their leases at once, the others as their turns end.
+    pub(crate) fn backend_draining(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(&id) else { return };
+        backend.drain();
+        let idle: Vec<Pid> = backend.idle().iter().map(|&(_, pid)| pid).collect();
         for pid in idle {
             self.unlease(pid, Some(PauseReason::Draining));
         }
@@ -51,18 +51,16 @@ impl Scheduler {
         self.note_no_backend();
     }
 
-    pub(super) fn backend_removed(&mut self, id: BackendId) {
+    pub(crate) fn backend_removed(&mut self, id: BackendId) {
         self.backend_down(id);
         self.backends.remove(&id);
         self.note_no_backend();
     }
 
-    pub(super) fn report(&mut self, id: BackendId, report: BackendReport) {
-        let Some(backend) = self.backends.get_mut(&id) else {
-            return;
-        };
+    pub(crate) fn report(&mut self, id: BackendId, report: BackendReport) {
+        let Some(backend) = self.backends.get_mut(&id) else { return };
         self.dirty.backends.insert(id);
-        backend.forecast.take();
+        backend.forget_forecast();
         if report.restarted {
             backend.restarted();
             let runs = self.steps.values_mut().filter_map(|step| step.run.as_mut());
@@ -70,20 +68,20 @@ impl Scheduler {
                 run.promise = Duration::ZERO;
             }
         }
-        backend.life = report.life.or(backend.life);
+        backend.reported_life(report.life);
         if let Some(capacity) = report.capacity {
             backend.reported_capacity(capacity);
         }
         if let Some(share) = report.kv_usage {
-            backend.saw_usage(share, |class| self.classes.shared(class));
+            backend.saw_usage(share, &self.classes);
         }
         if let Some(rate) = report.prefill_rate {
             backend.saw_rate(rate);
         }
-        backend.shrink_shadow(|class| self.classes.shared(class));
+        backend.shrink_shadow(&self.classes);
     }
 
-    /// The wait for a backend counts from when the last one went.
+    /// Notes since when no backend is usable: the wait for one counts from then.
     fn note_no_backend(&mut self) {
         self.dirty.all = true;
         if self.backends.values().any(BackendLedger::usable) {

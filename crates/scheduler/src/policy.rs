@@ -33,7 +33,9 @@ pub const LARGEST: Tokens = Tokens(1 << 40);
 /// What the scheduler of one pool goes by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
+    /// How a step finds its backend; fixed for the life of a scheduler.
     pub routing: Routing,
+    /// What an operator sets.
     pub settings: Settings,
     /// A program without a step for this long is forgotten.
     pub idle_ttl: Duration,

@@ -1,6 +1,7 @@
 //! A program and its steps, as the scheduler keeps them.
 
-use super::event::{BackendId, HoldReason, PauseReason, ProgramKey, StepId};
+use crate::decision::{HoldReason, PauseReason};
+use crate::event::{BackendId, ProgramKey, StepId};
 use crate::units::Tokens;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -32,6 +33,13 @@ impl Hasher for Spread {
     fn finish(&self) -> u64 {
         self.0
     }
+}
+
+/// Takes what must be there. `None` is a bug: it stops a debug build, and a release build passes over it.
+#[track_caller]
+pub fn known<T>(found: Option<T>) -> Option<T> {
+    debug_assert!(found.is_some(), "the ledgers name what is not there");
+    found
 }
 
 #[derive(Debug)]

@@ -1,11 +1,16 @@
 //! Making room: whose lease may be taken, and in which order.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::PauseReason;
+use crate::event::StepId;
+use crate::program::{Pid, known};
+use crate::scheduler::Scheduler;
 use crate::units::Tokens;
+use std::time::Duration;
 
-/// Idle programs whose leases may be taken, and what that gives and costs.
+/// Idle programs whose leases may be taken, with the tokens that this frees and the time that it costs.
 #[derive(Default)]
-pub(super) struct Evictable {
+pub(crate) struct Evictable {
     pub programs: Vec<Pid>,
     pub tokens: Tokens,
     /// Time to compute their contexts again.
@@ -15,15 +20,13 @@ pub(super) struct Evictable {
 impl Scheduler {
     /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached;
     /// never `but`, for whom the room is made.
-    pub(super) fn evictable(&self, backend: &BackendLedger, wanted: Tokens, but: Option<Pid>) -> Evictable {
+    pub(crate) fn evictable(&self, backend: &BackendLedger, wanted: Tokens, but: Option<Pid>) -> Evictable {
         let mut found = Evictable::default();
-        for &(since, pid) in backend.idle.iter().filter(|(_, pid)| Some(*pid) != but) {
+        for &(since, pid) in backend.idle().iter().filter(|(_, pid)| Some(*pid) != but) {
             if found.tokens >= wanted {
                 break;
             }
-            let Some(program) = self.programs.get(&pid) else {
-                continue;
-            };
+            let Some(program) = known(self.programs.get(&pid)) else { continue };
             if program.waiting.is_empty() && self.worth_evicting(backend, since, program.charge) {
                 found.programs.push(pid);
                 found.tokens += program.charge;
@@ -33,9 +36,12 @@ impl Scheduler {
         found
     }
 
-    /// Ski rental: a lease is kept as long as holding it has cost less than losing it would. Losing it stalls
-    /// every step in flight for as long as the context takes to compute again.
-    pub(super) fn worth_evicting(&self, backend: &BackendLedger, since: Duration, tokens: Tokens) -> bool {
+    /// Whether a program that is idle `since` then and holds `tokens` may lose its lease. This is ski rental (Karlin et
+    /// al., Competitive snoopy caching, 1988: at most twice the cost of knowing the future): a lease is kept as long as
+    /// holding it has cost less than losing it would. Losing it stalls every step in flight for as long as the context
+    /// takes to compute again: idle > `evict.cost_factor` · steps · tokens / prefill speed. A program that is idle for
+    /// longer than nearly all tools take may lose it too: idle > `evict.idle_factor` · p99 of tool gaps.
+    pub(crate) fn worth_evicting(&self, backend: &BackendLedger, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
         let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.settings.evict.cost_factor;
         let gap = self.learned.gap_p99().map(|gap| gap.mul_f64(self.policy.settings.evict.idle_factor));
@@ -44,14 +50,13 @@ impl Scheduler {
 
     /// A leased, idle program begins a turn. Makes room for it where it does not fit; false: it was paused,
     /// for older programs are in the way. Steps that run are never interrupted.
-    pub(super) fn make_room_for_turn(&mut self, pid: Pid, step: StepId) -> bool {
-        let (Some(program), Some(step)) = (self.programs.get(&pid), self.steps.get(&step)) else {
+    pub(crate) fn make_room_for_turn(&mut self, pid: Pid, step: StepId) -> bool {
+        let (Some(program), Some(step)) = (known(self.programs.get(&pid)), known(self.steps.get(&step))) else {
             return false;
         };
-        let Some(backend) = program.lease.and_then(|on| self.backends.get(&on)) else {
-            return false;
-        };
+        let Some(backend) = known(program.lease.and_then(|on| self.backends.get(&on))) else { return false };
         let Some(effective) = self.effective(backend, None) else {
+            // Where no limit is known, everything fits.
             return true;
         };
         let turn = self.learned.prompt(Some(program), step.prompt_bytes) + self.learned.output(step.max_output);
@@ -62,7 +67,7 @@ impl Scheduler {
         }
         let mut victims = self.evictable(backend, over, Some(pid));
         let oldest =
-            || backend.leased.iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
+            || backend.leased().iter().filter_map(|other| Some((self.programs.get(other)?.first_seen, *other))).min();
         if victims.tokens < over {
             self.add_younger(backend, pid, over, &mut victims);
         }
@@ -79,14 +84,14 @@ impl Scheduler {
     /// Idle programs younger than `pid`, youngest first, until `wanted` is reached.
     fn add_younger(&self, backend: &BackendLedger, pid: Pid, wanted: Tokens, found: &mut Evictable) {
         let age = |pid: Pid| self.programs.get(&pid).map(|program| (program.first_seen, pid));
-        let mut younger: Vec<_> = backend.idle.iter().filter_map(|&(_, other)| age(other)).collect();
+        let mut younger: Vec<_> = backend.idle().iter().filter_map(|&(_, other)| age(other)).collect();
         younger.retain(|&other| Some(other) > age(pid) && !found.programs.contains(&other.1));
         younger.sort_unstable_by(|a, b| b.cmp(a));
         self.add(&younger, wanted, found);
     }
 
     /// Adds these in turn until `wanted` is reached.
-    pub(super) fn add(&self, these: &[(Duration, Pid)], wanted: Tokens, found: &mut Evictable) {
+    pub(crate) fn add(&self, these: &[(Duration, Pid)], wanted: Tokens, found: &mut Evictable) {
         for &(_, pid) in these {
             if found.tokens >= wanted {
                 return;
@@ -98,15 +103,15 @@ impl Scheduler {
 
     /// Claims with idle programs at their weight: whole, unless `scheduler.acting_weight` or
     /// `scheduler.acting_decay` says that an idle program counts for less.
-    pub(super) fn weighed_claims(&self, backend: &BackendLedger) -> Tokens {
+    pub(crate) fn weighed_claims(&self, backend: &BackendLedger) -> Tokens {
         let (weight, decay) = (self.policy.settings.acting_weight, self.policy.settings.acting_decay);
         if !decay {
-            return backend.claims - backend.idle_claims.scale(1.0 - weight);
+            return backend.claims() - backend.idle_claims().scale(1.0 - weight);
         }
         let weigh = |&(since, pid): &(Duration, Pid)| {
             let idle = self.now.saturating_sub(since).as_secs_f64();
             self.programs.get(&pid).map_or(Tokens::ZERO, |p| p.charge.scale(weight * (-idle).exp2()))
         };
-        backend.claims - backend.idle_claims + backend.idle.iter().map(weigh).sum()
+        backend.claims() - backend.idle_claims() + backend.idle().iter().map(weigh).sum()
     }
 }

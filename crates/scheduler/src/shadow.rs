@@ -4,7 +4,7 @@
 //! first. The shadow follows that: one entry a program, in order of last use, cut from the old end
 //! whenever running steps need the room. Leased and unleased programs alike: the cache knows no leases.
 
-use super::program::{ById, Pid};
+use crate::program::{ById, Pid};
 use crate::units::Tokens;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -12,9 +12,9 @@ mod snapshot;
 mod unreleased;
 mod world;
 
-use super::*;
-use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
+use crate::*;
+use std::time::Duration;
 use world::{World, policy, unforeseen, usage, with};
 
 #[test]

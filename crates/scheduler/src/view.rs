@@ -1,7 +1,12 @@
 //! What the control API sees.
 
-use super::*;
+use crate::backend::BackendLedger;
+use crate::decision::{HoldReason, PauseReason};
+use crate::event::{BackendId, ProgramKey};
+use crate::program::Pid;
+use crate::scheduler::Scheduler;
 use crate::units::Tokens;
+use std::time::Duration;
 
 /// One program.
 #[derive(Clone, Debug)]
@@ -87,14 +92,14 @@ impl Scheduler {
     pub fn loads(&self) -> Vec<LoadView> {
         let load = |(&id, backend): (&BackendId, &BackendLedger)| LoadView {
             backend: id,
-            up: backend.up,
-            draining: backend.draining,
+            up: backend.up(),
+            draining: backend.draining(),
             effective_capacity: self.effective(backend, None),
-            charged_running: backend.claims - backend.idle_claims,
-            charged_idle: backend.idle_claims,
-            leased_running: backend.leased.len() - backend.idle.len(),
-            leased_idle: backend.idle.len(),
-            in_flight: backend.in_flight,
+            charged_running: backend.claims() - backend.idle_claims(),
+            charged_idle: backend.idle_claims(),
+            leased_running: backend.leased().len() - backend.idle().len(),
+            leased_idle: backend.idle().len(),
+            in_flight: backend.in_flight(),
         };
         self.backends.iter().map(load).collect()
     }

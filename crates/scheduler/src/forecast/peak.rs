@@ -2,7 +2,7 @@
 //! one more can be asked about in O(log n). It is made anew when a lease comes or goes and once a tick; what the
 //! others grow in between is too little to matter. Where thousands are leased, some come and go first.
 
-use super::{Growth, Member};
+use crate::forecast::{Growth, Member};
 use crate::units::Tokens;
 use std::time::Duration;
 

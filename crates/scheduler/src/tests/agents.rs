@@ -1,8 +1,9 @@
 //! Agents in a closed loop around a scheduler, second by second: a step of two seconds, a tool of one, the next step.
 
-use super::super::*;
 use super::world::World;
 use crate::units::Tokens;
+use crate::*;
+use std::time::Duration;
 
 const STEP: Duration = Duration::from_secs(2);
 const TOOL: Duration = Duration::from_secs(1);

@@ -3,10 +3,10 @@
 
 mod compare;
 
-use super::super::*;
-use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
+use crate::*;
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 /// One life of a key.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! What may happen to a scheduler, drawn at random, and a scheduler to which it happens under the oracle's eyes.
 
-use super::super::*;
 use super::oracle::Oracle;
 use super::world::{key, policy};
-use crate::settings::{OnTimeout, Routing};
 use crate::units::Tokens;
+use crate::*;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Candidates for backends; an empty one may be taken by a new backend.
 const SLOTS: u8 = 3;

@@ -1,6 +1,7 @@
 //! What a scheduler remembers, and what another makes of it.
 
 use super::*;
+use std::collections::BTreeSet;
 
 const LIFE: Life = Life { started_ms: Some(1_700_000_000_000), prompt_tokens: 1_000 };
 
@@ -63,7 +64,7 @@ fn a_backend_that_has_restarted_gives_no_lease_back() {
             let next = world.arrive(program, 4_700);
             assert_eq!(world.went(next), Some(DispatchKind::Resumed));
         }
-        assert!(world.scheduler.backends.values().all(|backend| backend.shadow.total() == Tokens::ZERO));
+        assert!(world.scheduler.backends.values().all(|backend| backend.shadow().total() == Tokens::ZERO));
     }
 }
 

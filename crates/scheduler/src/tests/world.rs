@@ -228,9 +228,9 @@ pub fn assert_as_if_nothing_had_been(scheduler: &Scheduler) {
     assert_eq!(scheduler.queue.len(), 0);
     assert!(scheduler.queue.started.is_empty() && scheduler.queue.fresh.is_empty());
     for backend in scheduler.backends.values() {
-        assert_eq!(backend.claims, Tokens::ZERO);
-        assert_eq!(backend.in_flight, 0);
-        assert_eq!(backend.promised, Duration::ZERO);
-        assert!(backend.leased.is_empty() && backend.idle.is_empty());
+        assert_eq!(backend.claims(), Tokens::ZERO);
+        assert_eq!(backend.in_flight(), 0);
+        assert_eq!(backend.promised(), Duration::ZERO);
+        assert!(backend.leased().is_empty() && backend.idle().is_empty());
     }
 }

@@ -1,25 +1,22 @@
 //! A snapshot taken up again: programs at once, their leases when the backend turns out to be the one that it was.
 
-use super::feedback::CapacityFeedback;
-use super::policy::LARGEST;
-use super::shadow::Shadow;
-use super::*;
+use super::{BackendSnapshot, ProgramSnapshot, SchedulerSnapshot};
+use crate::backend::RestoredBackend;
+use crate::decision::DispatchKind;
+use crate::event::BackendId;
+use crate::feedback::CapacityFeedback;
+use crate::policy::LARGEST;
+use crate::program::{Pid, Program, known};
+use crate::scheduler::Scheduler;
+use crate::shadow::Shadow;
 use crate::units::Tokens;
 use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 /// After a restart, programs wait this long for the backend that holds their prefix: its first health check takes
 /// 2 s at most by default.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// What was known of a backend before this process began.
-#[derive(Debug)]
-pub struct RestoredBackend {
-    pub life: Option<Life>,
-    pub rate: Option<f64>,
-    pub feedback: CapacityFeedback,
-    pub shadow: Shadow,
-    leases: BTreeSet<Pid>,
-}
 
 impl Scheduler {
     /// Takes up what a scheduler before this one remembered `passed` ago; its backends are known here under the ids in
@@ -41,7 +38,7 @@ impl Scheduler {
             };
             pids.insert(number, pid);
             if let (Some(home), Some(program)) = (home, self.programs.get(&pid)) {
-                // What its step had pinned is left in the cache.
+                // What its running step had pinned is left in the cache.
                 let left = if running { program.context - self.shared(program.class) } else { Tokens::ZERO };
                 leases.entry(home).or_default().push((pid, left));
             }
@@ -71,7 +68,7 @@ impl Scheduler {
             last_bytes: record.last_bytes,
             home: record.home.filter(|home| self.backends.contains_key(home)),
             steps: record.steps,
-            // Which the experience knows of already.
+            // The experience counts it as ended already.
             presumed_over: since(record.idle_ms) < self.presumed_over,
             ..Program::new(record.key.clone(), record.class, self.now)
         };
@@ -94,7 +91,7 @@ impl Scheduler {
     ) {
         let mut shadow = Shadow::default();
         for (number, tokens, idle_ms) in record.prefixes {
-            // What programs left that are gone keeps its place in the cache.
+            // What a forgotten program left keeps its place in the cache.
             let pid = *pids.entry(number).or_insert_with(|| self.new_pid());
             shadow.leave(pid, tokens.min(LARGEST), self.since(passed, idle_ms));
         }
@@ -105,8 +102,8 @@ impl Scheduler {
         }
         let feedback = CapacityFeedback::restore(record.feedback);
         let leases = leases.into_iter().map(|(pid, _)| pid).collect();
-        if let Some(backend) = self.backends.get_mut(&record.backend).filter(|backend| !backend.up) {
-            backend.restored = Some(RestoredBackend { life: record.life, rate: record.rate, feedback, shadow, leases });
+        if let Some(backend) = self.backends.get_mut(&record.backend).filter(|backend| !backend.up()) {
+            backend.keep_restored(RestoredBackend { life: record.life, rate: record.rate, feedback, shadow, leases });
         }
     }
 
@@ -114,35 +111,16 @@ impl Scheduler {
         self.now.saturating_sub(passed.saturating_add(Duration::from_millis(ms)))
     }
 
-    /// The backend is up for the first time since [`Scheduler::restore`]. If it has not restarted meanwhile, what was in
-    /// its cache still is.
-    pub(super) fn restore_cache(&mut self, id: BackendId) {
-        let Some(backend) = self.backends.get_mut(&id) else {
-            return;
-        };
-        let Some(restored) = backend.restored.take() else {
-            return;
-        };
-        let same = match (backend.life, restored.life) {
-            (Some(now), Some(before)) => now.continues(before),
-            // A server that tells nothing of itself gets the benefit of the doubt.
-            (None, None) => true,
-            _ => false,
-        };
-        if !same {
-            return;
+    /// The backend is up for the first time since [`Scheduler::restore`]. If it has not restarted meanwhile, what was
+    /// in its cache still is, and its programs get their leases again.
+    pub(crate) fn restore_cache(&mut self, id: BackendId) {
+        let backend = known(self.backends.get_mut(&id));
+        if let Some(leases) = backend.and_then(|backend| backend.take_restored(&self.classes)) {
+            self.restore_leases(id, &leases);
         }
-        if let Some(rate) = restored.rate {
-            backend.saw_rate(rate);
-        }
-        backend.feedback = restored.feedback;
-        backend.shadow = restored.shadow;
-        backend.forecast.take();
-        backend.shrink_shadow(|class| self.classes.shared(class));
-        self.restore_leases(id, &restored.leases);
     }
 
-    /// Those that were active last come first; where the room ends, the longest idle go without.
+    /// Gives leases again while there is room: to programs that wait first, then to those that were active last.
     fn restore_leases(&mut self, id: BackendId, leases: &BTreeSet<Pid>) {
         let at_home = |program: &&Program| program.lease.is_none() && program.home == Some(id);
         let rank = |&pid: &Pid| {
@@ -152,12 +130,12 @@ impl Scheduler {
         let mut ranked: Vec<_> = leases.iter().filter_map(rank).collect();
         ranked.sort_unstable();
         for (_, _, pid) in ranked {
-            let (Some(program), Some(backend)) = (self.programs.get(&pid), self.backends.get(&id)) else {
+            let (Some(program), Some(backend)) = (known(self.programs.get(&pid)), known(self.backends.get(&id))) else {
                 return;
             };
             let charge = self.need_on(program, id, self.need(program).1) - self.shared(program.class);
             let room = self.effective(backend, Some(program.class));
-            if room.is_some_and(|room| backend.claims + charge > room) {
+            if room.is_some_and(|room| backend.claims() + charge > room) {
                 return;
             }
             self.lease(pid, id);
@@ -167,14 +145,14 @@ impl Scheduler {
         }
     }
 
-    /// It will have its lease back if its backend, not up yet, turns out to be the one that it was.
-    pub(super) fn regains_lease(&self, pid: Pid, program: &Program) -> bool {
-        let restored = program.home.and_then(|home| self.backends.get(&home)?.restored.as_ref());
+    /// The program will have its lease back if its backend, not up yet, turns out to be the one that it was.
+    pub(crate) fn regains_lease(&self, pid: Pid, program: &Program) -> bool {
+        let restored = program.home.and_then(|home| self.backends.get(&home)?.restored());
         program.lease.is_none() && restored.is_some_and(|restored| restored.leases.contains(&pid))
     }
 
-    /// Going elsewhere would cost its prefix: a moment's wait may save it.
-    pub(super) fn awaits_home(&self, pid: Pid, program: &Program) -> bool {
+    /// Going elsewhere would cost the program its prefix, which a moment's wait may save.
+    pub(crate) fn awaits_home(&self, pid: Pid, program: &Program) -> bool {
         let fresh = self.restored_at.is_some_and(|restored_at| self.now.saturating_sub(restored_at) < PATIENCE);
         fresh && self.regains_lease(pid, program)
     }
