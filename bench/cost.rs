@@ -15,6 +15,8 @@ mod numbers;
 mod part;
 #[path = "cost/process.rs"]
 mod process;
+#[path = "cost/stock.rs"]
+mod stock;
 #[path = "cost/target.rs"]
 mod target;
 
@@ -25,6 +27,10 @@ use part::Part;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use target::{Kind, Target};
+
+/// That of the program, for the target that runs in this one.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -45,6 +51,9 @@ struct Args {
     /// Connections that have a request each under way
     #[arg(long, default_value_t = 16)]
     connections: usize,
+    /// Serve this configuration by Pingora's own executor, as the target `stock`
+    #[arg(long, hide = true)]
+    serve_stock: Option<PathBuf>,
     /// What `cargo bench` passes
     #[arg(long, hide = true)]
     bench: bool,
@@ -52,8 +61,12 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let report = runtime.expect("a runtime").block_on(run(&args));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if let Some(file) = &args.serve_stock {
+        runtime.block_on(stock::serve(file));
+        return ExitCode::FAILURE;
+    }
+    let report = runtime.block_on(run(&args));
     report.verdict()
 }
 

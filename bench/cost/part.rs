@@ -3,6 +3,7 @@
 use super::load::{Client, Crowd, Request, requests, streams, times};
 use super::mock::{Mock, Pace};
 use super::numbers::{Durations, Report};
+use super::stock;
 use super::target::{Kind, Target};
 use clap::ValueEnum;
 use std::sync::Arc;
@@ -83,6 +84,8 @@ impl Part {
 enum Work {
     Requests {
         request: Arc<Request>,
+        /// Bytes of a body.
+        size: usize,
         count: usize,
         crowd: Crowd,
     },
@@ -91,14 +94,18 @@ enum Work {
 }
 
 fn sized(size: usize, count: usize, crowd: Crowd) -> Work {
-    Work::Requests { request: Arc::new(Request::new(size, PROGRAMS, false)), count, crowd }
+    Work::Requests { request: Arc::new(Request::new(size, PROGRAMS, false)), size, count, crowd }
 }
 
 impl Work {
+    fn is_for(&self, kind: Kind) -> bool {
+        !matches!(self, Self::Requests { size, .. } if kind == Kind::Stock && *size > stock::LARGEST)
+    }
+
     /// Gives how many were done; says what was missing.
     async fn run(&self, target: &Target, share: usize, report: &mut Report) -> usize {
         match self {
-            Self::Requests { request, count, crowd } => {
+            Self::Requests { request, count, crowd, .. } => {
                 let failed = requests(target.address, request, *crowd, count / share).await;
                 report.check(failed == 0, format!("{}: {failed} of {} requests failed", target.name, count / share));
                 count / share
@@ -116,7 +123,7 @@ impl Work {
 }
 
 /// Measures every target in each round.
-async fn measure(report: &mut Report, targets: &[Target], rounds: usize, work: &Work) -> Vec<Costs> {
+async fn measure(report: &mut Report, targets: &[&Target], rounds: usize, work: &Work) -> Vec<Costs> {
     for target in targets {
         work.run(target, 4, report).await;
     }
@@ -136,7 +143,8 @@ async fn measure(report: &mut Report, targets: &[Target], rounds: usize, work: &
 
 async fn costs(report: &mut Report, title: &str, targets: &[Target], rounds: usize, work: Work) {
     report.title(title);
-    let costs = measure(report, targets, rounds, &work).await;
+    let targets: Vec<&Target> = targets.iter().filter(|target| work.is_for(target.kind)).collect();
+    let costs = measure(report, &targets, rounds, &work).await;
     let base = targets.iter().position(|target| target.kind == Kind::Nginx).unwrap_or(0);
     for (target, cost) in targets.iter().zip(&costs) {
         let ratio = cost.ratio(&costs[base]);
@@ -156,9 +164,13 @@ async fn known(report: &mut Report, targets: &[Target], rounds: usize, connectio
             report.check(failed == 0, format!("{failed} of {count} requests failed"));
             let took = start.elapsed().as_secs_f64();
             let request = Arc::new(Request::new(2_000, count, false));
-            let work =
-                Work::Requests { request, count: 2000, crowd: Crowd { connections, pause: Duration::from_millis(10) } };
-            let cost = measure(report, std::slice::from_ref(target), rounds, &work).await.remove(0);
+            let work = Work::Requests {
+                request,
+                size: 2_000,
+                count: 2000,
+                crowd: Crowd { connections, pause: Duration::from_millis(10) },
+            };
+            let cost = measure(report, &[target], rounds, &work).await.remove(0);
             let first = first.get_or_insert_with(|| cost.0.clone());
             let told = format!("{}  {:.2} of the first", cost.summary(), cost.ratio(&Costs(first.clone())));
             let memory = target.process.resident() as f64 / 1e3;

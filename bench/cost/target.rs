@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     Thundergate,
+    /// The same proxy under Pingora's own executor: bodies of up to 64 KiB only.
+    Stock,
     /// With room in memory for every body, which it needs to be at its quickest.
     Nginx,
     /// With the buffers that it has by default: what is over 16 kB of a body goes through a file.
@@ -55,6 +57,7 @@ impl Kind {
         let from = |variable: &str, name: &str| found(Path::new(&std::env::var_os(variable)?).join("bin").join(name));
         match self {
             Self::Thundergate => Some(PathBuf::new()),
+            Self::Stock => std::env::current_exe().ok(),
             Self::Nginx | Self::NginxStock => found("/usr/sbin/nginx".into()),
             Self::Haproxy => found("/usr/sbin/haproxy".into()),
             Self::VllmRouter => from("VLLM_ROUTER", "vllm-router"),
@@ -69,6 +72,7 @@ impl Kind {
         let mut command = Command::new(program);
         let args = match self {
             Self::Thundergate => format!("--config {}", written(directory, &thundergate(directory, port, backend))),
+            Self::Stock => format!("--serve-stock {}", written(directory, &thundergate(directory, port, backend))),
             Self::Nginx | Self::NginxStock => {
                 let buffer = if self == Self::Nginx { "client_body_buffer_size 2m;" } else { "" };
                 format!("-p {place} -e {place}/error -c {}", written(directory, &nginx(port, backend, buffer)))
@@ -131,6 +135,7 @@ async fn version(kind: Kind, program: &Path) -> String {
     let python = program.with_file_name("python");
     let (program, args) = match kind {
         Kind::Thundergate => (program.to_owned(), vec!["--version"]),
+        Kind::Stock => return format!("pingora-proxy, in {}", env!("CARGO_PKG_VERSION")),
         Kind::Nginx | Kind::NginxStock | Kind::Haproxy => (program.to_owned(), vec!["-v"]),
         Kind::VllmRouter => (python, vec!["-m", "pip", "show", "vllm-router"]),
         Kind::SglangRouter => (python, vec!["-m", "pip", "show", "sglang-router"]),
