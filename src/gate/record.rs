@@ -11,7 +11,7 @@ impl Gate {
         for decision in decisions {
             self.count(decision);
         }
-        // Nobody listens most of the time: then nothing is made.
+        // Without a listener, which is the usual case, no event is made.
         if self.0.events.receiver_count() == 0 {
             return;
         }

@@ -1,4 +1,4 @@
-//! What outlives the process, taken out and put back a pool at a time.
+//! Snapshots of the schedulers, taken and restored a pool at a time.
 
 use super::{Gate, PoolId};
 use crate::scheduler::SchedulerSnapshot;
@@ -9,13 +9,13 @@ use std::time::Duration;
 pub const PORTION: usize = 256;
 
 impl Gate {
-    /// Grows whenever what [`Gate::snapshot`] gives changes, save by time alone.
+    /// A number that grows whenever what [`Gate::snapshot`] gives changes, save by time alone.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.0.pools.iter().map(|pool| pool.lock().scheduler.revision()).sum()
     }
 
-    /// What the pool's scheduler remembers. Takes a while: not for a thread that serves.
+    /// A snapshot of the pool's scheduler. Taking it takes a while: not for a thread that serves requests.
     #[must_use]
     pub fn snapshot(&self, pool: PoolId) -> SchedulerSnapshot {
         let Some(pool) = self.0.pools.get(pool.0) else {
@@ -24,11 +24,11 @@ impl Gate {
         let mut programs = Vec::new();
         let mut next = Some(0);
         while let Some(number) = next {
-            // Not under the lock.
+            // Memory is taken before the lock is.
             programs.reserve(PORTION);
             let locked = pool.lock();
             next = locked.scheduler.snapshot_programs(number, PORTION, &mut programs);
-            // Those who wait come before the next portion.
+            // Threads that wait for the lock come before the next portion.
             MutexGuard::unlock_fair(locked);
         }
         // Last: a prefix is then of a program that is there, or of one that is gone.

@@ -33,7 +33,7 @@ pub struct Step {
     pool: PoolId,
     id: StepId,
     entered: Instant,
-    /// It had to wait, if only for a moment.
+    /// Whether the step had to wait, if only for a moment.
     waited: bool,
     reported: u64,
     state: State,

@@ -32,7 +32,9 @@ pub enum HoldReason {
     Reserved,
     /// Others wait before it.
     Queued,
+    /// No backend is usable.
     NoBackend,
+    /// See [`Event::Freeze`](crate::Event::Freeze).
     Frozen,
 }
 
@@ -59,10 +61,15 @@ pub enum PauseReason {
 /// Why a step is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefuseReason {
+    /// `hold.queue` steps were held already.
     QueueFull,
+    /// It was held for `hold.max`.
     HeldTooLong,
+    /// No backend was usable for `no_backend_wait`.
     NoBackend,
+    /// Its program ended while the step was held.
     Released,
+    /// See [`Event::Drain`](crate::Event::Drain).
     Draining,
 }
 

@@ -24,8 +24,9 @@ pub struct BackendId(pub u32);
 /// Names a program within one model pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProgramKey {
-    /// The tenant of the API key that the step came with; empty without authentication.
+    /// Tenant of the API key that the step came with; empty without authentication.
     pub tenant: Arc<str>,
+    /// Name that the client gave the program.
     pub id: Arc<str>,
 }
 
@@ -34,9 +35,9 @@ pub struct ProgramKey {
 pub struct BackendReport {
     /// KV cache size, all engines (data-parallel ranks) of the server together.
     pub capacity: Option<Tokens>,
-    /// The server's process started anew since the last report: its cache is empty.
+    /// Whether the server's process started anew since the last report: its cache is empty then.
     pub restarted: bool,
-    /// Which life of the server this is.
+    /// Life of the server that the report comes from.
     pub life: Option<Life>,
     /// Prompt tokens computed (not cached) per second over the window since the last report.
     pub prefill_rate: Option<f64>,
@@ -47,9 +48,9 @@ pub struct BackendReport {
 /// What tells one life of a server (and of its cache) from the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
-    /// When its process started, Unix time in milliseconds.
+    /// Start of its process, Unix time in milliseconds.
     pub started_ms: Option<u64>,
-    /// Prompt tokens that it has taken in: they only grow.
+    /// Prompt tokens that the server has taken in; the count only grows.
     pub prompt_tokens: u64,
 }
 
@@ -57,17 +58,17 @@ pub struct Life {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {
     pub step: StepId,
-    /// `None`: routed by load at once, not tracked.
+    /// Program of the step; `None`: the step is routed by load at once, and not tracked.
     pub program: Option<ProgramKey>,
     /// Hash of model and first system message: programs of one class share a prefix.
     pub class: u64,
     /// Size of the part of the body that becomes the prompt, in bytes.
     pub prompt_bytes: u64,
-    /// The request's own limit on its output.
+    /// Limit that the request itself sets on its output.
     pub max_output: Option<Tokens>,
-    /// Where a consistent hash would send a step without a program; breaks ties between equal loads.
+    /// Choice of a consistent hash for a step without a program; it breaks ties between equal loads.
     pub preferred: Option<BackendId>,
-    /// The client said that this is the program's last step.
+    /// Whether the client said that this is the program's last step.
     pub last: bool,
 }
 
@@ -81,7 +82,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The same, if it can be true.
+    /// The usage, with counts cut to what can be true.
     pub(crate) fn bounded(self) -> Self {
         let Self { prompt, completion, cached } = self;
         let cached = cached.map(|cached| cached.min(LARGEST));
@@ -114,7 +115,7 @@ pub enum Event {
     },
     BackendUp(BackendId),
     BackendDown(BackendId),
-    /// Nothing new goes there; steps in flight end in peace. `BackendUp` takes it back.
+    /// Nothing new goes there; steps in flight go on to their end. `BackendUp` takes this back.
     BackendDraining(BackendId),
     BackendRemoved(BackendId),
     Report {
@@ -129,7 +130,7 @@ pub enum Event {
         step: StepId,
         output: Tokens,
     },
-    /// A dispatched step could not be sent (nothing reached the backend): it wants another place.
+    /// A dispatched step could not be sent: nothing reached the backend, and the step may go to another one.
     Undelivered(StepId),
     End {
         step: StepId,
@@ -140,7 +141,7 @@ pub enum Event {
     Freeze(bool),
     /// Refuses held and new steps from now on; those in flight go on.
     Drain,
-    /// Once a second.
+    /// Time goes on: to be told every [`Settings::tick`](crate::Settings::tick).
     Tick,
 }
 

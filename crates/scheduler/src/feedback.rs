@@ -1,4 +1,4 @@
-//! Is the capacity that a backend reports the capacity it has? Prefixes that should be resident tell.
+//! Whether a backend has the capacity that it reports: prefixes that should be in its cache tell.
 //!
 //! A step whose program was believed fully resident ought to find its whole previous prompt in the cache.
 //! Where prompts come back short again and again, the cache is smaller than was said, or others use it: the

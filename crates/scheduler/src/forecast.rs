@@ -1,10 +1,10 @@
 //! How much the programs of a backend will need at the worst moment ahead, if all go on as programs did.
 //!
-//! A program of context c ends at F(c) tokens; it grows by g tokens a second while it is leased, and so ends in
-//! T = (F − c)/g. When the j-th ends, all that end later have grown for T_j: the peak is
+//! A program of context c ends at F(c) tokens. It grows by g tokens a second while it is leased, and so ends in
+//! T = (F − c)/g. When the j-th program ends, all that end later have grown for T_j: the peak is
 //! max_j Σ_{T_i ≥ T_j} (footprint_i + g·T_j).
 //!
-//! F is a survival estimate over the size of contexts (Kaplan and Meier, with late entry): contexts are cut into bands, a
+//! F is a survival estimate over the size of contexts (Kaplan and Meier 1958, with late entry): contexts are cut into bands, a
 //! quarter of a doubling each. Of the programs that were seen in band b, e ended there, at m tokens in the mean, and s grew
 //! beyond it, whether or not they have ended since: h_b = e/(e + s + PRIOR) is the chance to end there, and
 //! F_b = h_b·m + (1 − h_b)·F_{b+1}. Above all that was seen, and so before anything was, stands the guess of a cold start.
@@ -48,7 +48,7 @@ const FADE: f64 = 0.99;
 #[derive(Debug)]
 pub struct Growth {
     bands: Box<[Band; BANDS]>,
-    /// Made of them when it is asked for.
+    /// The estimate made of `bands`; empty when it has to be computed anew.
     lives: OnceCell<Lives>,
     tokens: f64,
     seconds: f64,
@@ -57,18 +57,19 @@ pub struct Growth {
 /// Programs seen with a context in this range.
 #[derive(Clone, Copy, Debug, Default)]
 struct Band {
-    /// Those that grew beyond it.
+    /// Programs that grew beyond the band.
     beyond: f64,
-    /// Those that ended in it, and the sum of their contexts.
+    /// Programs that ended in the band, and the sum of their contexts.
     ended: f64,
     sum: f64,
 }
 
 #[derive(Debug)]
 struct Lives {
-    /// From each band on: what the expected final context owes to known ends, and the chance to outlive them all.
+    /// Two figures for each band: what the expected final context owes to known ends from there on, and the chance to
+    /// outlive them all.
     from: Box<[(f64, f64); BANDS]>,
-    /// The largest end, and what stands for the end of a program that is larger, as a factor.
+    /// Largest known end, and the factor by which a larger program is taken to grow still.
     largest: f64,
     factor: f64,
 }

@@ -49,29 +49,29 @@ pub struct Program {
     pub class: u64,
     /// Tokens of its conversation after the last step that ended, as the backend counted them; zero before.
     pub context: Tokens,
-    /// The prompt of that step, in tokens and in bytes: what the next estimate builds on.
+    /// Prompt of that step in tokens and, below, in bytes: the next estimate builds on them.
     pub last_prompt: Tokens,
     pub last_bytes: u64,
-    /// Which dispatch `context` comes from: turns may overlap and end out of order.
+    /// Number of the dispatch that `context` comes from: turns may overlap and end out of order.
     pub context_order: u64,
     pub lease: Option<BackendId>,
     pub leased_since: Duration,
-    /// Where it ran last: its prefix may still be there.
+    /// Backend that it ran on last: its prefix may still be there.
     pub home: Option<BackendId>,
-    /// What it is charged with on its lease; zero without one.
+    /// Charge on its lease, tokens; zero without one.
     pub charge: Tokens,
     pub running: Vec<StepId>,
     pub waiting: Vec<StepId>,
     pub waiting_since: Option<Duration>,
     pub hold_reason: HoldReason,
-    /// When its last step ended, or when it was first seen.
+    /// Time when its last step ended, or when it was first seen.
     pub last_active: Duration,
     /// Steps that ended with an answer.
     pub steps: u64,
     pub last_pause: Option<PauseReason>,
-    /// Idle for so long that it counts as ended, until it comes back.
+    /// Whether it has been idle for so long that it counts as ended, until it comes back.
     pub presumed_over: bool,
-    /// Ended while a step was in flight: forgotten as soon as that step is over.
+    /// Whether it ended while a step was in flight: it is forgotten as soon as that step is over.
     pub ended: bool,
 }
 
@@ -82,7 +82,7 @@ pub struct StepState {
     pub prompt_bytes: u64,
     pub max_output: Option<Tokens>,
     pub preferred: Option<BackendId>,
-    /// It could not be delivered there, and nothing good has been heard from there since.
+    /// Backends that it could not be delivered to and that have not come up since.
     pub avoid: Vec<BackendId>,
     pub last: bool,
     pub run: Option<Run>,
@@ -94,7 +94,7 @@ pub struct Run {
     pub backend: BackendId,
     pub order: u64,
     pub prompt: Tokens,
-    /// Prompt and output, as far as is known or expected.
+    /// Tokens of prompt and output, as far as is known or expected.
     pub estimate: Tokens,
     pub output: Tokens,
     /// Prompt tokens that were probably not cached when it was dispatched.
@@ -102,12 +102,12 @@ pub struct Run {
     /// Prefill time promised to the backend; zero once the first token has come.
     pub promise: Duration,
     pub dispatched: Duration,
-    /// The backend was empty when it was dispatched: its TTFT is a clean measure of prefill speed.
+    /// Whether the backend was empty when the step was dispatched: its TTFT is a clean measure of prefill speed then.
     pub alone: bool,
     pub first_token: bool,
-    /// The previous prompt, where all of it was believed to be resident.
+    /// Previous prompt, where all of it was believed to be in the cache.
     pub resident: Option<Tokens>,
-    /// The lease was given for this step: should the client leave, it goes too.
+    /// Whether the lease was given for this step: should the client leave, the lease goes too.
     pub brought_lease: bool,
     pub forced: bool,
 }
@@ -138,22 +138,22 @@ impl Program {
         }
     }
 
-    /// It has context to lose: it is resumed, not admitted.
+    /// Whether it has context to lose: such a program is resumed, not admitted.
     pub fn started(&self) -> bool {
         self.context > Tokens::ZERO
     }
 
-    /// How long its oldest held step has waited.
+    /// Time that its oldest held step has waited.
     pub fn waited(&self, now: Duration) -> Duration {
         self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
-    /// No step of it is in flight or held.
+    /// Whether no step of it is in flight or held.
     pub fn inactive(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Tokens that it needs resident: the conversation as it was, or what its steps in flight make of it.
+    /// Tokens that the program needs in the cache: the conversation as it was, or what its steps in flight make of it.
     /// Steps that overlap are charged each, for subagents that share an id share little else.
     pub fn footprint(&self, steps: &ById<StepId, StepState>, shared: Tokens) -> Tokens {
         let runs = self.running.iter().filter_map(|id| steps.get(id)?.run.as_ref());

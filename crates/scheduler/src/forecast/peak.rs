@@ -1,40 +1,40 @@
 //! A backend's forecast, kept between events: what its programs will need at their worst moment, prepared so that
-//! one more can be asked about in O(log n). It is made anew when a lease comes or goes and once a tick; what the
-//! others grow in between is too little to matter. Where thousands are leased, some come and go first.
+//! the question for one more program costs O(log n). The forecast is computed anew when a lease comes or goes, and once
+//! a tick; what programs grow in between is too little to matter. Where many are leased, a few leases may change first.
 
 use crate::forecast::{Growth, Member};
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// It bears one lease that comes or goes for so many that there were: until then those that came count at full size, those
-/// that went as if they had stayed.
+/// The forecast is rebuilt after one change in this many leases; until then, new leases count at full size and ended
+/// ones still count.
 const LEASES_PER_CHANGE: usize = 64;
 
 #[derive(Debug)]
 pub struct PeakForecast {
     /// Tokens of idle programs that may be evicted.
     pub evictable: Tokens,
-    /// Footprints of the programs that stay, and what they will grow by.
+    /// Σ footprints of the programs that stay, and Σ of what they will grow by; tokens.
     now: f64,
     grows: f64,
     members: usize,
-    /// Leases when it was made, and how many came or went since.
+    /// Leases when the forecast was computed, and how many came or went since.
     leases: usize,
     changes: usize,
-    /// What those need in the end that came.
+    /// Tokens that the programs which came since need in the end.
     came: f64,
-    /// Over whole lives, and within the horizon; `None` before anything is known of their speed.
+    /// Curves over whole lives, and within the horizon; `None` before the speed of growth is known.
     lives: Option<Curve>,
     ahead: Option<Curve>,
 }
 
-/// The programs in the order of their ends, the last first.
+/// The need of all programs together over time; programs in the order of their ends, the last first.
 #[derive(Debug)]
 struct Curve {
     rate: f64,
     horizon: f64,
     ends: Vec<f64>,
-    /// Σ footprints of all up to this one.
+    /// Σ footprints of all programs up to this one.
     footprints: Vec<f64>,
     /// The most that is needed at the end of this one or a later one.
     later: Vec<f64>,
@@ -45,7 +45,7 @@ struct Curve {
 // === impl PeakForecast ===
 
 impl PeakForecast {
-    /// Of a backend with so many leases.
+    /// The forecast of a backend with these leases; `evictable`: tokens of those that may be evicted.
     pub fn new(
         growth: &Growth,
         members: &[Member],
@@ -68,17 +68,18 @@ impl PeakForecast {
         }
     }
 
-    /// Nobody stays.
+    /// Whether no program stays.
     pub fn is_empty(&self) -> bool {
         self.members == 0
     }
 
-    /// How many stay.
+    /// Number of programs that stay.
     pub fn members(&self) -> usize {
         self.members
     }
 
-    /// A lease came, of a program that needs so much in the end, or one went. False: it has to be made anew.
+    /// Takes in a lease that came, with what its program needs in the end, or one that went. False: the forecast has
+    /// to be computed anew.
     pub fn absorbs_change(&mut self, came: Option<Tokens>) -> bool {
         self.changes += 1;
         self.members += usize::from(came.is_some());
