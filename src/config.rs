@@ -1,4 +1,8 @@
-//! Configuration: one tree, one validation; YAML, flags and reload all produce it.
+//! The configuration: one tree of types and one validation, for a YAML file, for flags and for a reload.
+//!
+//! A file goes through `document.rs` (YAML to a tree with places), `expand.rs` (`${…}`), `typed.rs` (the tree to types),
+//! `yaml.rs` (short forms), `flags.rs` and `validate.rs`. To add a setting: a field with a doc comment in `tree.rs` or
+//! `pool.rs`, its default in `defaults.rs`, and a line in `conf/full.yaml`.
 
 mod defaults;
 mod document;

@@ -398,7 +398,7 @@ fn validation_knows_the_place_too() {
         ("backends: [{url: http://a, capacity_tokens: 0}]\n", "1:45: backends[0].capacity_tokens: must be at least 1"),
         ("backends: [{url: http://a, api_key: ''}]\n", "1:37: backends[0].api_key: must not be empty"),
         ("backends: [{url: http://a, api_key: 'a b'}]\n", "1:37: backends[0].api_key: expected printable"),
-        ("backends: [http://u:p@a]\n", "1:12: backends[0]: expected an URL without user"),
+        ("backends: [http://u:p@a]\n", "1:12: backends[0]: expected a URL without user"),
         (
             "models: [{name: m, backends: [http://a]}, {name: n, aliases: [m], backends: [http://b]}]\n",
             "1:63: models[1].aliases[0]: the name `m` is taken already (see models[0].name)",
@@ -701,6 +701,7 @@ fn a_mistake_in_a_flag_names_the_flag() {
     );
     assert!(told("--backends http://a,http://a").starts_with("--backends: http://a is a backend already"));
     assert_eq!(told("--acting-token-weight 3"), "--acting-token-weight: must be at most 1");
+    assert_eq!(told("--acting-token-weight nan"), "--acting-token-weight: expected a number, found `NaN`");
     assert!(told("--metrics-interval 0").starts_with("--metrics-interval: expected seconds"));
     assert!(told("--log-level loud").starts_with("--log-level: expected off"));
 }

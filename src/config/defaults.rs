@@ -1,4 +1,4 @@
-//! The one place for defaults, and the small constructors around them.
+//! Every default of the tree, and the small constructors around them.
 
 use super::tree::{
     Access, AccessFormat, Admin, Auth, Backend, Config, Eject, Health, Identity, Limits, Listener, Logging, Metrics,
@@ -18,7 +18,7 @@ const fn minutes(count: u64) -> Duration {
 }
 
 impl Default for Config {
-    /// What an empty YAML file gives: ThunderAgent's address, and no backends yet.
+    /// The configuration of an empty YAML file: ThunderAgent's address, and no backends yet.
     fn default() -> Self {
         Self {
             listen: None,
@@ -89,7 +89,7 @@ impl Default for Health {
 }
 
 impl Default for Eject {
-    /// A backend that is out has lost the KV cache of its programs to them, so each number is on the patient side.
+    /// Patient numbers: the programs of a backend that is taken out lose their KV cache.
     fn default() -> Self {
         Self {
             connect_failures: 3,

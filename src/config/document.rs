@@ -156,6 +156,14 @@ impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
         struct Any;
 
+        macro_rules! written {
+            ($($visit:ident($number:ty))*) => {
+                $(fn $visit<E>(self, _: $number) -> Result<Raw, E> {
+                    Ok(Raw::Written)
+                })*
+            };
+        }
+
         impl<'de> Visitor<'de> for Any {
             type Value = Raw;
 
@@ -165,24 +173,7 @@ impl<'de> Deserialize<'de> for Raw {
             fn visit_unit<E>(self) -> Result<Raw, E> {
                 Ok(Raw::Null)
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
-            fn visit_i128<E>(self, _: i128) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
-            fn visit_u128<E>(self, _: u128) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {
-                Ok(Raw::Written)
-            }
+            written! { visit_bool(bool) visit_i64(i64) visit_u64(u64) visit_i128(i128) visit_u128(u128) visit_f64(f64) }
             fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
                 Ok(Raw::Text(text.to_owned()))
             }

@@ -1,4 +1,4 @@
-//! A configuration while it is put together: what was read, from where, and what is wrong with it.
+//! A configuration that is being put together, with the places of its values and its mistakes.
 
 use super::document::Node;
 use super::immutable;
@@ -15,30 +15,30 @@ pub(super) struct Draft {
     pub tree: Option<Node>,
     pub mistakes: Vec<Mistake>,
     pub notes: Notes,
-    /// No backends at the start, on purpose.
+    /// Whether the user asked for a start without backends.
     pub without_backends: bool,
-    /// How the user wrote a path of the config tree; the last that fits wins.
+    /// Paths of the config tree, and how the user wrote each; the last that fits wins.
     shown: Vec<(String, String)>,
 }
 
 impl Draft {
-    /// `path` of the config tree came from `shown`: another key, or a flag.
+    /// Notes that the user wrote `path` of the config tree as `shown`: another key, or a flag.
     pub fn alias_path(&mut self, path: &str, shown: &str) {
         self.shown.push((path.to_owned(), shown.to_owned()));
     }
 
-    /// Validates.
+    /// The configuration, validated.
     ///
     /// # Errors
-    /// Every mistake, those of reading too.
+    /// Every mistake of reading, or every one of validation.
     pub fn finish(self) -> Result<(Config, Notes), Mistakes> {
         self.settle(None)
     }
 
-    /// Validates for a server that runs with `running`.
+    /// The configuration, validated for a server that runs with `running`.
     ///
     /// # Errors
-    /// Every mistake, and what needs a restart.
+    /// Every mistake, and every change that needs a new process.
     pub fn finish_for(self, running: &Config) -> Result<(Config, Notes), Mistakes> {
         self.settle(Some(running))
     }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the server is started with. A field is `None` (or `false`) unless it was given.
+/// The command line of the server. A field is `None` (or `false`) unless its flag was given.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
     /// YAML with these settings and all others; a flag wins over it
@@ -54,10 +54,10 @@ pub struct Flags {
     /// Let that weight halve with every second that the program is idle
     #[arg(long)]
     pub use_acting_token_decay: bool,
-    /// Take over from the running server, without a refused connection: wait until it is sent SIGQUIT
+    /// Take over from the running server without a refused connection: waits until that server is sent SIGQUIT
     #[arg(long)]
     pub upgrade: bool,
-    /// Where the two meet, the same for both [default: in the directory for temporary files, by user and address]
+    /// Socket where the old and the new server meet [default: in the directory for temporary files, by user and address]
     #[arg(long, value_name = "SOCKET")]
     pub upgrade_socket: Option<PathBuf>,
 }
@@ -80,10 +80,10 @@ impl Flags {
         Ok(self.draft()?.finish()?)
     }
 
-    /// The same again, for a server that runs with `running`: its pools keep their places.
+    /// Reads the same again for a server that runs with `running`. Pools keep the order that they have there.
     ///
     /// # Errors
-    /// Those of [`Flags::load`]; what cannot change while the server runs; that there is no file.
+    /// Those of [`Flags::load`], every change that needs a new process, and a server without a file.
     pub fn reload(&self, running: &Config) -> Result<Config, Failure> {
         if self.config.is_none() {
             return Err(Failure::NoFile);
@@ -102,7 +102,7 @@ impl Flags {
         Ok(draft)
     }
 
-    /// What ThunderAgent does without any file.
+    /// The configuration without any file: that of ThunderAgent.
     fn alone(&self) -> Draft {
         let mut draft = Draft::default();
         let mut config = Config::default();
@@ -115,7 +115,7 @@ impl Flags {
         draft
     }
 
-    /// Puts the flags over what the draft has.
+    /// Lays the flags over the draft's configuration.
     pub(super) fn apply(&self, draft: &mut Draft) {
         let Some(mut config) = draft.config.take() else {
             return;
@@ -159,7 +159,7 @@ impl Flags {
                     Err(message) => wrong(draft, "--backends", format!("{message}, found `{url}`")),
                 }
             }
-            // A list of nothing but mistakes is told as such already.
+            // Where every URL was wrong, that was told above.
             draft.without_backends = backends.is_empty();
             draft.alias_path("models", "--backends");
             config.models = vec![Pool::unnamed(backends)];
@@ -179,6 +179,9 @@ impl Flags {
 
     fn apply_scheduler(&self, config: &mut Config, draft: &mut Draft) {
         if let Some(weight) = self.acting_token_weight {
+            if !weight.is_finite() {
+                wrong(draft, "--acting-token-weight", format!("expected a number, found `{weight}`"));
+            }
             config.scheduler.acting_weight = weight;
             draft.alias_path("scheduler.acting_weight", "--acting-token-weight");
         }
@@ -228,7 +231,7 @@ fn wrong(draft: &mut Draft, flag: &str, message: impl Into<String>) {
     draft.mistakes.push(Mistake::new(flag, message));
 }
 
-/// An IP address, or a name of this machine such as `localhost`; its IPv4 address where it has both.
+/// The address of `host`: an IP address, or a name of this machine such as `localhost`. IPv4 comes first.
 fn resolve(host: &str) -> Option<IpAddr> {
     if let Ok(ip) = host.trim_matches(['[', ']']).parse() {
         return Some(ip);

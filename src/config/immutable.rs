@@ -1,9 +1,9 @@
-//! What cannot change while the server runs: sockets, and what the ledgers are built on.
+//! The settings that cannot change while the server runs: sockets, and those that the ledgers are built on.
 
 use super::mistake::Mistake;
 use super::tree::Config;
 
-/// Everything that differs and needs a new process. Paths are those of `new`.
+/// Every difference that needs a new process. Paths are those of `new`.
 #[must_use]
 pub fn changes(running: &Config, new: &Config) -> Vec<Mistake> {
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where.
+//! Mistakes in a configuration, and their places.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ pub struct Mark {
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// `models[0].backends[1].url`, or a flag; empty for the whole file.
+    /// A path such as `models[0].backends[1].url`, or a flag; empty for the whole file.
     pub path: String,
-    /// `None`: it does not come from the file.
+    /// Place in the file; `None` for a flag.
     pub at: Option<Mark>,
     pub message: String,
-    /// Path of the other thing that it clashes with.
+    /// Path of the value that this one clashes with.
     pub first: Option<String>,
 }
 
@@ -26,7 +26,7 @@ pub struct Mistake {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes {
     pub file: Option<PathBuf>,
-    /// In the order of the file, flags first.
+    /// Mistakes in the order of the file, those of flags first.
     pub list: Vec<Mistake>,
 }
 

@@ -43,9 +43,9 @@ pub enum Ranks {
 #[serde(deny_unknown_fields, default)]
 #[garde(allow_unvalidated)]
 pub struct Pool {
-    /// What clients ask for in `model`; empty serves any model that no other pool serves.
+    /// Name that clients ask for in `model`; a pool without a name serves any model that no other pool serves.
     pub name: String,
-    /// Other names that clients may ask for; `name` is sent to the backend instead.
+    /// Other names that clients may ask for; the backend is sent `name` instead.
     pub aliases: Vec<String>,
     /// Which inference server the backends run.
     pub engine: Engine,
@@ -53,7 +53,7 @@ pub struct Pool {
     pub routing: Routing,
     /// What becomes of a vLLM server with several data-parallel ranks, each with a KV cache of its own.
     pub ranks: Ranks,
-    /// The servers: an URL each, or a mapping.
+    /// Servers, each as a URL or as a mapping.
     #[garde(dive)]
     pub backends: Vec<Backend>,
     /// Backends that a name server knows, besides those of `backends`.
@@ -74,7 +74,7 @@ pub struct Discovery {
     /// Time between two lookups.
     #[serde(default = "discovery_interval", with = "text::DurationText")]
     pub interval: Duration,
-    /// Sent to the backends as `Authorization: Bearer KEY` in place of the client's own.
+    /// Key that the backends are sent as `Authorization: Bearer KEY` in place of the client's own.
     #[serde(default)]
     #[garde(dive)]
     pub api_key: Option<Secret>,
@@ -90,15 +90,15 @@ fn discovery_interval() -> Duration {
 #[schemars(transform = or_url)]
 #[garde(allow_unvalidated)]
 pub struct Backend {
-    /// `http://` or `https://`, host, port, and a path if the server lives below one.
+    /// URL: `http://` or `https://`, host, port, and a path if the server lives below one.
     #[serde(deserialize_with = "text::url")]
     #[schemars(with = "String")]
     pub url: url::Url,
-    /// Sent to it as `Authorization: Bearer KEY` in place of the client's own.
+    /// Key that the server is sent as `Authorization: Bearer KEY` in place of the client's own.
     #[serde(default)]
     #[garde(dive)]
     pub api_key: Option<Secret>,
-    /// Its share of steps that are routed by load, relative to the others: 1 to 1000.
+    /// Share of steps that are routed by load, relative to the other backends: 1 to 1000.
     #[serde(default = "one")]
     #[garde(range(min = 1, max = 1000))]
     pub weight: u32,
@@ -112,7 +112,7 @@ fn one() -> u32 {
     1
 }
 
-/// A URL alone will do.
+/// Lets a URL stand for the whole mapping.
 fn or_url(schema: &mut Schema) {
     let mapping = std::mem::take(schema);
     *schema = json_schema!({"anyOf": [{"type": "string"}, mapping]});
@@ -123,27 +123,27 @@ fn or_url(schema: &mut Schema) {
 #[serde(deny_unknown_fields, default)]
 #[garde(allow_unvalidated)]
 pub struct Health {
-    /// Path of the check; any 2xx answer is healthy. When absent `/health`; and `/v1/models` for `engine: openai`,
-    /// where any answer below 500 will do, since the path may not be there, or ask for a client's key.
+    /// Path of the check; any 2xx answer is healthy. When absent `/health`, or `/v1/models` for `engine: openai`. There
+    /// any answer below 500 will do, since the path may be missing, or ask for a client's key.
     pub path: Option<String>,
     /// Time between two checks.
     #[serde(with = "text::DurationText")]
     pub interval: Duration,
-    /// A check that takes longer has failed. When absent 2 s; 10 s for `engine: sglang`, whose check waits for a token.
+    /// Longest time that a check may take. When absent 2 s, or 10 s for `engine: sglang`, whose check waits for a token.
     #[serde(deserialize_with = "text::some_duration")]
     #[schemars(with = "Option<text::DurationText>")]
     pub timeout: Option<Duration>,
     /// Failed checks in a row that take a backend out.
     #[garde(range(min = 1))]
     pub unhealthy_after: u32,
-    /// Good checks in a row that bring it back.
+    /// Good checks in a row that bring a backend back.
     #[garde(range(min = 1))]
     pub healthy_after: u32,
-    /// How long a backend that returns takes to get its full share of the steps that are routed by load. Programs
-    /// need no such time: they return one prefill after another.
+    /// Time in which a backend that returns gets its full share of the steps that are routed by load. Programs need no
+    /// such time: they return one prefill after another.
     #[serde(with = "text::DurationText")]
     pub slow_start: Duration,
-    /// When a backend is taken out by what its requests show, whatever its checks say.
+    /// Failures of requests that take a backend out, whatever its checks say.
     #[garde(dive)]
     pub eject: Eject,
 }
@@ -155,13 +155,13 @@ impl Health {
         self.path.as_deref().unwrap_or(if engine == Engine::Openai { "/v1/models" } else { "/health" })
     }
 
-    /// Any answer below 500 is good enough.
+    /// Whether any answer below 500 is good enough.
     #[must_use]
     pub fn is_lenient(&self, engine: Engine) -> bool {
         engine == Engine::Openai && self.path.is_none()
     }
 
-    /// How long a check may take.
+    /// Longest time that a check may take.
     #[must_use]
     pub fn timeout(&self, engine: Engine) -> Duration {
         self.timeout.unwrap_or(Duration::from_secs(if engine == Engine::Sglang { 10 } else { 2 }))
@@ -184,20 +184,20 @@ pub struct Eject {
     /// Answers in a row with status 500, 502, 503 or 504, and not a byte of a good one in between.
     #[garde(range(min = 1))]
     pub errors: u32,
-    /// Steps in flight, and in this time not a byte of an answer and nothing that moves in the backend's metrics,
-    /// while another backend of the pool answers; five times this, if none does. It is longer where a prompt is so
-    /// large that computing it at 1,000 tokens a second would take longer.
+    /// Time with steps in flight, without a byte of an answer and without any change in the backend's metrics, while
+    /// another backend of the pool answers. Five times as long if none answers, and longer where a prompt would take
+    /// longer to compute at 1,000 tokens a second.
     #[serde(with = "text::DurationText")]
     pub no_progress: Duration,
-    /// How long a backend stays out the first time; each time it is doubled. It returns after that, once its
-    /// checks are good. It counts as the first time again when it was well for as long as `max`.
+    /// Time that a backend stays out at first, doubled each time. After that the backend returns once its checks are
+    /// good. A backend that was well for as long as `max` starts at `base` again.
     #[serde(with = "text::DurationText")]
     pub base: Duration,
     /// Longest time out.
     #[serde(with = "text::DurationText")]
     pub max: Duration,
-    /// Share of the pool's backends that may be out this way at once, rounded down: 0 to 1; 0 takes none out.
-    /// The last one that is left is never taken out. A backend that fails its checks is out regardless.
+    /// Share of the pool's backends that may be out this way at once, rounded down: 0 to 1; with 0 none is taken out.
+    /// The last backend that is left is never taken out. A backend that fails its checks is out regardless.
     #[garde(range(min = 0.0, max = 1.0))]
     pub share: f64,
 }

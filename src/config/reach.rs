@@ -1,4 +1,4 @@
-//! Where a backend that is added at run time may be.
+//! The addresses that a backend may have when it is added at run time.
 
 use super::text;
 use ipnet::IpNet;
@@ -6,7 +6,7 @@ use serde::de::{Deserialize, Deserializer};
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-/// AWS's IPv6 address of what 169.254.169.254 is in IPv4; it is not link-local.
+/// The IPv6 address of AWS's instance metadata, which is 169.254.169.254 in IPv4. It is not link-local.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// One entry of `admin.allow_backends`.
@@ -14,14 +14,14 @@ const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
 #[schemars(with = "String")]
 pub enum HostPattern {
     Net(IpNet),
-    /// In lower case.
+    /// A host name, in lower case.
     Name(String),
-    /// `*.domain`, kept as `.domain`.
+    /// The names below a domain: `*.domain`, kept as `.domain`.
     Below(String),
 }
 
-/// Tells the addresses that a backend of strangers' choice may have. Asked with each address that its name leads to,
-/// each time, since a name may lead elsewhere tomorrow.
+/// The addresses that a backend of a stranger's choice may have. Each connection asks again, with the address that the
+/// backend's name leads to by then, since a name may lead elsewhere tomorrow.
 #[derive(Clone, Debug, Default)]
 pub struct Reach(Option<Vec<HostPattern>>);
 
@@ -40,7 +40,7 @@ impl FromStr for HostPattern {
         };
         let letter = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         let labels = name.split('.').all(|label| !label.is_empty() && label.chars().all(letter));
-        // What looks like an address and is none was meant as one.
+        // Digits and dots that are no address are a mistyped address rather than a name.
         let numeric = name.chars().all(|c| c.is_ascii_digit() || c == '.');
         match labels && !numeric {
             true => Ok(pattern(name.to_ascii_lowercase())),
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for HostPattern {
 // === impl Reach ===
 
 impl Reach {
-    /// `None`: anywhere but where no backend can be meant to be.
+    /// `None`: any address that a backend can have.
     #[must_use]
     pub fn new(patterns: Option<&[HostPattern]>) -> Self {
         Self(patterns.map(<[_]>::to_vec))
@@ -97,7 +97,7 @@ impl Reach {
     }
 }
 
-/// No backend is there.
+/// Whether no backend can have this address.
 fn is_special(address: IpAddr) -> bool {
     let kind = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),

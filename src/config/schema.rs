@@ -1,4 +1,4 @@
-//! JSON Schema of the YAML, for editors.
+//! The JSON Schema of the YAML, for editors.
 
 use super::tree::Config;
 use schemars::transform::{Transform, transform_subschemas};

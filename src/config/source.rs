@@ -15,7 +15,7 @@ pub const DEFAULT: [&str; 17] = [
     "header:x-claude-code-session-id",
     "header:x-session-id",
     "header:x-session-affinity",
-    // Codex: its subagents have threads of their own in the session of the one that started them.
+    // Codex: subagents have threads of their own in the session of the agent that started them.
     "header:thread-id",
     "header:session-id",
     "header:session_id",
@@ -26,7 +26,7 @@ pub const DEFAULT: [&str; 17] = [
     "body:metadata.user_id",
 ];
 
-/// The fields of a body that may be named as sources.
+/// Fields of a body that may be named as sources.
 const BODY_FIELDS: [(&str, Field); 6] = [
     ("program_id", Field::ProgramId),
     ("extra_body.program_id", Field::ExtraProgramId),
@@ -43,10 +43,10 @@ const NEVER: [(&str, &str); 3] = [
     ("cache_salt", "it is a secret between the client and the engine"),
 ];
 
-/// One place.
+/// One entry of `identity.sources`.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// As configured: the label of the `identity_source_total` metric.
+    /// Name as configured: the label of the `identity_source_total` metric.
     pub name: String,
     pub place: Place,
 }

@@ -1,6 +1,6 @@
 //! Values as people write them: durations, sizes, addresses, URLs, log levels.
 //!
-//! Every error reads "expected …"; the reader of the YAML adds what it found instead.
+//! Every error reads "expected …"; the reader of the YAML adds what stands there instead.
 
 pub(super) use crate::scheduler::duration;
 use log::LevelFilter;
@@ -53,15 +53,15 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or("expected an http:// or https:// URL such as http://gpu1:8000")?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("expected an URL without user and password (use api_key)".into());
+        return Err("expected a URL without user and password (use api_key)".into());
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err("expected an URL without `?` and `#`".into());
+        return Err("expected a URL without `?` and `#`".into());
     }
     Ok(url)
 }
 
-/// One level, or a filter for `env_logger`; Python's names of levels are understood.
+/// A level, or a filter for `env_logger`. Python's names of levels are understood.
 ///
 /// # Errors
 /// What was expected.
@@ -83,7 +83,7 @@ pub fn parse_log_level(text: &str) -> Result<String, String> {
     })
 }
 
-/// A name of the DNS, and a port.
+/// A DNS name and a port.
 #[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "String")]
 pub struct HostPort {
@@ -152,7 +152,7 @@ impl DurationText {
         duration::deserialize(source)
     }
 
-    /// For the defaults in the schema.
+    /// Writes a default into the schema.
     pub fn serialize<S: serde::Serializer>(value: &Duration, sink: S) -> Result<S::Ok, S::Error> {
         duration::serialize(value, sink)
     }
@@ -173,7 +173,7 @@ impl SizeText {
         read(source, parse_size)
     }
 
-    /// For the defaults in the schema.
+    /// Writes a default into the schema.
     pub fn serialize<S: serde::Serializer>(value: &usize, sink: S) -> Result<S::Ok, S::Error> {
         if value.is_multiple_of(1 << 20) {
             sink.collect_str(&format_args!("{}MiB", value >> 20))

@@ -17,14 +17,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Everything that can be set.
+/// Every setting.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Thundergate configuration")]
 #[garde(allow_unvalidated)]
 pub struct Config {
     /// IP address and port that clients connect to, such as `0.0.0.0:8300`, without TLS.
-    // Short for the first of `listeners`, where it is once the file was read.
+    // Once the file was read, the address is the first of `listeners`.
     #[serde(deserialize_with = "text::some_address")]
     pub listen: Option<SocketAddr>,
     /// More addresses that clients connect to.
@@ -33,7 +33,7 @@ pub struct Config {
     #[garde(dive)]
     pub admin: Option<Admin>,
     /// Short for one pool without a name, which serves any model that no other pool serves.
-    // The last of `models`, once the file was read.
+    // Once the file was read, that pool is the last of `models`.
     pub backends: Option<Vec<Backend>>,
     /// Pools of backends, one for each model.
     #[garde(dive)]
@@ -75,7 +75,7 @@ pub struct Listener {
     /// IP address and port, such as `0.0.0.0:8300`.
     #[serde(deserialize_with = "text::address")]
     pub address: SocketAddr,
-    /// Serve HTTPS here.
+    /// Certificate and key, to serve HTTPS here.
     #[serde(default)]
     pub tls: Option<Tls>,
 }
@@ -116,11 +116,12 @@ pub struct Admin {
     /// IP address and port. Anything but loopback needs a token.
     #[serde(deserialize_with = "text::address")]
     pub listen: SocketAddr,
-    /// What clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. None asked for when absent.
+    /// Token that clients send as `Authorization: Bearer TOKEN`, or `sha256:` and its hash in hex. No token is asked for
+    /// when absent.
     #[garde(dive, custom(secret::some_hash))]
     pub token: Option<Secret>,
-    /// Where backends that are added at run time may be: networks (`10.0.0.0/8`), addresses, host names (`gpu1`),
-    /// names below a domain (`*.vllm.svc`). Without it anywhere but link-local addresses, where clouds keep their
+    /// Places where backends that are added at run time may be: networks (`10.0.0.0/8`), addresses, host names (`gpu1`),
+    /// names below a domain (`*.vllm.svc`). When absent, anywhere but at link-local addresses, where clouds keep
     /// credentials.
     pub allow_backends: Option<Vec<HostPattern>>,
 }
@@ -130,17 +131,17 @@ pub struct Admin {
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum Anonymous {
-    /// It is routed by load and not tracked.
+    /// The step is routed by load and not tracked.
     #[default]
     Passthrough,
-    /// It belongs to one program named `default`, as in ThunderAgent.
+    /// The step belongs to one program named `default`, as in ThunderAgent.
     Default,
-    /// Its program is the one whose last prompt is the start of this step's prompt; there need be no id.
+    /// The step's program is the one whose last prompt is the start of this step's prompt; no id is needed.
     Fingerprint,
 }
 
 impl Config {
-    /// What the scheduler of this pool goes by.
+    /// The policy for the scheduler of this pool.
     #[must_use]
     pub fn policy(&self, pool: &Pool) -> Policy {
         Policy {
@@ -161,7 +162,7 @@ pub struct Programs {
     /// A program without a step for this long is forgotten.
     #[serde(with = "text::DurationText")]
     pub idle_ttl: Duration,
-    /// Programs remembered at once; beyond it the longest idle are forgotten.
+    /// Programs remembered at once; beyond this number the longest idle are forgotten.
     #[garde(range(min = 1))]
     pub max: usize,
     /// What happens to a step that names no program.
@@ -173,9 +174,9 @@ pub struct Programs {
 #[serde(deny_unknown_fields, default)]
 #[garde(allow_unvalidated)]
 pub struct Identity {
-    /// Places in the request, the first valid one wins.
+    /// Places in the request; the first with a valid id wins.
     pub sources: Vec<String>,
-    /// A longer id is replaced by its hash.
+    /// Longest id in bytes; a longer one is replaced by its hash.
     #[garde(range(min = 1))]
     pub max_bytes: usize,
 }
@@ -195,19 +196,19 @@ pub struct Auth {
 #[serde(deny_unknown_fields)]
 #[garde(allow_unvalidated)]
 pub struct ApiKey {
-    /// Shown in logs in place of the key.
+    /// Name that logs show in place of the key.
     #[garde(length(min = 1))]
     pub name: String,
     /// The key itself, or `sha256:` and its hash in hex.
     #[garde(dive, custom(secret::hash))]
     pub key: Secret,
-    /// Programs are kept apart by tenant; the key's name when absent.
+    /// Tenant of the key's programs, which are kept apart from those of others; the key's name when absent.
     #[serde(default)]
     pub tenant: String,
 }
 
 impl ApiKey {
-    /// Whose key it is.
+    /// The key's tenant.
     #[must_use]
     pub fn tenant(&self) -> &str {
         if self.tenant.is_empty() { &self.name } else { &self.tenant }
@@ -222,7 +223,7 @@ pub struct Limits {
     /// Largest request body.
     #[serde(with = "text::SizeText")]
     pub body: usize,
-    /// All request bodies together, from the first byte to the end of the answer; beyond it requests get 503.
+    /// All request bodies together, from the first byte to the end of the answer; beyond this size requests get 503.
     #[serde(with = "text::SizeText")]
     pub body_total: usize,
     /// Deepest nesting of a JSON body.
@@ -256,27 +257,27 @@ pub struct PerKey {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// To connect to a backend, TLS included.
+    /// Time to connect to a backend, TLS included.
     #[serde(with = "text::DurationText")]
     pub connect: Duration,
-    /// For a client's TLS handshake, for its request header, and for a pause within its request body.
+    /// Time for a client's TLS handshake, for its request header, and for a pause within its request body.
     #[serde(with = "text::DurationText")]
     pub request_header: Duration,
-    /// How long a client's connection may be idle between two requests.
+    /// Longest time that a client's connection may be idle between two requests.
     #[serde(with = "text::DurationText")]
     pub client_idle: Duration,
-    /// From the request sent to the backend's first byte: queueing and prefill there.
+    /// Time from the request sent to the backend's first byte: queueing and prefill there.
     #[serde(with = "text::DurationText")]
     pub first_byte: Duration,
     /// Longest silence within an answer.
     #[serde(with = "text::DurationText")]
     pub stream_idle: Duration,
-    /// For answers in flight to finish after SIGTERM.
+    /// Time for answers in flight to finish after SIGTERM.
     #[serde(with = "text::DurationText")]
     pub grace: Duration,
 }
 
-/// What is tried again. Only a request of which nothing reached a backend is.
+/// What is tried again: only requests of which nothing reached a backend.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Validate)]
 #[serde(deny_unknown_fields, default)]
 #[garde(allow_unvalidated)]
@@ -284,8 +285,8 @@ pub struct Retry {
     /// Further backends tried after the first one could not be connected to: 0 to 15.
     #[garde(range(max = 15))]
     pub connect_attempts: usize,
-    /// Share of a pool's requests of the last 10 s that may be tried again: 0 to 1. Besides it 10 a second may
-    /// always be. Beyond both the client gets 503.
+    /// Share of a pool's requests of the last 10 s that may be tried again: 0 to 1. Another 10 a second may always be
+    /// tried again. Beyond both the client gets 503.
     #[garde(range(min = 0.0, max = 1.0))]
     pub budget: f64,
 }
@@ -303,15 +304,15 @@ pub struct State {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logging {
-    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,pingora_core=warn`.
-    /// The environment variable `RUST_LOG` wins over it.
+    /// Level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or a filter such as `info,pingora_core=warn`. The
+    /// environment variable `RUST_LOG` wins over this setting.
     #[serde(deserialize_with = "text::log_level")]
     pub level: String,
     /// One line for every request; none when absent.
     pub access: Option<Access>,
 }
 
-/// How a line of the access log looks.
+/// The form of a line of the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
@@ -325,9 +326,9 @@ pub enum AccessFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
-    /// How a line looks.
+    /// Form of a line.
     pub format: AccessFormat,
-    /// `stdout`, `stderr`, or a file to append to.
+    /// Destination: `stdout`, `stderr`, or a file to append to.
     pub path: PathBuf,
 }
 
@@ -343,8 +344,8 @@ pub struct Profile {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
-    /// Report them in ThunderAgent's JSON and keep their history. They are read for the backends'
-    /// capacity in any case.
+    /// Whether ThunderAgent's JSON reports them, with their history. They are read for the backends' capacity in any
+    /// case.
     pub enabled: bool,
     /// Time between two readings.
     #[serde(with = "text::DurationText")]

@@ -1,4 +1,4 @@
-//! The one validation: what the types alone cannot rule out, for YAML, flags and reload alike.
+//! The one validation, for a YAML file, flags and a reload alike: bounds, and what lies between two settings.
 
 use super::mistake::Mistake;
 use super::source::Source;
@@ -9,7 +9,7 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// Every mistake. Paths are those of `Config`, as the YAML spells them.
+/// Every mistake that the types alone cannot rule out. Paths are those of `Config`, as the YAML spells them.
 ///
 /// `without_backends`: a pool may start empty, to be filled at run time.
 #[must_use]
@@ -24,7 +24,7 @@ pub fn validate(config: &Config, without_backends: bool) -> Vec<Mistake> {
     check.0
 }
 
-/// What the attributes `garde` of the tree say.
+/// The values that lie outside the bounds of their `garde` attributes.
 fn bounds(config: &Config) -> Vec<Mistake> {
     let report = garde::Validate::validate(config).err();
     let found = report.into_iter().flat_map(garde::Report::into_inner);
@@ -54,7 +54,7 @@ impl Check {
         }
     }
 
-    /// `value` must not be given twice.
+    /// Tells a `value` that was given before.
     fn once<T: Hash + Eq>(&mut self, taken: &mut Once<T>, value: T, path: &str, message: String) {
         match taken.entry(value) {
             Entry::Vacant(free) => {
@@ -187,7 +187,7 @@ impl Check {
             self.once(&mut names, key.name.clone(), &name_path, message);
             let key_path = format!("{path}.key");
             let message = "the key was given already".to_owned();
-            // A key and its hash are the same key.
+            // A key and its hash count as one.
             if let Ok(digest) = key.key.digest() {
                 self.once(&mut values, digest, &key_path, message);
             }
@@ -231,12 +231,12 @@ pub(crate) fn directory(file: &Path) -> &Path {
     file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Both cannot be listened on.
+/// Whether one process cannot listen on both.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip(), other.ip());
     let overlap = a == b || a.is_unspecified() || b.is_unspecified();
     one.port() == other.port() && one.port() != 0 && overlap
 }
 
-/// Where each value was given first.
+/// The path at which each value was given first.
 type Once<T> = HashMap<T, String>;
