@@ -179,9 +179,6 @@ impl Flags {
 
     fn apply_scheduler(&self, config: &mut Config, draft: &mut Draft) {
         if let Some(weight) = self.acting_token_weight {
-            if !weight.is_finite() {
-                wrong(draft, "--acting-token-weight", format!("expected a number, found `{weight}`"));
-            }
             config.scheduler.acting_weight = weight;
             draft.alias_path("scheduler.acting_weight", "--acting-token-weight");
         }
