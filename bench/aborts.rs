@@ -1,4 +1,4 @@
-//! How soon a backend is rid of a client that has left.
+//! Time until the backend of a client that has left is free of the client.
 
 use crate::caller::{Caller, Wire, body};
 use crate::gate::Gate;
@@ -11,12 +11,12 @@ use std::time::Instant;
 
 #[derive(Clone, Copy, Debug)]
 enum When {
-    /// The backend has said nothing of a stream yet.
+    /// Before the backend has sent any of a stream.
     BeforeTheFirstByte,
     MidStream,
-    /// The backend has said nothing of an answer in one piece yet.
+    /// Before the backend has sent any of an answer in one piece.
     WholeAnswer,
-    /// It has said a part of it.
+    /// After the backend has sent a part of an answer in one piece.
     MidAnswer,
 }
 
@@ -40,7 +40,8 @@ pub async fn run(report: &mut Report, binary: &Path, wire: Wire, count: usize) {
     held(report, binary, wire, count).await;
 }
 
-/// From the moment the client leaves. That the connection closes at all is waited for, so it is checked.
+/// Time from the client's departure until the backend's connection is closed. The function waits for the closing, which
+/// checks that it comes.
 async fn leave(backend: &mut Backend, caller: &Caller, n: usize, when: When) -> std::time::Duration {
     let stream = matches!(when, When::BeforeTheFirstByte | When::MidStream);
     let program = format!("leaver-{n}");
@@ -65,7 +66,7 @@ async fn leave(backend: &mut Backend, caller: &Caller, n: usize, when: When) -> 
         }
         When::MidAnswer => {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n{\"id\":";
-            // More than Pingora keeps back of an answer whose length is known.
+            // These are more bytes than Pingora keeps back of an answer whose length is known.
             exchange.raw(format!("{head}\"{:9000}", "").as_bytes()).await;
             let (_, mut client) = pending.answer().await;
             client.piece().await.expect("the first bytes");
@@ -77,7 +78,7 @@ async fn leave(backend: &mut Backend, caller: &Caller, n: usize, when: When) -> 
     }
 }
 
-/// Clients that leave while they are held.
+/// Measures clients that leave while they are held.
 async fn held(report: &mut Report, binary: &Path, wire: Wire, count: usize) {
     let full = Full::start(binary).await;
     let caller = Caller::new(full.gate.address, wire, 1).await;

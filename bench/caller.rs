@@ -1,4 +1,4 @@
-//! Clients over HTTP/1.1 (a connection for each request) and h2c (a few connections for all), seen as one.
+//! Clients over HTTP/1.1 (a connection for each request) and h2c (a few connections for all), behind one interface.
 
 use crate::support::client::{Client, H2Request, post_head};
 use crate::support::wire::Message;
@@ -19,19 +19,19 @@ pub enum Wire {
     H2c,
 }
 
-/// Where requests start.
+/// Source of requests.
 pub enum Caller {
     H1(SocketAddr),
     H2(Vec<SendRequest<Bytes>>),
 }
 
-/// A request that was sent; the client leaves when this is dropped.
+/// A request that was sent. The client leaves when this value is dropped.
 pub enum Pending {
     H1(Client),
     H2(H2Request),
 }
 
-/// A response whose head is here; the client leaves when this is dropped.
+/// A response whose head has come. The client leaves when this value is dropped.
 pub enum Answer {
     H1 { client: Client, head: Message, read: usize },
     H2(RecvStream),
@@ -51,7 +51,7 @@ impl Wire {
 // === impl Caller ===
 
 impl Caller {
-    /// Over h2c, `requests` at once share connections of at most 500 streams.
+    /// A caller of `address`. Over h2c, `requests` requests at the same time share connections of at most 500 streams.
     pub async fn new(address: SocketAddr, wire: Wire, requests: usize) -> Self {
         if wire == Wire::H1 {
             return Self::H1(address);
@@ -107,7 +107,7 @@ impl Caller {
 // === impl Pending ===
 
 impl Pending {
-    /// Status and the rest.
+    /// The status of the answer, and the rest of it.
     pub async fn answer(self) -> (u16, Answer) {
         match self {
             Self::H1(mut client) => {
@@ -125,7 +125,7 @@ impl Pending {
 // === impl Answer ===
 
 impl Answer {
-    /// The next piece; `None` at the end.
+    /// The next piece; `None` at the end of the answer.
     pub async fn piece(&mut self) -> Option<Bytes> {
         match self {
             Self::H1 { client, head, read } => {
@@ -141,7 +141,7 @@ impl Answer {
         }
     }
 
-    /// The end came as announced, and not because the connection broke.
+    /// Whether the end came as announced, and not because the connection broke.
     pub fn complete(&self) -> bool {
         match self {
             Self::H1 { head, .. } => head.complete,

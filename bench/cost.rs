@@ -1,9 +1,10 @@
-//! What a request and an event cost in the proxy, beside nginx and the others: a mock backend and a load generator in
-//! this process, CPU time of the proxies from the kernel's nanosecond accounting, one after the other in each round.
-//! `bench/REPORT.md` has the numbers.
+//! The cost of a request and of an event in the proxy, beside nginx and others. The mock backend and the load generator
+//! run in this process. CPU times of the proxies come from the kernel's nanosecond accounting. In each round the
+//! proxies are measured one after the other. `bench/REPORT.md` has the numbers.
 //!
-//! `cargo bench --bench cost -- [--targets thundergate,nginx] [--rounds 5] [--only small,streams]`. Routers from PyPI are
-//! found where `VLLM_ROUTER`, `SGLANG_ROUTER` and `SMG` say: the directories of their virtual environments.
+//! `cargo bench --bench cost -- [--targets thundergate,nginx] [--rounds 5] [--only small,streams]`. The variables
+//! `VLLM_ROUTER`, `SGLANG_ROUTER` and `SMG` name the directories of the virtual environments in which routers from PyPI
+//! are installed.
 
 #[path = "cost/load.rs"]
 mod load;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use target::{Kind, Target};
 
-/// That of the program, for the target that runs in this one.
+/// Allocator, the same as the proxy's: this binary serves the target `stock` itself.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

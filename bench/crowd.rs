@@ -1,5 +1,6 @@
-//! Agents in a closed loop around a scheduler: a step, a tool, the next step, until the program ends and another begins.
-//! Virtual time, no engines: a step takes as long as it takes by rule. Every event is timed as it is handled.
+//! Agents in a closed loop around a scheduler: a step, a tool, the next step, until the program ends and another
+//! begins. Time is virtual and there are no engines: the time that a step takes follows from a rule. The handling of
+//! every event is timed.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -12,34 +13,34 @@ use thundergate::units::Tokens;
 
 const BACKENDS: u32 = 4;
 const BYTES_PER_TOKEN: u64 = 4;
-/// A program begins with so many tokens, grows by so many a step, and ends with so many.
+/// Size of a program in tokens: at its beginning, its growth in each step, and at its end.
 const FIRST: u64 = 4_000;
 const GROWTH: u64 = 1_000;
 const LAST: u64 = 50_000;
 const OUTPUT: u64 = 200;
-/// Prefill speed of a backend, as a share of its capacity a second: large backends are fast ones.
+/// Prefill speed of a backend in shares of its capacity per second. So large backends are fast ones.
 const PREFILL: f64 = 0.02;
 const DECODE: Duration = Duration::from_secs(4);
-/// Virtual time until the start has been forgotten, and how much real time it may take.
+/// Virtual time after which the start no longer shows, and the limit on the real time for it.
 const SETTLE: Duration = Duration::from_secs(180);
 const SETTLE_AT_MOST: Duration = Duration::from_secs(10);
-/// A kind of event that has not come after so many others never will.
+/// Number of other events after which a kind of event counts as one that never comes.
 const PATIENCE: u64 = 10_000_000;
 
 pub struct Scene {
     pub name: &'static str,
-    /// Programs that the scheduler knows at least …
+    /// Least number of programs that the scheduler knows.
     pub known: u64,
-    /// … and how many of them run steps, or want to.
+    /// Number of these programs that run steps, or want to.
     pub active: u64,
-    /// Tokens of each backend.
+    /// Capacity of each backend in tokens.
     pub capacity: u64,
 }
 
-/// What is timed.
+/// Kind of event that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A step of a leased program arrives and goes at once.
+    /// A step of a leased program arrives and is dispatched at once.
     Leased,
     /// A step arrives and is held.
     Held,
@@ -96,7 +97,7 @@ impl Kind {
 // === impl Crowd ===
 
 impl Crowd {
-    /// Every program of the scene has run a first step, and none is leased.
+    /// A crowd in which every program of the scene has run a first step, and none is leased.
     pub fn known(scene: &Scene) -> Self {
         let mut policy = Config::default().policy(&Pool::default());
         policy.settings.hold.queue = 2 * scene.active as usize;
@@ -132,7 +133,7 @@ impl Crowd {
         crowd
     }
 
-    /// The active ones come, over ten seconds, and live until the start is forgotten.
+    /// Lets the active programs come within ten seconds, and live until the start no longer shows.
     pub fn gather(&mut self, scene: &Scene) {
         for backend in (0..BACKENDS).map(BackendId) {
             self.tell(Event::BackendUp(backend));
@@ -157,7 +158,7 @@ impl Crowd {
         }
     }
 
-    /// Lives on for so long in real time: how long each event took, by [`Kind::ALL`].
+    /// Lets the crowd live for `time` in real time. Returns the time that each event took, by [`Kind::ALL`].
     pub fn live_for(&mut self, time: Duration) -> [Vec<Duration>; Kind::ALL.len()] {
         let (mut spent, start) = (Kind::ALL.map(|_| Vec::new()), Instant::now());
         while start.elapsed() < time {
@@ -168,7 +169,7 @@ impl Crowd {
         spent
     }
 
-    /// Lives on until `events` of this kind were handled; the time that they took.
+    /// Lets the crowd live until `events` events of this kind were handled. Returns the time that these events took.
     pub fn live(&mut self, kind: Kind, events: u64) -> Duration {
         let (mut left, mut spent, mut others) = (events, Duration::ZERO, 0);
         while left > 0 {
@@ -190,7 +191,7 @@ impl Crowd {
         format!("{known} known, {leased} leased, {running} running, {held} held")
     }
 
-    /// The next thing on the agenda: what it was, and how long the scheduler took.
+    /// Handles the next event on the agenda. Returns its kind, and the time that the scheduler took.
     fn next(&mut self) -> (Option<Kind>, Duration) {
         let Some(Reverse((at, _, act))) = self.agenda.pop() else {
             return (None, Duration::ZERO);
@@ -245,7 +246,7 @@ impl Crowd {
             self.tell(Event::Release(self.agents[number].key.clone()));
             self.carry_out();
         }
-        // Mostly short tools, some long ones.
+        // Most tools take a short time, some a long time.
         let tool = 500 + self.below(3_000) + if self.below(10) == 0 { self.below(20_000) } else { 0 };
         self.plan(Duration::from_millis(tool), Act::Arrive(number));
         took
@@ -258,7 +259,7 @@ impl Crowd {
         start.elapsed()
     }
 
-    /// Every step that was let go will have its first token, and end.
+    /// Plans the first token and the end of every step that was dispatched.
     fn carry_out(&mut self) {
         for decision in std::mem::take(&mut self.decisions) {
             match decision {

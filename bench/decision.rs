@@ -1,8 +1,9 @@
-//! What a decision costs: the time that the scheduler takes for one event, by kind of event, while a crowd of agents
-//! lives on four backends that hold a part of them; and the memory of a program that is known.
+//! The cost of a decision: the time that the scheduler takes for one event, by kind of event, while a crowd of agents
+//! lives on four backends that hold a part of them; and the memory of a known program.
 //!
-//! `cargo bench --bench decision` prints a table of each crowd's first seconds, then criterion's figures, which it compares
-//! with those of the last run; `-- tables` (a filter that fits nothing) the tables alone. Nothing here fails a build.
+//! `cargo bench --bench decision` prints a table of each crowd's first seconds, then criterion's figures, compared with
+//! those of the last run. With `-- tables` (a filter that fits nothing) only the tables are printed. Nothing here fails
+//! a build.
 
 mod crowd;
 
@@ -10,7 +11,8 @@ use criterion::Criterion;
 use crowd::{Crowd, Kind, Scene};
 use std::time::Duration;
 
-/// About three in five agents fit in the first two; in the third the queue is as long as it may be by default.
+/// Scenes to measure. In the first two, about three in five agents fit; in the third, the queue is as long as it may be
+/// by default.
 const SCENES: [Scene; 3] = [
     Scene { name: "100 programs", known: 100, active: 100, capacity: 500_000 },
     Scene { name: "2,000 programs", known: 2_000, active: 2_000, capacity: 10_000_000 },
@@ -41,7 +43,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// What the events of the next seconds cost, in microseconds.
+/// Prints the time in microseconds that the events of the next seconds take.
 fn table(crowd: &mut Crowd) {
     let mut spent = crowd.live_for(Duration::from_secs(3));
     println!("{:20}{:>10}{:>10}{:>10}{:>10}{:>10}", "µs", "events", "mean", "p50", "p99", "max");
@@ -56,7 +58,7 @@ fn table(crowd: &mut Crowd) {
     }
 }
 
-/// Resident memory of this process in bytes; zero where there is no `/proc`.
+/// Resident memory of this process in bytes; zero if there is no `/proc`.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

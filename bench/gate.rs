@@ -1,4 +1,4 @@
-//! The release binary as a child process, and what the kernel and its own endpoints say of it.
+//! The release binary as a child process, with the figures that the kernel and the proxy's own endpoints give.
 
 use crate::support::backend::Backend;
 use crate::support::client::Client;
@@ -21,7 +21,7 @@ pub struct Gate {
 // === impl Gate ===
 
 impl Gate {
-    /// Starts it on a free port in front of `backend`, and waits until it is ready to take requests.
+    /// Starts the binary on a free port in front of `backend`, and waits until it is ready for requests.
     pub async fn start(binary: &Path, backend: &Backend) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("bench.yaml");
@@ -61,7 +61,7 @@ impl Gate {
         gate
     }
 
-    /// Status and body of a control endpoint.
+    /// Status and body of the answer of a control endpoint.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: gate\r\naccept: text/plain\r\n\r\n").as_bytes()).await;
@@ -69,7 +69,7 @@ impl Gate {
         (response.status(), response.text().to_owned())
     }
 
-    /// A gauge without labels.
+    /// Value of a gauge without labels.
     pub async fn gauge(&self, name: &str) -> f64 {
         let (_, page) = self.get("/metrics").await;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -82,14 +82,14 @@ impl Gate {
         within(&what, async { while (self.gauge(name).await - value).abs() > 0.5 {} }).await;
     }
 
-    /// Programs that it knows of.
+    /// Number of programs that the proxy knows.
     pub async fn programs(&self) -> usize {
         let (_, body) = self.get("/programs").await;
         let programs: serde_json::Value = serde_json::from_str(&body).expect("JSON");
         programs.as_object().map_or(0, serde_json::Map::len)
     }
 
-    /// CPU time so far, of all threads, to the nanosecond where the kernel tells.
+    /// CPU time of all threads so far, to the nanosecond if the kernel tells it.
     pub fn cpu(&self) -> Duration {
         let threads = fs::read_dir(self.proc("task")).expect("the child runs");
         let spent = |thread: fs::DirEntry| {
@@ -100,7 +100,7 @@ impl Gate {
         exact.map_or_else(|| self.ticks(), Duration::from_nanos)
     }
 
-    /// Of `/proc/PID/stat`: hundredths of a second.
+    /// CPU time from `/proc/PID/stat`, in hundredths of a second.
     fn ticks(&self) -> Duration {
         let stat = fs::read_to_string(self.proc("stat")).expect("the child runs");
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
@@ -108,7 +108,7 @@ impl Gate {
         Duration::from_millis(times.sum::<u64>() * 10)
     }
 
-    /// Resident memory in bytes. Sockets' buffers are the kernel's and not in it.
+    /// Resident memory in bytes. The buffers of sockets are the kernel's and are not included.
     pub fn resident(&self) -> i64 {
         let rollup = fs::read_to_string(self.proc("smaps_rollup")).expect("the child runs");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap_or("");
@@ -120,7 +120,7 @@ impl Gate {
         format!("/proc/{}/{file}", self.child.id().expect("the child runs"))
     }
 
-    /// Ends it with SIGKILL and waits for that.
+    /// Ends the process with SIGKILL, and waits for its end.
     pub async fn stop(mut self) {
         self.child.kill().await.expect("a child to end");
     }

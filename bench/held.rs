@@ -1,4 +1,4 @@
-//! What a request costs in memory while it is held, and that nothing of it stays.
+//! The memory of a request while it is held, and a check that none of this memory stays in use.
 
 use crate::caller::{Caller, Pending, Wire, body};
 use crate::gate::Gate;
@@ -11,13 +11,14 @@ use tokio::task::JoinSet;
 
 pub const HELD: &str = "thundergate_held_steps";
 
-/// KV blocks of 16 tokens.
+/// Number of KV blocks of 16 tokens.
 const BLOCKS: usize = 100;
 
-/// Bytes of a body whose estimate is more than `BLOCKS` hold.
+/// Size in bytes of a body whose estimate is more than `BLOCKS` blocks hold.
 const WHOLE_CACHE: usize = 8_000;
 
-/// What a backend says to `request`, in one piece. It counts four bytes a token, as the proxy does before it knows.
+/// Answer of a backend to `request`, in one piece. The backend counts four bytes a token, as the proxy does until it
+/// has measured.
 pub fn answer(request: &Message) -> String {
     let prompt = request.body.len() / 4;
     let (front, middle) = (
@@ -32,7 +33,7 @@ pub async fn reply(exchange: Exchange) {
     exchange.json(200, &answer).await;
 }
 
-/// A backend whose cache is taken by one program, with the step that takes it.
+/// A backend whose cache is full with the step of one program.
 pub struct Full {
     pub backend: Backend,
     pub gate: Gate,
@@ -64,7 +65,7 @@ pub async fn run(report: &mut Report, binary: &Path, wire: Wire, count: usize, s
     report.line("resident: start, held, released, held, …", format!("{} MB", mb.join(", ")));
 }
 
-/// Sends `count` requests of as many programs, and waits until all are held.
+/// Sends `count` requests, each of a program of its own, and waits until all are held.
 async fn hold(full: &Full, caller: &Caller, count: usize, size: usize) -> Vec<Pending> {
     let mut waiting = Vec::with_capacity(count);
     let body = body(size, false, false);
@@ -95,7 +96,7 @@ impl Full {
         (occupier, backend.next().await)
     }
 
-    /// Answers the step in the way, then all that wait; then takes the cache again.
+    /// Answers the step that fills the cache, then all waiting requests. Then fills the cache again.
     async fn release(mut self, report: &mut Report, waiting: Vec<Pending>) -> Self {
         let count = waiting.len();
         reply(self.exchange).await;
@@ -120,11 +121,11 @@ impl Full {
         self
     }
 
-    /// Answers the step in the way; nothing else may ever have reached the backend.
+    /// Answers the step that fills the cache, and checks that no other request ever reached the backend.
     pub async fn empty(mut self, report: &mut Report) {
         reply(self.exchange).await;
         self.occupier.answer().await.1.rest().await;
-        // Whatever was let through would come before this one.
+        // A request that was let through would come before this one.
         let (probe, exchange) = Self::occupy(&mut self.backend, &self.gate).await;
         let first = exchange.request.header("x-program-id");
         report.check(first.as_deref() == Some("occupier"), format!("{first:?} reached the backend"));

@@ -1,4 +1,4 @@
-//! One connection, one request at a time: what the way through the proxy adds.
+//! The time that the proxy adds to a request, on one connection with one request at a time.
 
 use crate::caller::{CHAT, body};
 use crate::gate::Gate;
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Not measured: connections, pools and predictions settle.
+/// Number of requests that are not measured, until connections, pools and predictions have settled.
 const WARM_UP: usize = 300;
 
 pub async fn run(report: &mut Report, binary: &Path, requests: usize, size: usize) {

@@ -1,14 +1,14 @@
-//! Numbers on their way to the reader, and the checks that failed.
+//! Figures for the reader, and the checks that failed.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Prints as it goes, and remembers what was wrong.
+/// A report that prints each line at once, and remembers the failed checks.
 pub struct Report {
     failures: Vec<String>,
 }
 
-/// Durations to take percentiles of.
+/// Durations from which percentiles are taken.
 #[derive(Clone, Debug, Default)]
 pub struct Durations(Vec<Duration>);
 
@@ -31,7 +31,7 @@ impl Report {
         println!("  {what:<46}{value}");
     }
 
-    /// A correctness check.
+    /// Notes a check of correctness, which holds or fails.
     pub fn check(&mut self, holds: bool, what: impl Into<String>) {
         if !holds {
             let what = what.into();
@@ -69,7 +69,7 @@ impl Durations {
         self.0.len()
     }
 
-    /// In milliseconds; `share` from 0 to 1.
+    /// The percentile `share`, from 0 to 1, in milliseconds.
     pub fn percentile(&mut self, share: f64) -> f64 {
         if self.0.is_empty() {
             return f64::NAN;
@@ -78,7 +78,7 @@ impl Durations {
         self.0.select_nth_unstable(rank).1.as_secs_f64() * 1e3
     }
 
-    /// Median, 99th percentile and the largest, in milliseconds.
+    /// Median, 99th percentile and maximum, in milliseconds.
     pub fn summary(&mut self) -> String {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| self.percentile(share));
         format!("p50 {p50:.3} ms, p99 {p99:.3} ms, max {max:.3} ms")

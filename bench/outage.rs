@@ -1,5 +1,6 @@
-//! What the death of a backend costs its clients, and how soon it and its return are noticed: the real binary with its
-//! default health checks in front of simulated engines. Prints a table; the exit code is that of the checks.
+//! The price of a backend's death for its clients, and the time until the death and the return are noticed. The real
+//! binary with its default health checks runs in front of simulated engines. The benchmark prints a table; the exit
+//! code is that of the checks.
 //!
 //! `cargo bench --bench outage -- [--kills 6] [--hangs 3] [--clients 64]`
 
@@ -26,12 +27,12 @@ use support::process::Process;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Engines of each kind of death in the idle fleet, and the time from one death to the next: they fall on different
-/// moments between two checks.
+/// Number of engines in the idle fleet for each kind of death, and the time from one death to the next. So the deaths
+/// fall on different moments between two checks.
 const IDLE: usize = 6;
 const APART: Duration = Duration::from_millis(700);
 
-/// A hung backend is noticed after 17 s at most: see docs/reliability.md.
+/// Time limit for noticing. A hung backend is noticed after 17 s at most: see docs/reliability.md.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Parser)]
@@ -49,7 +50,7 @@ struct Args {
     bench: bool,
 }
 
-/// The proxy in front of some engines.
+/// The proxy, in front of several engines.
 struct Site {
     engines: Vec<Engine>,
     address: SocketAddr,
@@ -58,10 +59,10 @@ struct Site {
     _directory: tempfile::TempDir,
 }
 
-/// One step, as its client saw it.
+/// One step, as the client saw it.
 struct Step {
     began: Instant,
-    /// As far as it was told.
+    /// Backend of the step; `None` if the client was not told.
     backend: Option<String>,
     whole: bool,
 }
@@ -104,7 +105,7 @@ async fn under_load(args: &Args, report: &mut Report, rows: &mut Vec<(String, St
         let at = Instant::now();
         site.engines[victim].kill().await;
         dead.push(site.until(&url, false, at).await);
-        // Whatever was on its way has ended.
+        // After this pause, no step is under way any more.
         sleep(Duration::from_secs(1)).await;
         for step in seen.steps.lock().iter().filter(|step| !step.whole) {
             failed += 1;
@@ -183,7 +184,7 @@ async fn idle(rows: &mut Vec<(String, String)>) {
     row("one that goes on is back, idle", &back, IDLE..2 * IDLE);
 }
 
-/// Has one answer after another streamed.
+/// Runs a client that asks for one streamed answer after another.
 async fn client(proxy: SocketAddr, n: usize, seen: Arc<Seen>) {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     let message = json!({"role": "user", "content": format!("{n} ").repeat(200)});
@@ -192,7 +193,7 @@ async fn client(proxy: SocketAddr, n: usize, seen: Arc<Seen>) {
         if seen.stop.load(Ordering::Relaxed) {
             return;
         }
-        // A program of its own for each step: they spread over the backends again when one returns.
+        // Each step has a program of its own, so that steps spread over the backends again when one returns.
         body["program_id"] = format!("{n}-{count}").into();
         let began = Instant::now();
         let (mut backend, mut whole) = (None, false);
@@ -211,7 +212,7 @@ async fn client(proxy: SocketAddr, n: usize, seen: Arc<Seen>) {
     }
 }
 
-/// Median and maximum.
+/// Median and maximum of the times, as text.
 fn spread(times: &mut Durations) -> String {
     let [median, most] = [0.5, 1.0].map(|share| match times.percentile(share) {
         ms if ms < 1000.0 => format!("{ms:.0} ms"),
@@ -242,7 +243,7 @@ impl Site {
         site
     }
 
-    /// By URL: whether it is up, and its steps in flight.
+    /// State of each backend by URL: whether it is up, and its number of steps in flight.
     async fn backends(&self) -> HashMap<String, (bool, usize)> {
         let page = self.http.get(format!("http://{}/backends", self.address)).send().await.expect("an answer");
         let page: Value = page.json().await.expect("JSON");
@@ -259,7 +260,7 @@ impl Site {
         self.until_each(&at, up).await[url]
     }
 
-    /// How long each backend took to be up, or down, since the time given.
+    /// The time that each backend took to be up, or down, since the instant in `at`.
     async fn until_each(&self, at: &HashMap<String, Instant>, up: bool) -> HashMap<String, Duration> {
         let mut took = HashMap::new();
         let all = async {
@@ -276,7 +277,7 @@ impl Site {
         took
     }
 
-    /// Both backends have steps, and no client is without one for long.
+    /// Waits until both backends have steps and more than half of the clients have one.
     async fn everyone_is_at_work(&self, clients: usize) {
         let all = async {
             loop {

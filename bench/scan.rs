@@ -1,7 +1,8 @@
-//! What our own code spends on the bytes of a request: reading its body, watching its answer, writing its log line.
+//! The time that the proxy's own code spends on the bytes of a request: reading its body, watching its answer, writing
+//! its log line.
 //!
-//! `cargo bench --bench scan` prints criterion's figures, which it compares with those of the last run. Nothing here fails
-//! a build.
+//! `cargo bench --bench scan` prints criterion's figures, compared with those of the last run. Nothing here fails a
+//! build.
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
@@ -23,10 +24,10 @@ const STREAM: &str = include_str!("../tests/samples/vllm-0.32-chat-stream.txt");
 
 const SIZES: [(&str, usize); 3] = [("2 kB", 2_000), ("100 kB", 100_000), ("1 MB", 1_000_000)];
 const DEPTH: usize = 128;
-/// As many as the log's queue surely takes.
+/// Number of lines that the queue of the log is sure to take.
 const LINES: u64 = 2000;
 
-/// Text as the messages of a body have it, by how it is written in JSON.
+/// Text as in the messages of a body, by the way in which the text is written in JSON.
 const TEXTS: [(&str, &str); 4] = [
     ("plain", "The form takes its value from the widget, and it is cleaned before it is shown; "),
     (
@@ -111,7 +112,7 @@ fn answers(group: &mut BenchmarkGroup<'_, WallTime>) {
     });
 }
 
-/// The time for so many lines, from the request's end until they are written.
+/// Time for `lines` lines, from the end of the request until they are written.
 fn log(lines: u64) -> Duration {
     let mut config = Config::default();
     config.logging.access = Some(Access { path: "/dev/null".into(), format: AccessFormat::Json });

@@ -1,5 +1,5 @@
-//! Many streams at once: each client must see exactly the bytes that the backend wrote for it, in order, without the
-//! usage event where it did not ask for one.
+//! Many streams at the same time. Each client must see exactly the bytes that the backend wrote for it, in order. The
+//! usage event is left out if the client did not ask for it.
 
 use crate::caller::{Caller, Wire, body};
 use crate::gate::Gate;
@@ -17,29 +17,29 @@ use tokio::task::JoinSet;
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub streams: usize,
-    /// Of each stream.
+    /// Number of events of each stream.
     pub events: usize,
     pub gap: Duration,
 }
 
-/// When each event was written, for each stream; nanoseconds after `start`.
+/// Time when each event of each stream was written, in nanoseconds after `start`.
 struct Clock {
     start: Instant,
     written: Vec<Vec<AtomicU64>>,
 }
 
-/// What one client saw.
+/// Counts of one client's observations.
 #[derive(Default)]
 struct Seen {
     events: usize,
     lost: usize,
     reordered: usize,
-    /// Events that no backend wrote so, and what came behind the last one.
+    /// Number of events that no backend wrote in this form, and of those behind the last one.
     garbled: usize,
     latency: Durations,
 }
 
-/// Reads one stream's events and compares.
+/// Reader of one stream's events, which compares them with those that were written.
 struct Reader {
     stream: usize,
     usage: bool,
@@ -50,7 +50,7 @@ struct Reader {
 
 const NUMBER: &str = "x-bench-stream";
 
-/// The same without the proxy, to compare.
+/// Runs the same load without the proxy, for comparison.
 pub async fn direct(report: &mut Report, load: Load) {
     report.title(&format!("{} streams, straight to the backend", load.streams));
     let mut backend = Backend::start().await;
@@ -99,7 +99,8 @@ pub async fn through(report: &mut Report, binary: &Path, load: Load, wire: Wire)
     gate.stop().await;
 }
 
-/// A few programs from start to end: before it has seen how large they become, a scheduler admits few at once.
+/// Runs a few programs from start to end. Before a scheduler has seen how large programs become, it admits few at the
+/// same time.
 async fn warm_up(backend: &mut Backend, gate: &Gate) {
     let caller = Caller::new(gate.address, Wire::H1, 1).await;
     for n in 0..20 {
@@ -111,11 +112,11 @@ async fn warm_up(backend: &mut Backend, gate: &Gate) {
     }
 }
 
-/// Runs all clients to their end.
+/// Runs all clients to the end of their streams.
 async fn all(address: SocketAddr, wire: Wire, load: Load, clock: &Arc<Clock>) -> Vec<Option<Seen>> {
     let caller = Arc::new(Caller::new(address, wire, load.streams).await);
     let mut clients = JoinSet::new();
-    // Their starts are spread, as the steps of programs are.
+    // The streams start one after another, as the steps of programs do.
     let mut next = tokio::time::interval(Duration::from_millis(1));
     for stream in 0..load.streams {
         next.tick().await;
@@ -167,7 +168,7 @@ async fn answer(exchange: Exchange, clock: Arc<Clock>, load: Load) {
     answer.finish().await;
 }
 
-/// Prints what the clients saw; the number of events.
+/// Prints the counts of the clients. Returns the number of events.
 fn tell(report: &mut Report, load: Load, all: Vec<Option<Seen>>) -> usize {
     let failed = all.iter().filter(|seen| seen.is_none()).count();
     let mut sum = Seen::default();
@@ -208,7 +209,7 @@ fn usage_event(stream: usize, events: usize) -> String {
     )
 }
 
-/// The number of an event that `event` made.
+/// The number of an event, as `event` wrote it.
 fn number(event: &str) -> Option<usize> {
     let (_, rest) = event.split_once("\"content\":\" ")?;
     rest.split_once('"')?.0.parse().ok()
@@ -227,7 +228,7 @@ impl Clock {
         self.written[stream][n].store(nanos, Ordering::Relaxed);
     }
 
-    /// Since event `n` was written.
+    /// Time since event `n` was written.
     fn age(&self, stream: usize, n: usize) -> Duration {
         let written = Duration::from_nanos(self.written[stream][n].load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(written)
@@ -269,7 +270,7 @@ impl Reader {
         }
     }
 
-    /// What is left must be the usage event, if it was asked for, and the end.
+    /// Ends the reading. Only the usage event, if it was asked for, and the end may be left.
     fn finish(mut self, complete: bool) -> Seen {
         let usage = if self.usage { usage_event(self.stream, self.total) } else { String::new() };
         let whole = complete && self.pending == format!("{usage}{DONE}").as_bytes();

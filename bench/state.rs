@@ -1,5 +1,5 @@
-//! What it costs to keep the state of 200,000 programs: the time and size of a snapshot, and how long the scheduler is
-//! held for each portion of it, since dispatch waits for that.
+//! The cost of keeping the state of 200,000 programs: the time and size of a snapshot, and the time for which each
+//! portion of it holds the scheduler. Dispatch waits for that time.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -43,7 +43,7 @@ fn main() {
     let _ = fs::remove_file(file);
 }
 
-/// How long the scheduler is held for a portion.
+/// The time for which a portion holds the scheduler, as text.
 fn portions(scheduler: &Scheduler) -> String {
     let mut programs = Vec::with_capacity(PROGRAMS as usize);
     let mut took = Vec::new();

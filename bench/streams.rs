@@ -1,8 +1,9 @@
-//! What the proxy costs, and that it loses nothing: many streams at once, requests that are held, clients that leave,
-//! one connection. Runs the release binary in front of a scripted backend; `bench/REPORT.md` has the numbers.
+//! The cost of the proxy, and a check that it loses nothing: many streams at the same time, requests that are held,
+//! clients that leave, one connection. The release binary runs in front of a scripted backend; `bench/REPORT.md` has
+//! the numbers.
 //!
-//! `cargo bench --bench streams -- [--streams 500] [--seconds 20] [--only streams|held|aborts|latency]`. The exit code is
-//! that of the correctness checks; times and sizes never fail it.
+//! `cargo bench --bench streams -- [--streams 500] [--seconds 20] [--only streams|held|aborts|latency]`. The exit code
+//! is that of the correctness checks; times and sizes never fail it.
 
 mod aborts;
 mod caller;

@@ -1,5 +1,5 @@
-//! What change costs the clients: upgrades and reloads under load, on loopback. Prints requests lost and streams cut;
-//! the exit code says whether there were any.
+//! The price of changes for clients: upgrades and reloads under load, on loopback. The benchmark prints the number of
+//! lost requests and cut streams; the exit code says whether there were any.
 //!
 //! `cargo bench --bench upgrade -- [--upgrades 20] [--reloads 50] [--streams 20]`
 
@@ -33,7 +33,7 @@ struct Args {
     bench: bool,
 }
 
-/// The second backend is in the file every other time.
+/// Writes the configuration. The second backend is in the file only if `with` is true, which is every other time.
 fn write(file: &Path, always: &str, sometimes: &str, with: bool) {
     let more = if with { format!(", {sometimes}") } else { String::new() };
     let health = "health: {interval: 100ms}";

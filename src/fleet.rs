@@ -1,7 +1,8 @@
-//! What is known of each backend: address, health, capacity, load.
+//! The backends, and what the proxy knows of each: address, health, capacity, load.
 //!
-//! One task a backend ([`monitor`]) checks its health and reads its metrics; requests tell of it as well ([`outlier`]).
-//! Both work on its [`breaker`]. Each change goes to the [`Sink`], behind which the schedulers place steps.
+//! One task for each backend ([`monitor`]) checks its health and reads its metrics. Requests show the health of their
+//! backend as well ([`outlier`]). Checks and requests both work on the backend's [`breaker`]. Each change goes to the
+//! [`Sink`], behind which the schedulers place steps.
 
 mod backend;
 mod breaker;
@@ -48,7 +49,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// All backends of all pools. Cheap to clone.
+/// All backends of all pools. A clone is cheap and stands for the same fleet.
 #[derive(Clone)]
 pub struct Fleet {
     core: Arc<Core>,
@@ -58,10 +59,10 @@ pub struct Fleet {
 // === impl Fleet ===
 
 impl Fleet {
-    /// Makes the fleet that the configuration describes. Metrics are read every `metrics.interval` whether or not they
-    /// are `enabled`, which is about showing them: the scheduler cannot do without. `sink` hears `BackendAdded` of every
-    /// backend before this returns. A backend whose URL cannot be used (which validation refuses) is logged and left
-    /// out.
+    /// Makes the fleet that the configuration describes. Metrics are read every `metrics.interval` even when
+    /// `metrics.enabled` is false: that key is about showing metrics, and the scheduler cannot do without them. `sink`
+    /// hears `BackendAdded` of every backend before this function returns. A backend whose URL cannot be used (which
+    /// validation refuses) is logged and left out.
     pub fn new(pools: &[config::Pool], metrics: &config::Metrics, sink: impl Sink) -> Self {
         Self::with_parts(pools, metrics, sink, Timing::default(), SystemResolver)
     }
@@ -109,7 +110,7 @@ impl Fleet {
         self.core.registry.with(id, |member| Arc::clone(&member.backend))
     }
 
-    /// Address to connect to; `None` while the name does not resolve.
+    /// Address of the backend to connect to; `None` while its name does not resolve.
     #[must_use]
     pub fn address(&self, id: BackendId) -> Option<SocketAddr> {
         self.core.registry.with(id, |member| member.client.load().as_ref().map(|client| client.address)).flatten()
@@ -120,34 +121,35 @@ impl Fleet {
         self.core.registry.all().iter().map(|member| member.status()).collect()
     }
 
-    /// The pool that serves `model`, by name or alias; the empty-named pool serves any. A request that names no model
-    /// goes to the only pool, or else to the empty-named one.
+    /// The pool that serves `model`, by name or alias. The pool with the empty name serves any model. A request that
+    /// names no model goes to the only pool, or else to the pool with the empty name.
     #[must_use]
     pub fn pool_for(&self, model: Option<&str>) -> Option<PoolId> {
         self.core.pools.serving(model)
     }
 
-    /// What an alias stands for; `None` if `model` may go upstream as it is.
+    /// The model name that an alias stands for; `None` if `model` may go upstream as it is.
     #[must_use]
     pub fn canonical(&self, pool: PoolId, model: &str) -> Option<&str> {
         self.pool_name(pool).filter(|name| !name.is_empty() && *name != model)
     }
 
-    /// What clients ask for in `model`; empty for the pool that serves any.
+    /// The model name that clients of the pool ask for; empty for the pool that serves any model.
     #[must_use]
     pub fn pool_name(&self, pool: PoolId) -> Option<&str> {
         self.core.pools.get(pool).map(|pool| pool.name.as_str())
     }
 
     /// The backend that a step without a program prefers, by the consistent hash of `key` over the pool's usable
-    /// backends. The scheduler has the last word; `fleet::selection` says how the two meet.
+    /// backends. The scheduler has the last word; `fleet::selection` says how the preference and the scheduler's
+    /// placement meet.
     #[must_use]
     pub fn preferred(&self, pool: PoolId, key: &[u8]) -> Option<BackendId> {
         self.core.pools.get(pool)?.selection.load().pick(key)
     }
 
-    /// Notes that a request showed that the backend is not well. A check follows at once; too many faults in a row eject
-    /// the backend without one.
+    /// Notes that a request showed that the backend is not well. A check follows at once. Too many faults in a row
+    /// eject the backend without a check.
     pub fn failed(&self, id: BackendId, fault: BackendFault) {
         let Some(member) = self.core.registry.with(id, Arc::clone) else { return };
         let in_a_row = member.backend.outlier.count(fault);
@@ -159,8 +161,9 @@ impl Fleet {
         }
     }
 
-    /// Confines backends that came by `POST /backends`: others chose those than who wrote the configuration, so they are
-    /// never connected to but where `admin.allow_backends` lets them be, wherever their names lead.
+    /// Confines backends that came by `POST /backends`: their addresses were chosen by others than those who wrote the
+    /// configuration. The proxy connects to such a backend only where `admin.allow_backends` permits, wherever the
+    /// backend's name leads.
     pub fn confine(&self, admin: Option<&config::Admin>) {
         let allowed = admin.and_then(|admin| admin.allow_backends.as_deref());
         self.core.reach.store(Arc::new(Reach::new(allowed)));
@@ -169,13 +172,15 @@ impl Fleet {
     /// Adds a backend at run time.
     ///
     /// # Errors
-    /// Says what is wrong: no such pool, a URL that cannot be used or is out of reach, or one that the pool has already.
+    /// A text that says what is wrong: no such pool, a URL that cannot be used or is out of reach, or one that the pool
+    /// has already.
     pub fn add(&self, pool: PoolId, config: &config::Backend, origin: Origin) -> Result<BackendId, String> {
         self.core.insert(pool, config, None, origin)
     }
 
-    /// Takes over another configuration of the same pools, in the same order. Backends that it names no more are
-    /// drained; those that came by `POST /backends` or by discovery stay, unless it names them itself.
+    /// Takes over another configuration of the same pools, in the same order. Backends that the configuration no longer
+    /// names are drained. Backends that came by `POST /backends` or by discovery stay; if the configuration names one
+    /// of them, it belongs to the configuration from then on.
     pub fn reload(&self, pools: &[config::Pool], metrics: &config::Metrics) {
         let core = &self.core;
         core.metrics_interval.store(Arc::new(metrics.interval));
@@ -184,43 +189,43 @@ impl Fleet {
             core.align(PoolId(index), &pool.backends, Origin::File);
             core.rebuild_selection(PoolId(index));
         }
-        // By the new path, and at the new intervals.
+        // Each backend is checked at once, by the new path and at the new intervals.
         core.registry.all().iter().for_each(|member| member.recheck.notify_one());
     }
 
-    /// Drains a backend, with all ranks of its server, then forgets it once nothing is in flight there. `false` if there
-    /// is none with this id.
+    /// Drains a backend, with all ranks of its server, then forgets it once nothing is in flight there. `false` if no
+    /// backend has this id.
     pub fn remove(&self, id: BackendId) -> bool {
         self.core.remove(id)
     }
 
-    /// Takes a backend that an earlier process had discovered for there until the name was looked up: programs may be at
-    /// home on it. Called before [`Fleet::run`].
+    /// Adds a backend that an earlier process had discovered, until its name is looked up: programs may be at home on
+    /// this backend. Called before [`Fleet::run`].
     pub(crate) fn rediscover(&self, pool: PoolId, server: &str) {
         let discovery = self.core.pools.get(pool).and_then(|pool| pool.discovery.borrow().clone());
         if let Some(Ok(config)) = discovery.map(|discovery| discovery::backend(server, &discovery)) {
-            // An error if the backend is there already: the file may name it too.
+            // Adding fails if the backend is there already: the file may name it too.
             let _ = self.add(pool, &config, Origin::Dns);
         }
     }
 
-    /// Puts a backend for each of its `ranks` in the place of a server's backends, if its pool wants that.
+    /// Replaces a server's backends by one for each of its `ranks`, if the pool wants ranks.
     pub(crate) fn split(&self, pool: PoolId, server: &str, ranks: usize) {
         self.core.split(pool, server, ranks);
     }
 
-    /// Returns once every backend was checked and every name was looked up, well or not.
+    /// Returns once every backend was checked and every name was looked up, whether or not that went well.
     pub async fn looked_over(&self) {
         self.core.looked_over().await;
     }
 
-    /// The union of `GET /v1/models` over healthy backends of all pools, aliases included, as a JSON body. At most a
-    /// second old.
+    /// The union of `GET /v1/models` over healthy backends of all pools, aliases included, as a JSON body. The answer
+    /// is at most a second old.
     pub async fn models(&self) -> bytes::Bytes {
         self.models.get(&self.core).await
     }
 
-    /// Whether clients may be served: at least one backend is usable.
+    /// Whether clients may be served, which takes at least one usable backend.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.core.registry.all().iter().any(|member| member.is_usable())

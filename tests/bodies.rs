@@ -1,4 +1,5 @@
-//! Bodies of every size and framing, read whole before the backend is chosen, reach it byte for byte.
+//! Bodies of every size and framing. Each is read whole before the backend is chosen, and reaches the backend byte for
+//! byte.
 
 mod support;
 
@@ -14,26 +15,26 @@ use support::wire::Message;
 use support::{noise, within};
 use thundergate::config::Config;
 
-/// Passed through unread: its body may be anything.
+/// Path of an endpoint whose bodies pass unread, so that they may be anything.
 const PATH: &str = "/v1/embeddings";
 
 const SIZES: [usize; 8] = [0, 200, 65_536, 65_537, 70_000, 131_000, 1_000_000, 20_000_000];
 
-/// What the backend saw: framing, length and digest.
+/// Description of the request that the backend saw: framing, length and digest.
 fn describe(request: &Message) -> Bytes {
     let framing = [request.header("content-length"), request.header("transfer-encoding"), request.header("expect")];
     let digest = Sha256::digest(&request.body);
     Bytes::from(format!("{framing:?} {} {digest:x}", request.body.len()))
 }
 
-/// What it has to see of `body`.
+/// The description that the backend has to give of `body`.
 fn expected(body: &[u8]) -> String {
     let length = body.len();
     let framing = [Some(length.to_string()), None, None];
     format!("{framing:?} {length} {:x}", Sha256::digest(body))
 }
 
-/// A proxy before a backend that describes what it gets.
+/// A proxy in front of a backend that describes the requests that it gets.
 async fn proxy() -> Proxy {
     proxy_with(|_| {}).await
 }
@@ -46,7 +47,7 @@ async fn proxy_with(change: impl FnOnce(&mut Config)) -> Proxy {
     Proxy::with(config).await
 }
 
-/// Uneven pieces: some tiny, some past 64 KiB.
+/// Pieces of uneven size: some tiny, some larger than 64 KiB.
 fn pieces(body: &[u8], dribbled: bool) -> Vec<&[u8]> {
     if !dribbled {
         return vec![body];
@@ -65,7 +66,7 @@ fn pieces(body: &[u8], dribbled: bool) -> Vec<&[u8]> {
     unreachable!("a cycle does not end")
 }
 
-/// Lets what was written become a read of its own on the other side.
+/// Waits, so that the bytes written so far become a read of their own on the other side.
 async fn let_it_arrive() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -146,7 +147,7 @@ async fn a_body_is_sent_to_another_backend_when_the_first_refuses() {
     for size in SIZES {
         let body = noise(size);
         let mut tried_again = 0.0;
-        // Whichever of the two is asked first.
+        // Either of the two backends may be asked first.
         for gone in [0, 1] {
             let mut backends = [Backend::start().await, Backend::start().await];
             let mut config = config(&[&backends[0], &backends[1]]);
@@ -202,7 +203,7 @@ async fn pipelined_requests_are_answered_in_turn() {
     }
 }
 
-/// A request with a body that would pass for requests, should anybody take it for what it is not.
+/// A request whose body would pass for further requests, if a server took the body for requests.
 fn deceptive(size: usize) -> Vec<u8> {
     let mut body = b"GET /v1/smuggled HTTP/1.1\r\nhost: x\r\n\r\n".repeat(size / 40 + 1);
     body.truncate(size);
@@ -214,7 +215,8 @@ async fn what_is_pipelined_behind_a_body_is_the_next_request_however_long_heads_
     let proxy = proxy().await;
     for head in [0, 4_000, 33_000, 60_000] {
         for size in [0, 300, 16_385, 17_000, 65_537, 200_000] {
-            // In one write, in two that part at odd places, and byte counts that Pingora's buffers have.
+            // The request is written in one piece, or in two that part at odd places and at the sizes of Pingora's
+            // buffers.
             for split in [usize::MAX, 1_000, 16_384, 65_536, 70_001] {
                 let long = format!("x-long: {}\r\n", "x".repeat(head));
                 let bodies = [noise(size), deceptive(16_500), deceptive(300)];
@@ -303,7 +305,7 @@ async fn a_body_over_the_limit_is_refused_in_every_framing() {
     }
 }
 
-/// Sends a byte now and then, in the client's own time, until it is stopped.
+/// Pause between two bytes of a client whose body trickles in.
 fn trickle_pause() -> Duration {
     Duration::from_millis(60)
 }

@@ -1,5 +1,5 @@
-//! What the agents of the field really send, as recorded (`samples/clients`): whose program each step is, what of it
-//! reaches the backend, and what comes back.
+//! Requests that real agents sent, as recorded (`samples/clients`). Each test checks which program each step belongs
+//! to, what of the step reaches the backend, and what comes back.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::proxy::Proxy;
 use thundergate::body::envelope::Envelope;
 use thundergate::identity::Sources;
 
-/// The requests of one client. Prompts are shortened, and headers left out that say nothing; the rest is as it came.
+/// Recorded requests of one client. Prompts are shortened and meaningless headers are left out; the rest is as it came.
 #[derive(Deserialize)]
 struct Sample {
     client: String,
@@ -25,20 +25,20 @@ struct Request {
     path: String,
     headers: BTreeMap<String, String>,
     body: String,
-    /// The body that the backend has to see, if it is another.
+    /// Body that the backend has to see, if it differs from `body`.
     forwarded: Option<String>,
-    /// Nobody's: passed through, not tracked.
+    /// Id of the program. Without one, the request passes untracked.
     program: Option<String>,
     source: Option<String>,
-    /// What the backend answered.
+    /// Answer that the backend gave.
     answer: Option<String>,
-    /// What the client has to see of it, if that is something else.
+    /// Answer that the client has to see, if it differs from `answer`.
     received: Option<String>,
-    /// Context of the program after it.
+    /// Context of the program after the request, in tokens.
     tokens: Option<u64>,
 }
 
-/// Sends what was recorded through a proxy with nothing configured.
+/// Sends the recorded requests through a proxy with nothing configured.
 async fn replay(sample: &str) {
     let sample: Sample = serde_json::from_str(sample).expect("a sample");
     let mut backend = Backend::start().await;
@@ -64,7 +64,7 @@ async fn replay(sample: &str) {
     assert_eq!(seen, programs, "{}", sample.client);
 }
 
-/// What names the program, by the default list; nothing where nothing is to be named.
+/// The program that a request names, and where, by the default list; `None` for a request that names none.
 fn identity(request: &Request) -> Option<(String, String)> {
     request.program.as_ref()?;
     let header = |(name, value): (&String, &String)| Some((name.parse().ok()?, value.parse().ok()?));

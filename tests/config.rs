@@ -39,14 +39,14 @@ fn load_in(text: &str, dir: &Path) -> Result<Config, Vec<String>> {
     })
 }
 
-/// The only mistake in `text`.
+/// The single mistake in `text`.
 fn mistake(text: &str) -> String {
     let mut found = load(text).expect_err("a mistake");
     assert_eq!(found.len(), 1, "{found:#?}");
     found.remove(0)
 }
 
-/// The only mistake in `text` with good backends.
+/// The single mistake in `text`, with good backends added.
 fn mistake_beside(text: &str) -> String {
     mistake(&format!("{BACKENDS}{text}"))
 }
@@ -180,7 +180,7 @@ fn every_key_of_the_schema_is_in_the_full_example_and_the_reverse() {
     let (mut allowed, mut shown) = (BTreeSet::new(), BTreeSet::new());
     schema_keys(&schema, &schema, "", &mut allowed);
     document_keys(&full, "", &mut shown);
-    // The short form is one more pool: its backends are shown under `models`.
+    // The short form is a further pool: its backends are described under `models`.
     allowed.retain(|key| !key.starts_with(".backends."));
     assert!(allowed.len() > 60, "{allowed:?}");
     assert_eq!(allowed, shown);
@@ -308,7 +308,7 @@ fn the_admin_listener_is_on_loopback_unless_told_otherwise() {
 
 #[test]
 fn a_key_and_its_hash_are_one_key() {
-    // printf %s secret | sha256sum
+    // The hash is that of `printf %s secret | sha256sum`.
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let keys = |second: &str| {
         load(&format!(

@@ -1,4 +1,4 @@
-//! What the fuzzers of `fuzz/` have found worth keeping, as ordinary tests: the same checks on the same inputs.
+//! Inputs that the fuzzers of `fuzz/` found to be worth keeping, as ordinary tests: the same checks on the same inputs.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn replay(target: &str, check: fn(&[u8])) {
     files.sort();
     assert!(files.len() > 4, "{target} has lost its corpus");
     for file in files {
-        // Shown when the check fails.
+        // The test's output names the file when the check fails.
         eprintln!("{}", file.display());
         check(&fs::read(&file).expect("an input"));
     }

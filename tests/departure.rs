@@ -1,4 +1,4 @@
-//! A client that leaves, at any point of its request, leaves everything as if it had never been.
+//! A client that leaves at any point of its request. Afterwards everything is as if the request had never been.
 
 mod support;
 
@@ -41,14 +41,15 @@ const POINTS: [Point; 11] = [
     Point::WithinAnAnswerInOnePiece,
 ];
 
-/// What the backend has of the request in its hand.
+/// State of the request at the backend.
 enum Upstream {
     Nothing,
     Request(Exchange),
     Answer(Answer),
 }
 
-/// A step of `program` with a prompt of `tokens`, as bytes count before any was measured.
+/// A step of `program` with a prompt of `tokens` tokens, at the bytes per token that the proxy assumes before it has
+/// measured any.
 fn step(program: &str, tokens: usize, stream: bool) -> Vec<u8> {
     let prompt = "x".repeat(tokens * 4);
     let messages = serde_json::json!([{"role": "user", "content": prompt}]);
@@ -58,7 +59,7 @@ fn step(program: &str, tokens: usize, stream: bool) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// The ledger, without what changes as time goes by.
+/// The ledger without the values that change as time goes by.
 fn ledger(proxy: &Proxy) -> (Vec<String>, usize, usize, usize) {
     let gate = &proxy.app.gate;
     let load = |load: &LoadView| format!("{load:?}");
@@ -94,7 +95,7 @@ async fn reach(point: Point, client: &mut Client, proxy: &Proxy, backend: &mut B
     Upstream::Nothing
 }
 
-/// Lets the backend answer as far as the point, and the client see it.
+/// Lets the backend answer up to the point, and lets the client see the answer.
 async fn answered(point: Point, client: &mut Client, mut exchange: Exchange) -> Upstream {
     if let Point::BeforeTheAnswer = point {
         return Upstream::Request(exchange);
@@ -123,10 +124,10 @@ async fn answered(point: Point, client: &mut Client, mut exchange: Exchange) -> 
 #[tokio::test]
 async fn a_client_that_leaves_at_any_point_leaves_everything_as_if_it_had_never_been() {
     let mut backend = Backend::start().await;
-    // 1,600 tokens, of which a step that runs all the time takes some 800.
+    // The cache has 1,600 tokens. A step that runs all the time takes some 800 of them.
     backend.state.blocks.store(100, Ordering::Relaxed);
     let mut config = config(&[&backend]);
-    // The clock brings nothing: whatever is given back is given back by the departure.
+    // The scheduler has no ticks here: only the departure can give anything back.
     config.scheduler.tick = Duration::from_secs(3600);
     let proxy = Proxy::with(config).await;
     let mut neighbour = proxy.client().await;

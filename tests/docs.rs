@@ -1,4 +1,4 @@
-//! The pages against the repository: links, paths, commands and tests that they name are there.
+//! The pages against the repository: each link, path, command and test that a page names must exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ fn files(dir: &Path, end: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every page with its text, code blocks taken out.
+/// Every page with its text, without code blocks.
 fn pages() -> Vec<(PathBuf, String)> {
     let mut paths = Vec::new();
     files(root(), ".md", &mut paths);
@@ -47,7 +47,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
 }
 
-/// What stands in single backticks.
+/// Text in single backticks.
 fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
@@ -90,7 +90,7 @@ fn every_path_that_a_page_names_is_there() {
     assert!(checked > 50, "{checked} paths");
 }
 
-/// `a/{b,c}.rs` is two paths; what follows a `*` is left out.
+/// The paths in `path`: `a/{b,c}.rs` stands for two. The part behind a `*` is left out.
 fn expanded(path: &str) -> Vec<String> {
     let path = path.split('*').next().unwrap_or_default();
     let Some((before, rest)) = path.split_once('{') else { return vec![path.to_owned()] };
@@ -105,7 +105,7 @@ fn every_command_that_a_page_names_is_there() {
     files(root(), "Cargo.toml", &mut manifests);
     let manifests: String = manifests.iter().map(|file| fs::read_to_string(file).expect("a manifest")).collect();
     for (page, _) in pages() {
-        // Code blocks too: that is where most commands stand.
+        // Code blocks are read too, since most commands stand there.
         let text = fs::read_to_string(&page).expect("a page");
         let after = |start: &str| {
             let word = |rest: &str| {
@@ -138,7 +138,7 @@ fn every_test_that_a_page_names_is_there() {
         let named =
             codes(&text).filter(|code| !metric(code) && code.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
         for test in named.filter(|name| name.matches('_').count() >= 4) {
-            // A filter: the start of a name will do.
+            // A filter may be only the start of a test's name.
             assert!(sources.contains(&format!("fn {test}")), "{}: {test}", shown(&page));
             checked += 1;
         }

@@ -1,4 +1,4 @@
-//! What is refused for want of room, and the other ways in: the admin listener, TLS, HTTP/1.0, WebSockets.
+//! Requests that are refused for want of room, and the other ways in: the admin listener, TLS, HTTP/1.0, WebSockets.
 
 mod support;
 
@@ -21,7 +21,8 @@ fn error_code(response: &Message) -> String {
     response.json()["error"]["code"].as_str().expect("a code").to_owned()
 }
 
-/// A step of `program` with a prompt of some 1,000 tokens, as bytes count before any was measured.
+/// A step of `program` with a prompt of some 1,000 tokens, at the bytes per token that the proxy assumes before it has
+/// measured any.
 fn step(program: &str) -> Vec<u8> {
     let messages = serde_json::json!([{"role": "user", "content": "x".repeat(4_000)}]);
     let body = serde_json::json!({"model": "tiny", "program_id": program, "max_tokens": 10, "messages": messages});
@@ -31,7 +32,7 @@ fn step(program: &str) -> Vec<u8> {
 #[tokio::test]
 async fn a_step_too_many_in_the_queue_is_told_when_to_come_back() {
     let mut backend = Backend::start().await;
-    // Room for one such step.
+    // There is room for one such step.
     backend.state.blocks.store(100, Ordering::Relaxed);
     let mut config = config(&[&backend]);
     config.scheduler.hold.queue = 1;
@@ -203,7 +204,7 @@ async fn a_websocket_is_passed_through_both_ways_until_one_side_closes() {
     }
 }
 
-/// Opens a tunnel through the proxy: both ends of it.
+/// Opens a tunnel through the proxy. Returns both ends of the tunnel.
 async fn tunnel(proxy: &Proxy, backend: &mut Backend) -> (Client, Exchange) {
     let mut client = proxy.client().await;
     let ask = "GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
@@ -250,7 +251,7 @@ async fn a_tunnel_carries_both_ways_at_once_however_much_more_one_side_says() {
         };
         drop(within("both directions", all).await);
     }
-    // The backend says all that it has before it listens, the client both at once.
+    // The backend sends everything before it reads. The client does both at the same time.
     let (client, exchange) = tunnel(&proxy, &mut backend).await;
     let ((from_proxy, to_proxy), (from_client, to_client)) = (client.split(), exchange.into_halves());
     let speaks_first = async {
@@ -285,7 +286,7 @@ async fn a_tunnel_in_which_nothing_moves_ends() {
     let mut config = config(&[&backend]);
     config.timeouts.stream_idle = Duration::from_millis(300);
     let proxy = Proxy::with(config).await;
-    // One that is silent, and one whose client reads nothing of what the backend says.
+    // First a tunnel that is silent; then one whose client reads nothing that the backend sends.
     for loud in [false, true] {
         let (mut client, mut exchange) = tunnel(&proxy, &mut backend).await;
         if loud {

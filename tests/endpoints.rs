@@ -1,5 +1,5 @@
-//! Every endpoint that generates: what a real vLLM answers there comes back byte for byte, its usage is counted, and its
-//! programs are known, with an id or without.
+//! Every endpoint that generates: an answer of a real vLLM comes back byte for byte, its usage is counted, and its
+//! program is known, with an id or without.
 //!
 //! The answers in `vllm-0.32-endpoints.json` were recorded by `tests/real/record_answers.py`.
 
@@ -49,7 +49,7 @@ fn marks(answer: &str) -> [&str; 2] {
     })
 }
 
-/// Prompt, cached and output tokens of an answer, wherever they stand.
+/// Prompt, cached and output tokens of an answer, wherever the answer has them.
 fn counts(answer: &str) -> [u64; 3] {
     let last = |key: &str| {
         let values = answer.match_indices(key).map(|(at, _)| &answer[at + key.len()..]);
@@ -62,14 +62,14 @@ fn counts(answer: &str) -> [u64; 3] {
     [prompt, cached, last("\"completion_tokens\":").max(last("\"output_tokens\":"))]
 }
 
-/// Waits until the metric says so: it is counted once the client has its answer.
+/// Waits until the metric has this value. The proxy counts a little after the client has its answer.
 async fn metric_is(proxy: &Proxy, name: &str, expected: u64) {
     let mut client = proxy.client().await;
     within(&format!("{expected} {name}"), async {
         loop {
             client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n").await;
             let response = client.response().await;
-            // One line for each model.
+            // The metric has one line for each model.
             let lines = response.text().lines().filter(|line| line.starts_with(name));
             let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
             let value: u64 = values.sum();
@@ -98,7 +98,7 @@ async fn what_vllm_answers_on_every_endpoint_comes_back_byte_for_byte_and_is_cou
         let added = quiet && case.path.contains("completions");
         let sent = if added { format!("{}{ASKED}", &request[..request.len() - 1]) } else { request };
         assert_eq!(exchange.request.text(), sent, "{}", case.name);
-        // Asked for usage, vLLM gives the answer that it gives to those who ask.
+        // If the proxy asks for usage, vLLM gives the same answer as to a client that asks.
         let asked = all.iter().find(|other| added && other.name == format!("{} with usage", case.name));
         let answer = asked.map_or(&case.answer, |asked| &asked.answer);
         let expected = match asked {
@@ -156,7 +156,7 @@ async fn every_endpoint_finds_the_name_that_its_clients_write() {
     }
 }
 
-/// An agent that sends no id.
+/// An agent that sends no program id.
 struct Agent {
     client: Client,
     messages: Vec<Value>,
@@ -173,7 +173,7 @@ impl Agent {
         self.client.post(CHAT, "", body.to_string().as_bytes()).await;
     }
 
-    /// Takes the answer; gives the backend that it came from.
+    /// Reads the answer. Gives the backend that it came from.
     async fn hear(&mut self, said: &str) -> String {
         let response = self.client.response().await;
         assert_eq!(response.status(), 200, "{}", response.text());
@@ -201,13 +201,13 @@ async fn agents_without_an_id_stay_on_their_backends() {
     config.programs.anonymous = Anonymous::Fingerprint;
     let proxy = Proxy::with(config).await;
     let mut agents = Vec::new();
-    // Three have the same task.
+    // Three of the agents have the same task.
     for task in ["task", "task", "task", "another"] {
         agents.push(Agent::new(&proxy, task).await);
     }
     let mut homes = vec![String::new(); agents.len()];
     for round in 0..4 {
-        // All at once, in another order each time.
+        // All agents ask at once, in another order each time.
         let mut exchanges = Vec::new();
         for turn in 0..agents.len() {
             let at = (turn * 3 + round) % agents.len();
@@ -239,7 +239,7 @@ async fn agents_without_an_id_stay_on_their_backends() {
 #[tokio::test]
 async fn an_agent_without_an_id_is_held_while_it_does_not_fit() {
     let mut backend = Backend::start().await;
-    // Room for one such step.
+    // There is room for one such step.
     backend.state.blocks.store(100, Ordering::Relaxed);
     let mut config = config(&[&backend]);
     config.programs.anonymous = Anonymous::Fingerprint;

@@ -1,5 +1,5 @@
-//! Each kind of engine behind the whole proxy, on real sockets: programs stay on their backend, are held where they do
-//! not fit, and what the engine tells of itself and of its answers is known.
+//! Each kind of engine behind the whole proxy, on real sockets: programs stay on their backend and are held where they
+//! do not fit, and the proxy knows the engine's load and the usage of its answers.
 
 mod support;
 
@@ -22,7 +22,7 @@ const KINDS: [(Kind, Flavor); 4] = [
     (Kind::Openai, Flavor::Openai),
 ];
 
-/// Blocks of 16 tokens, one of them the null block.
+/// An engine with `blocks` blocks of 16 tokens, one of which is the null block.
 async fn engine(flavor: Flavor, blocks: u32, decode_ms: f64) -> Server {
     let mut config = EngineConfig { flavor, ..EngineConfig::default() };
     config.shape.kv_blocks = blocks;
@@ -38,7 +38,7 @@ fn before(kind: Kind, engines: &[&Server]) -> Config {
     config
 }
 
-/// A step of the chat API: so many tokens of prompt and output.
+/// A step of the chat API with this many tokens of prompt and output.
 fn chat(program: &str, prompt: usize, output: usize) -> Value {
     let content = "ash ".repeat(prompt);
     json!({"model": "sim", "program_id": program, "messages": [{"role": "user", "content": content}],
@@ -67,7 +67,7 @@ fn key(id: &str) -> ProgramKey {
     ProgramKey { tenant: "".into(), id: id.into() }
 }
 
-/// Program `b` waits while `a` runs, and goes when `a` is over.
+/// Checks that program `b` waits while `a` runs, and goes when `a` is over.
 async fn b_waits_for_a(proxy: &Proxy, engine: &Server, path: &str, step: impl Fn(&str, usize) -> Value) {
     let mut a = proxy.client().await;
     send(&mut a, path, &step("a", 300)).await;
@@ -146,7 +146,7 @@ async fn a_program_stays_on_its_backend_and_its_usage_is_known() {
         }
         proxy.settled().await;
         let programs = get(&proxy, "/programs").await;
-        // A token of role before and after the 600 of text.
+        // One token of role stands before the 600 tokens of text, and one behind them.
         assert_eq!(programs["c"]["context_len"], 600 + 2 + 5, "{kind:?}");
         assert!(
             proxy.metric("thundergate_cached_tokens_total{model=\"default\"}").await >= 4.0 * (192.0 + 400.0),
@@ -256,7 +256,7 @@ async fn ranked(ranks: usize, port: u16) -> Server {
     Server::start(config).await.unwrap()
 }
 
-/// The backends are these ranks of the server, and well.
+/// Waits until the backends are these ranks of the server, all healthy.
 async fn until_ranks(proxy: &Proxy, engine: &Server, ranks: u32) {
     let wanted: Vec<String> = (0..ranks).map(|rank| format!("{}#rank={rank}", engine.url())).collect();
     let there = || {
@@ -276,7 +276,7 @@ async fn each_rank_of_a_server_is_a_backend_and_programs_stay_on_theirs() {
     let backends = get(&proxy, "/backends").await;
     assert_eq!([&backends["backends"][0], &backends["backends"][1]].map(|rank| &rank["capacity_tokens"]), [1024, 1024]);
 
-    // A rank for each of two programs, and none for a third.
+    // Each of two programs gets a rank of its own, and the third gets none.
     let mut clients = Vec::new();
     for (there, program) in [(1, "a"), (2, "b"), (2, "c")] {
         let mut client = proxy.client().await;
@@ -293,7 +293,7 @@ async fn each_rank_of_a_server_is_a_backend_and_programs_stay_on_theirs() {
     places.sort();
     assert_eq!(places, [0, 1].map(|rank| format!("{}#rank={rank}", engine.url())));
 
-    // Whatever the client asks for: where its prefix is, is known here.
+    // The header names another rank at times. The proxy chooses all the same: it knows which rank has the prefix.
     for program in ["b", "a", "b", "a"] {
         let mut client = proxy.client().await;
         client.post(CHAT, &format!("{RANK}: 0\r\n"), chat(program, 620, 2).to_string().as_bytes()).await;
@@ -301,7 +301,8 @@ async fn each_rank_of_a_server_is_a_backend_and_programs_stay_on_theirs() {
     }
     for rank in [0, 1] {
         let counters = engine.counters_of(rank);
-        // The first step found nothing, the second the first one's 37 blocks, the third all of the second.
+        // The first step found nothing in the cache, the second the 37 blocks of the first, the third all blocks of the
+        // second.
         assert_eq!((counters.prefix_queries, counters.prefix_hits), (602 + 622 + 622, 592 + 608), "{counters:?}");
     }
     proxy.balanced().await;
@@ -336,7 +337,7 @@ async fn a_server_that_is_to_choose_its_ranks_itself_is_one_backend() {
     let proxy = Proxy::with(config).await;
     proxy.wait_for("its capacity", || proxy.app.fleet.statuses()[0].capacity == Some(2048)).await;
     assert_eq!(proxy.app.fleet.statuses()[0].backend.url, engine.url());
-    // Here the client's word counts.
+    // Here the rank that the client names counts.
     for _ in 0..2 {
         let mut client = proxy.client().await;
         client.post(CHAT, &format!("{RANK}: 1\r\n"), chat("a", 100, 1).to_string().as_bytes()).await;

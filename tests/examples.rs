@@ -1,4 +1,4 @@
-//! The scripts of `examples/`, run as a user would, against simulated engines (`DRY=1`).
+//! The scripts of `examples/`, run as a user would run them, against simulated engines (`DRY=1`).
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::io::{BufRead, BufReader};
@@ -12,10 +12,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Far more than a run takes; the agents' own packages, if they are installed, are slow to load.
+/// Time limit far beyond what a run takes. The agents' own packages, if they are installed, are slow to load.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A script in a directory of its own; whatever it left behind is killed in the end.
+/// A script in a directory of its own. Processes that the script leaves behind are killed in the end.
 struct Script {
     child: Option<Child>,
     id: Pid,
@@ -36,7 +36,7 @@ impl Script {
         Self { child: Some(child), id, dir }
     }
 
-    /// Waits for its end: its status, and what it and its logs said.
+    /// Waits for the script's end. Returns its status, and the output of the script and its logs.
     fn end(mut self) -> (Option<i32>, String) {
         let (sender, ended) = mpsc::channel();
         let child = self.child.take().expect("it ends once");
@@ -47,7 +47,7 @@ impl Script {
         (output.status.code(), format!("{said}\n{}", self.logs()))
     }
 
-    /// The first line that it prints.
+    /// The first line that the script prints.
     fn first_line(&mut self) -> String {
         let mut line = String::new();
         let out = self.child.as_mut().and_then(|child| child.stdout.as_mut()).expect("piped");
@@ -72,8 +72,8 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-/// `count` ports in a row that nobody has, below those that are given out for port 0. Tests that run beside each
-/// other, in this process or the next, look in different places.
+/// `count` ports in a row that are free, below those that are given out for port 0. Tests that run at the same time, in
+/// this process or another, look in different places.
 fn ports(count: u16) -> u16 {
     static CALLS: AtomicU32 = AtomicU32::new(0);
     let free = |port: &u16| (0..count).all(|n| TcpListener::bind((Ipv4Addr::LOCALHOST, port + n)).is_ok());
@@ -90,7 +90,7 @@ fn dry(first_port: u16, port: u16) -> [(&'static str, String); 3] {
     [("DRY", "1".into()), ("FIRST_PORT", first_port.to_string()), ("PORT", port.to_string())]
 }
 
-/// A directory of commands that do and print what is said.
+/// A directory of commands, each with the text of its script.
 fn commands(commands: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     for (name, body) in commands {
@@ -101,7 +101,7 @@ fn commands(commands: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-/// With `dir` before the rest of the path.
+/// A `PATH` with `dir` before the rest.
 fn path_with(dir: &TempDir) -> (&'static str, String) {
     ("PATH", format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path")))
 }
@@ -173,7 +173,7 @@ fn what_is_missing_is_named_with_its_remedy() {
     assert!(said.contains("mini-swe-agent is not installed for"), "{said}");
 }
 
-/// Tells its flags and ends; the first of two only after the second has told its own.
+/// A stand-in for vLLM that prints its flags and ends. The first of two ends only after the second has printed its own.
 const VLLM: &str = r#"
 echo "on $CUDA_VISIBLE_DEVICES: $*"
 case $CUDA_VISIBLE_DEVICES in

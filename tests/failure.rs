@@ -1,4 +1,5 @@
-//! What goes wrong: backends that refuse, die and stall, clients that leave, programs that end, the server itself.
+//! Failures: backends that refuse, die and stall, clients that leave, programs that end, and the end of the server
+//! itself.
 
 mod support;
 
@@ -26,7 +27,7 @@ fn token(n: usize) -> String {
     json!({"choices": [{"index": 0, "delta": {"content": n.to_string()}}]}).to_string()
 }
 
-/// No program has a step under way: each may go on.
+/// Whether no program has a step in flight or held, so that each may go on.
 fn idle(proxy: &Proxy) -> bool {
     let programs = proxy.app.gate.programs();
     programs.iter().all(|(_, program)| program.in_flight == 0 && program.held == 0)
@@ -38,7 +39,7 @@ fn refusing() -> String {
     format!("http://{}", gone.local_addr().expect("bound"))
 }
 
-/// The next request, whichever of the two it goes to.
+/// The next request, at whichever of the two backends it arrives.
 async fn either(one: &mut Backend, other: &mut Backend) -> support::backend::Exchange {
     tokio::select! {
         exchange = one.next() => exchange,
@@ -50,10 +51,10 @@ async fn either(one: &mut Backend, other: &mut Backend) -> support::backend::Exc
 async fn a_backend_that_refuses_is_passed_over_and_the_client_sees_nothing() {
     let (mut first, mut second) = (Backend::start().await, Backend::start().await);
     let mut config = config(&[&first, &second]);
-    // Only a refused connection is to tell that a backend is gone.
+    // Checks are so rare here that only a refused connection tells that a backend is gone.
     config.models[0].health.interval = Duration::from_secs(3600);
     let proxy = Proxy::with(config).await;
-    // A program's first step finds its backend; then that one goes away.
+    // A program's first step finds a backend; then this backend goes away.
     let mut client = proxy.client().await;
     client.post(CHAT, "connection: close\r\n", STEP).await;
     let mut exchange = either(&mut first, &mut second).await;
@@ -93,7 +94,7 @@ async fn without_a_usable_backend_a_step_is_held_and_then_refused() {
 async fn a_fleet_that_is_gone_all_at_once_is_waited_for() {
     let (mut one, mut other) = (Backend::start().await, Backend::start().await);
     let mut config = config(&[&one, &other]);
-    // Only the failed connections ask for checks.
+    // Only the failed connections ask for checks here.
     config.models[0].health.interval = Duration::from_secs(3600);
     config.retry.connect_attempts = 1;
     let proxy = Proxy::with(config).await;
@@ -120,7 +121,7 @@ async fn a_backend_that_takes_no_connection_although_its_checks_are_good_is_not_
     let mut config = config(&[&backend]);
     config.scheduler.no_backend_wait = Duration::from_millis(500);
     let proxy = Proxy::with(config).await;
-    // The connection of its checks stands.
+    // From now on the backend refuses connections, those of the checks too.
     backend.stop_listening().await;
     let mut client = proxy.client().await;
     client.post(CHAT, "", STEP).await;
@@ -149,7 +150,7 @@ async fn a_backend_that_comes_back_takes_the_steps_that_wait_for_it() {
 async fn a_backend_that_dies_before_it_answers_costs_a_502_and_no_second_try() {
     let (mut one, mut other) = (Backend::start().await, Backend::start().await);
     let proxy = Proxy::start(&[&one, &other]).await;
-    // Once on a fresh connection and once on one that has served before.
+    // The first round uses a fresh connection to the backend, the second one that has served before.
     for warm in [false, true] {
         let mut client = proxy.client().await;
         if warm {
@@ -162,7 +163,7 @@ async fn a_backend_that_dies_before_it_answers_costs_a_502_and_no_second_try() {
         let response = client.response().await;
         assert_eq!((response.status(), error_code(&response)), (502, "upstream_failed".to_owned()));
         assert!(one.is_quiet() && other.is_quiet());
-        // The client's own connection is none the worse for it.
+        // The client's own connection still works.
         client.post(CHAT, "", STEP).await;
         either(&mut one, &mut other).await.json(200, WHOLE).await;
         assert_eq!(client.response().await.status(), 200);
@@ -258,7 +259,7 @@ async fn over_http2_too_a_broken_stream_ends_with_its_error_event() {
     assert_eq!(error["error"]["code"], "upstream_failed");
     assert!(!seen.contains("[DONE]"));
     proxy.settled().await;
-    // The connection lives on.
+    // The connection stays usable.
     let mut request = h2.post(CHAT, None).await;
     request.send(Bytes::from_static(STEP), true).await;
     backend.next().await.json(200, WHOLE).await;
@@ -325,7 +326,7 @@ async fn a_client_that_leaves_mid_stream_takes_its_request_with_it() {
     let mut client = proxy.client().await;
     let (answer, ..) = streaming(&mut backend, &mut client).await;
     drop(client);
-    // The backend is silent: nothing is written that could fail.
+    // The backend is silent, so the proxy writes nothing that could fail.
     answer.abandoned().await;
     proxy.settled().await;
     assert!(idle(&proxy));
@@ -396,7 +397,7 @@ async fn a_backend_that_says_nothing_in_time_costs_a_502() {
     exchange.abandoned().await;
     proxy.settled().await;
 
-    // What was slow in the queue is not slow on the backend.
+    // Time in the queue does not count as time on the backend.
     proxy.app.gate.freeze(true);
     let mut client = proxy.client().await;
     client.post(CHAT, "", STEP).await;
@@ -451,7 +452,7 @@ async fn a_head_that_trickles_in_is_refused() {
         for _ in 0..requests {
             client.get("/livez").await;
             assert_eq!(client.response().await.status(), 200);
-            // The time for a head begins with the head.
+            // The time limit for a head begins with the first byte of the head.
             tokio::time::sleep(2 * SOON).await;
         }
         client.send(head).await;

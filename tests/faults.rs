@@ -1,5 +1,5 @@
-//! Faults that are tried, on real sockets: backends, their metrics, clients, programs. docs/reliability.md has the list.
-//! After each the ledger is balanced, and the next request is served.
+//! Faults that are injected, on real sockets: backends, their metrics, clients, programs. docs/reliability.md has the
+//! list. After each fault the ledger is balanced and the next request is served.
 
 mod support;
 
@@ -29,19 +29,19 @@ const STREAMED: &[u8] = br#"{"model":"tiny","messages":[],"program_id":"p1","str
 
 const SOON: Duration = Duration::from_millis(200);
 
-/// A request that waits for its response.
+/// A request that waits for its response, over HTTP/1.1 or HTTP/2.
 enum Asked {
     Http1(Client),
-    /// The connection ends with its handle.
+    /// An HTTP/2 connection ends when its handle is dropped, so the handle is kept.
     Http2(H2, H2Request),
 }
 
-/// A response as a client has it.
+/// A response as a client received it.
 struct Got {
     status: u16,
     error: String,
     body: String,
-    /// It came to its end; over HTTP/2, without a reset.
+    /// Whether the response came to its end; over HTTP/2, without a reset.
     complete: bool,
 }
 

@@ -1,8 +1,9 @@
-//! How well unlabelled conversations are told apart: thousands of made-up agents at once, and recorded ones.
+//! Tests how well conversations without an id are told apart: thousands of made-up agents at once, and recorded ones.
 //!
-//! Of two consecutive steps of an agent: *recall* is the share that was given the same program; of two consecutive steps
-//! of a program, *precision* is the share that came from the same agent. For more agents, and the table of
-//! bench/REPORT.md: `FINGERPRINT_AGENTS=5000 cargo test --release --test fingerprint -- --nocapture`.
+//! *Recall* is the share, among pairs of consecutive steps of an agent, of those that were given the same program.
+//! *Precision* is the share, among pairs of consecutive steps of a program, of those that came from the same agent.
+//! For more agents, and the table of bench/REPORT.md:
+//! `FINGERPRINT_AGENTS=5000 cargo test --release --test fingerprint -- --nocapture`.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -15,15 +16,16 @@ use thundergate::identity::fingerprint::{Conversation, End, Retention, StepHandl
 const RECORDED: &str = include_str!("samples/mini-swe-agent.jsonl");
 const RETENTION: Retention = Retention { max: 200_000, idle_ttl: Duration::from_secs(1800) };
 
-/// Which program was given to which agent.
+/// Record of which program was given to which agent.
 #[derive(Default)]
 struct Score {
     table: Table,
     steps: u64,
-    /// The last program of an agent, and the last agent of a program.
+    /// The last program of each agent, and the last agent of each program.
     programs: HashMap<u64, u64>,
     agents: HashMap<u64, u64>,
-    /// Consecutive steps of an agent and of a program, and how many of them were told apart rightly.
+    /// Number of pairs of consecutive steps, of an agent and of a program; and how many of these were told apart
+    /// rightly.
     wanted: (u64, u64),
     given: (u64, u64),
     spent: Duration,
@@ -107,14 +109,14 @@ enum Format {
 struct Habits {
     name: &'static str,
     format: Format,
-    /// Agents that start with the same request at about the same time.
+    /// Number of agents that start with the same request at about the same time.
     group: u64,
-    /// Tasks that all agents draw from; 0: each has its own.
+    /// Number of tasks that all agents draw from; 0 gives each agent its own.
     tasks: u64,
     /// Whether every call has an id of its own.
     unique_ids: bool,
-    /// In percent of the steps: tried again after an error, asked again after an answer that could not be used, that
-    /// answer dropped with a complaint, compacted, edited, branched, a subagent started.
+    /// Shares in percent of the steps, in this order: tried again after an error; asked again after an answer that
+    /// could not be used; such an answer dropped with a complaint; compacted; edited; branched; a subagent started.
     fails: f64,
     again: f64,
     dropped: f64,
@@ -243,7 +245,7 @@ impl World {
         let id = format!("chatcmpl-tool-{id:x}");
         let (mut thought, mut command) = (self.dice.of(&THOUGHTS).to_owned(), self.dice.of(&COMMANDS).to_owned());
         if matches!(habits.format, Format::Text | Format::Ids) || !habits.unique_ids {
-            // Sampled answers that are longer are hardly ever the same.
+            // Longer sampled answers are hardly ever the same, so a number makes them differ.
             thought = format!("{thought} {:x}", self.dice.below(1 << 20));
             command = format!("{command} {:x}", self.dice.below(1 << 20));
         }
@@ -269,7 +271,7 @@ impl World {
             self.spawn(vec![Turn::System("You are a subagent.".into()), task], next, true);
         }
         if parent && !opening && self.dice.chance(habits.branches) {
-            // The branch that continues first is the old program; the others are new ones.
+            // The branch that continues first is the old program. The other branches are new ones.
             for branch in 0..3 {
                 let output = format!("branch {branch}");
                 let mut turns = before.clone();
@@ -320,7 +322,7 @@ fn request(format: Format, turns: &[Turn]) -> String {
     }
 }
 
-/// The conversation as Anthropic's API takes it, with a mark for the prompt cache on the last message.
+/// The conversation in the form of Anthropic's API, with a mark for the prompt cache on the last message.
 fn messages(turns: &[Turn]) -> Value {
     let mut system = "";
     let mut messages = Vec::new();
@@ -423,8 +425,8 @@ fn thousands_of_agents_are_told_apart() {
     }
 }
 
-/// Steps that `tests/real/record_mini.py` recorded, in the order of their answers, so that the steps of different agents
-/// are interleaved as they were.
+/// Steps that `tests/real/record_mini.py` recorded, in the order of their answers. In that order, steps of different
+/// agents are interleaved as they were.
 #[test]
 fn agents_of_mini_swe_agent_are_told_apart() {
     let mut score = Score::default();
@@ -442,7 +444,8 @@ fn agents_of_mini_swe_agent_are_told_apart() {
         flights.push((*agent, body, line["answer"].to_string()));
     }
     assert!(bodies.len() >= 18 && flights.len() >= 100);
-    // A step starts as soon as its agent's last one has ended, so that as many as can be are in flight at once.
+    // A step starts as soon as the agent's last step has ended, so that as many steps as possible are in flight at
+    // once.
     let mut next: HashMap<u64, usize> = HashMap::new();
     let mut handles: Vec<Option<StepHandle>> = flights.iter().map(|_| None).collect();
     let follower = |at: usize| (at + 1..flights.len()).find(|later| flights[*later].0 == flights[at].0);

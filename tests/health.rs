@@ -1,4 +1,4 @@
-//! Backends that show by their requests that they are not well, and how they are taken out and back.
+//! Backends whose requests show that they are not well: how the proxy takes them out and brings them back.
 
 mod support;
 
@@ -20,7 +20,7 @@ fn step(program: &str) -> Vec<u8> {
     format!(r#"{{"model":"tiny","messages":[],"program_id":"{program}"}}"#).into_bytes()
 }
 
-/// Health checks that tell nothing new, and metrics that are read often.
+/// Configuration with health checks too rare to tell anything, and metrics that are read often.
 fn quiet(backends: &[&Backend]) -> Config {
     let mut config = config(backends);
     config.models[0].health.interval = NEVER;
@@ -43,7 +43,7 @@ async fn get(proxy: &Proxy, path: &str) -> Message {
     client.response().await
 }
 
-/// One step of a program, whose answer is up to `answer`.
+/// Sends one step of a program; `answer` gives the backend's answer.
 async fn ask(proxy: &Proxy, program: &str, backend: &mut Backend, answer: impl AsyncFnOnce(Exchange)) -> Message {
     let mut client = proxy.client().await;
     client.post(CHAT, "", &step(program)).await;
@@ -51,7 +51,7 @@ async fn ask(proxy: &Proxy, program: &str, backend: &mut Backend, answer: impl A
     client.response().await
 }
 
-/// The program has run a step on the one that is returned first.
+/// Runs a first step of the program. Returns the two backends, the one that ran the step first.
 async fn settle(proxy: &Proxy, program: &str, mut one: Backend, mut other: Backend) -> (Backend, Backend) {
     let mut client = proxy.client().await;
     client.post(CHAT, "", &step(program)).await;
@@ -70,7 +70,7 @@ async fn the_programs_of_an_engine_that_fails_lose_their_place_there_at_once() {
     let (one, other) = (Backend::start().await, Backend::start().await);
     let proxy = Proxy::with(quiet(&[&one, &other])).await;
     let (mut sick, mut well) = settle(&proxy, "p", one, other).await;
-    // Steps without a program, so that the lease is that of `p` all the time.
+    // These steps have no program, so the lease stays with `p` all the time.
     for number in 1..=5 {
         assert!(proxy.app.gate.programs().iter().all(|(_, program)| program.leased), "{number}");
         let ask = async || {
@@ -78,7 +78,7 @@ async fn the_programs_of_an_engine_that_fails_lose_their_place_there_at_once() {
             client.post(CHAT, "", br#"{"model":"tiny","messages":[]}"#).await;
             client
         };
-        // Two at once go to two backends.
+        // Two steps at the same time go to two backends.
         let mut clients = [ask().await, ask().await];
         let (bad, good) = (sick.next().await, well.next().await);
         bad.json(503, "{}").await;
@@ -100,7 +100,7 @@ async fn the_programs_of_an_engine_that_fails_lose_their_place_there_at_once() {
 async fn five_answers_of_its_own_with_a_5xx_take_it_out_and_the_client_saw_each() {
     let (mut sick, mut well) = (Backend::start().await, Backend::start().await);
     let mut config = quiet(&[&sick, &well]);
-    // Turn and turn about, so that every second step goes to the sick one.
+    // Round robin sends every second step to the sick backend.
     config.models[0].routing = thundergate::config::Routing::RoundRobin;
     let proxy = Proxy::with(config).await;
     let bodies = [500, 502, 503, 504, 500];
@@ -159,7 +159,7 @@ async fn connections_that_break_in_a_row_take_it_out_and_one_whole_answer_forgiv
     let proxy = Proxy::with(quiet(&[&one, &other])).await;
     let (mut one, mut other) = (one, other);
     let mut broken = 0;
-    // Whichever gets the step: three in a row on one of them are three of at most five.
+    // Either backend may get the step. Of at most five steps, three in a row go to one of them.
     let mut run = async |whole: bool| {
         let mut client = proxy.client().await;
         client.post(CHAT, "", &step("p")).await;
@@ -203,11 +203,11 @@ async fn an_engine_that_hangs_with_good_checks_loses_what_waits_for_it_to_one_th
     config.models[0].health.eject.no_progress = Duration::from_millis(400);
     let proxy = Proxy::with(config).await;
     let (mut hung, mut well) = settle(&proxy, "p", one, other).await;
-    // A step that never gets an answer.
+    // This step never gets an answer.
     let mut stuck = proxy.client().await;
     stuck.post(CHAT, "", &step("p")).await;
     let exchange = hung.next().await;
-    // A stream on the other goes on meanwhile.
+    // Meanwhile a stream on the other backend goes on.
     let mut busy = proxy.client().await;
     busy.post(CHAT, "", br#"{"model":"tiny","messages":[],"program_id":"q","stream":true}"#).await;
     let mut answer = support::within("a step for the other", async {
@@ -227,10 +227,10 @@ async fn an_engine_that_hangs_with_good_checks_loses_what_waits_for_it_to_one_th
     })
     .await;
     assert_eq!((cause(&proxy, &hung), cause(&proxy, &well)), (Some("no_progress"), None));
-    // The program's next step does not wait for the one that is stuck.
+    // The program's next step does not wait for the stuck one.
     let response = ask(&proxy, "p", &mut well, async |exchange| exchange.json(200, WHOLE).await).await;
     assert_eq!(response.header("x-thundergate-backend"), Some(well.url()));
-    // Should it wake up, its client still gets the answer.
+    // If the stuck backend wakes up, its client still gets the answer.
     exchange.json(200, WHOLE).await;
     assert_eq!(stuck.response().await.status(), 200);
     answer.finish().await;
@@ -245,7 +245,7 @@ async fn a_long_silence_alone_is_no_fault_while_nothing_is_asked() {
     (config.models[0].health.eject.no_progress, config.models[0].health.eject.base) = (SOON, SOON);
     let proxy = Proxy::with(config).await;
     let (_one, _other) = settle(&proxy, "p", one, other).await;
-    // On a busy machine the step itself may have taken long enough to be noticed.
+    // On a busy machine, the step itself may have taken long enough to eject the backend.
     proxy.wait_for("both", || proxy.app.fleet.statuses().iter().all(|status| status.healthy)).await;
     let downs = || proxy.app.fleet.statuses().iter().map(|status| status.downs).collect::<Vec<_>>();
     let before = downs();
@@ -317,7 +317,7 @@ async fn a_request_that_fails_ever_again_does_not_take_out_a_backend_that_answer
     let mut answer = busy.next().await.events().await;
     let mut message = long.head().await;
     for _ in 0..20 {
-        // The other step of the program runs where the first one does.
+        // The program's other step runs on the same backend as the first.
         let response = ask(&proxy, "p", &mut busy, async |exchange| exchange.json(500, "{}").await).await;
         assert_eq!(response.status(), 500);
         answer.event(r#"{"choices":[{"index":0,"delta":{"content":"x"}}]}"#).await;

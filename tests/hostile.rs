@@ -1,4 +1,4 @@
-//! Clients that mean harm, on real sockets: what they send reaches no backend but as the one request that was counted,
+//! Clients that mean harm, on real sockets. What they send reaches a backend only as the one request that was counted,
 //! and costs nobody else anything.
 
 mod support;
@@ -30,18 +30,18 @@ const WHOLE: &str = r#"{"id":"1","choices":[{"index":0,"message":{"content":"hi"
     "usage":{"prompt_tokens":60,"completion_tokens":40,"total_tokens":100}}"#;
 const STEP: &[u8] = br#"{"model":"tiny","messages":[{"role":"user","content":"hi"}],"program_id":"p1"}"#;
 
-/// A proxy, and a backend that answers and remembers whatever reaches it.
+/// A proxy, and a backend that answers and remembers every request that reaches it.
 struct Scene {
     proxy: Proxy,
     seen: mpsc::UnboundedReceiver<Message>,
 }
 
-/// What came of the bytes on one connection.
+/// Outcome of the bytes on one connection.
 #[derive(Debug)]
 struct Fate {
-    /// All of them, the last maybe cut off.
+    /// All answers that came. The last may be cut off.
     answers: Vec<Message>,
-    /// The proxy closed the connection by itself.
+    /// Whether the proxy closed the connection by itself.
     closed: bool,
 }
 
@@ -52,7 +52,7 @@ impl Scene {
         Self::with(|_| {}).await
     }
 
-    /// With short limits on time, which `change` may change.
+    /// A scene with short time limits. `change` may change the configuration.
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut backend = Backend::start().await;
         let mut config = config(&[&backend]);
@@ -69,10 +69,10 @@ impl Scene {
         Self { proxy, seen }
     }
 
-    /// Sends the bytes as they are, then reads until the connection is closed or as many answers came.
+    /// Sends the bytes as they are. Then reads until the connection is closed or this many `answers` came.
     async fn attack(&self, bytes: &[u8], answers: usize) -> Fate {
         let (mut reader, mut writer) = raw(&self.proxy).await;
-        // Who is refused early may find the connection closed.
+        // The send may fail: a client that is refused early may find the connection closed.
         let sent = writer.write_all(bytes).await;
         let mut fate = Fate { answers: Vec::new(), closed: sent.is_err() };
         while fate.answers.len() < answers {
@@ -90,12 +90,12 @@ impl Scene {
         fate
     }
 
-    /// What reached the backend since the last time.
+    /// The requests that have reached the backend since the last call.
     fn reached(&mut self) -> Vec<Message> {
         std::iter::from_fn(|| self.seen.try_recv().ok()).collect()
     }
 
-    /// Nothing is left of an attack, and the next client is served over both protocols.
+    /// Checks that nothing is left of an attack and that the next client is served over both protocols.
     async fn unharmed(&mut self) {
         self.proxy.settled().await;
         self.reached();
@@ -118,7 +118,7 @@ async fn raw(proxy: &Proxy) -> (Reader<OwnedReadHalf>, OwnedWriteHalf) {
     (Reader::new(reader), writer)
 }
 
-/// The next answer, whole; `None` at the end of the connection, however it ends.
+/// The next whole answer; `None` at the end of the connection, however the connection ends.
 async fn answer(reader: &mut Reader<OwnedReadHalf>) -> Option<Message> {
     let mut message = reader.head().await.ok()??;
     reader.body(&mut message).await.ok()?;

@@ -1,4 +1,4 @@
-//! `thundergate` hands the commands of the laboratory to the program `thundergate-lab`.
+//! The commands of the laboratory, which `thundergate` passes on to the program `thundergate-lab`.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
-//! What `thundergate check` says of broken files, word for word: `mistakes.txt` has each file with its answer.
+//! Answers of `thundergate check` to broken files, word for word: `mistakes.txt` has each file with its answer.
 //!
 //! A change of a message is an edit of that table. `UPDATE_MISTAKES=1 cargo test --test mistakes` writes the table
-//! anew; its diff then shows each change, and each has to be meant.
+//! anew. Its diff then shows each change, and each change has to be intended.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use thundergate::config::{self, Env};
 
 const TABLE: &str = "tests/mistakes.txt";
 
-/// One block of the table.
+/// One case of the table.
 struct Case<'t> {
     name: &'t str,
     yaml: &'t str,
@@ -28,7 +28,7 @@ fn env(name: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
-/// What `check` prints about a file named `f`.
+/// The output of `check` for a file named `f`.
 fn tell(yaml: &str) -> String {
     let sources = Env { env: &env, dir: Path::new(".") };
     match config::from_yaml(yaml, &sources) {
@@ -40,7 +40,7 @@ fn tell(yaml: &str) -> String {
     }
 }
 
-/// Reads `=== name`, the YAML, `--->`, and what is told about it.
+/// Reads the table. A case is `=== name`, the YAML, `--->`, and the answer.
 fn cases(table: &str) -> Vec<Case<'_>> {
     let block = |block| {
         let (name, rest) = str::split_once(block, '\n')?;

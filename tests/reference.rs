@@ -1,4 +1,5 @@
-//! docs/reference.md against the program: what the page does not name, and what it names that is gone, fails here.
+//! docs/reference.md against the program. The tests fail for anything that the page does not name, and for anything on
+//! the page that is gone.
 
 mod support;
 
@@ -27,7 +28,7 @@ use thundergate::proxy::{INFERENCE, PASSED};
 #[test]
 fn every_flag_is_on_the_page_with_its_default() {
     let cli = Cli::command();
-    // The laboratory's commands are passed on to a program with a command line of its own.
+    // The laboratory's commands go to a program that has a command line of its own.
     let lab = thundergate_lab::Cli::command();
     let passed_on = |command| lab.get_subcommands().find(|other| other.get_name() == Command::get_name(command));
     let subcommands = cli.get_subcommands().map(|command| passed_on(command).unwrap_or(command));
@@ -79,7 +80,7 @@ fn every_path_that_goes_to_backends_is_on_the_page() {
     same("paths passed through", &owned(passed), &named("### Passed through", "path"));
 }
 
-/// Each refusal leads to the next: a new kind does not compile until it has its place here.
+/// The refusal after `last`. A new kind of refusal does not compile until it has its place here.
 fn after(last: Option<&Refusal>) -> Option<Refusal> {
     use Refusal::*;
     let retry_after = Duration::from_secs(1);
@@ -127,7 +128,7 @@ fn every_error_is_on_the_page_with_its_status() {
     }
 }
 
-/// Header names that the sources spell out, in lower case, tests and simulated engines aside.
+/// Header names in lower case that the sources spell out. Tests and simulated engines are left out.
 fn headers(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();
@@ -153,7 +154,8 @@ fn every_header_with_a_name_of_its_own_is_on_the_page() {
     headers(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut program);
     let listed = rows(section("## Headers"), "header").into_iter().flat_map(|row| codes(&row[0]));
     let page: BTreeSet<String> = listed.filter(|name| name.starts_with("x-")).collect();
-    // The first two are refused where `Connection` names them, and otherwise pass; the third is text in a system prompt.
+    // The first two headers are refused where `Connection` names them, and otherwise pass. The third name is text in a
+    // system prompt.
     let others = ["x-forwarded-host", "x-forwarded-proto", "x-anthropic-billing-header"];
     program.retain(|name| !others.contains(&name.as_str()));
     same("headers", &program, &page);

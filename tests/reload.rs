@@ -1,4 +1,4 @@
-//! Another configuration for a running server, and its end: the real binary, told by signals.
+//! A new configuration for a running server, and the end of a server: the real binary, told by signals.
 
 mod support;
 
@@ -42,7 +42,7 @@ impl Home {
     }
 }
 
-/// Both listeners, and backends that are checked often.
+/// A configuration with both listeners, and with backends that are checked often.
 fn yaml(backends: &[&Backend], more: &str) -> String {
     let urls: Vec<_> = backends.iter().map(|backend| backend.url()).collect();
     format!(
@@ -131,7 +131,7 @@ async fn a_mistake_changes_nothing_and_is_told_with_its_place() {
     assert_eq!(metric(admin, "thundergate_config_reload_success").await, 1.0);
     let first = metric(admin, "thundergate_config_last_reload_success_timestamp_seconds").await;
 
-    // One good change beside it: neither is taken.
+    // One good change stands beside the bad one. The server takes neither.
     home.write(&yaml(&[&backend], "limits: {body: 1}\ntimeouts: {grace: soon}\n"));
     process.signal(Signal::HUP);
     let said = process.says("the configuration stays as it was").await;
@@ -266,7 +266,7 @@ async fn sigterm_refuses_what_is_new_and_ends_with_the_last_stream() {
     late.post(CHAT, "", STEP).await;
     assert_eq!(code(&late.response().await), draining);
     assert_eq!(ask(address, "GET", "/readyz").await.status(), 503);
-    // What runs over HTTP/2 ends in peace, but the connection takes nothing new.
+    // Requests under way over HTTP/2 end in peace, but the connection takes no new ones.
     exchange.json(200, WHOLE).await;
     assert_eq!(request.response().await.status(), 200);
     assert!(h2.is_told_to_go().await);

@@ -1,4 +1,4 @@
-//! One request through the whole proxy: what reaches the backend, what reaches the client.
+//! One request through the whole proxy: the request that reaches the backend, and the answer that reaches the client.
 
 mod support;
 
@@ -39,7 +39,7 @@ async fn a_streamed_answer_comes_back_byte_for_byte_without_the_usage_that_only_
     let sent = r#"{"model":"tiny", "stream":true, "temperature":1e0,"stream_options":{"include_usage":true}}"#;
     assert_eq!(exchange.request.text(), sent);
     let mut answer = exchange.events().await;
-    // However the events are cut into pieces.
+    // The events may be cut into pieces anywhere.
     for piece in STREAM.as_bytes().chunks(61) {
         answer.send(piece).await;
     }
@@ -48,7 +48,7 @@ async fn a_streamed_answer_comes_back_byte_for_byte_without_the_usage_that_only_
     let events = STREAM.split_inclusive("\n\n");
     let expected: String = events.filter(|event| !event.contains(r#""choices":[],"usage""#)).collect();
     assert!(expected.len() < STREAM.len());
-    // Without usage vLLM signs the last event with choices in place of the usage event.
+    // Without usage, vLLM puts its fingerprint on the last event with choices instead of the usage event.
     let fingerprint = r#","system_fingerprint":"vllm-0.32.0-f3ed83a6"}"#;
     assert!(STREAM.contains(fingerprint));
     let (before, done) = expected.split_at(expected.len() - "}\n\ndata: [DONE]\n\n".len());
@@ -353,7 +353,7 @@ async fn other_endpoints_pass_through_untouched() {
 async fn a_backend_below_a_path_is_asked_below_it() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::unready(config_of([format!("{}/gpu/0", backend.url())]));
-    // Its health checks, too, are below the path.
+    // The backend's health checks are below the path too.
     while backend.next().await.request.path() != "/gpu/0/health" {}
     drop(proxy);
 }
@@ -363,7 +363,7 @@ async fn connections_to_a_backend_are_used_again() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::start(&[&backend]).await;
     let mut numbers = Vec::new();
-    // On one connection, and so by one worker: each keeps its own.
+    // All requests come on one connection, and so to one worker. Each request keeps its own values.
     let mut client = proxy.client().await;
     for _ in 0..3 {
         client.post(CHAT, "", STEP).await;
@@ -414,7 +414,7 @@ async fn a_request_for_nothing_that_is_here_is_logged_and_counted_too() {
     let logged: Vec<serde_json::Value> =
         lines().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let mut logged: Vec<_> = logged.iter().map(|line| (line["path"].as_str(), line["status"].as_u64())).collect();
-    // Each has a connection of its own, and these have no order.
+    // Each request has a connection of its own, so the lines have no order.
     logged.sort_unstable();
     let expected = [("/v1/%zz", 400), ("/v1/x%2F..%2Fy", 400), ("/v2/chat", 404)];
     assert_eq!(logged, expected.map(|(path, status)| (Some(path), Some(status))));
@@ -453,7 +453,7 @@ async fn the_access_log_counts_the_bytes_of_every_body_whatever_its_size_and_fra
     proxy.wait_for("a line for each", || lines().lines().count() == sent.len()).await;
     let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
     let mut logged: Vec<u64> = lines().lines().map(|text| line(text)["bytes_in"].as_u64().expect("a count")).collect();
-    // Workers write their lines in no order.
+    // Workers write their lines in no fixed order.
     logged.sort_unstable();
     assert_eq!(logged, sent);
 }

@@ -1,5 +1,5 @@
-//! No key, token or prompt is ever logged: the program itself, at the most talkative level, through all that it may
-//! log about.
+//! No key, token or prompt is ever logged. The program itself runs at the most talkative level, through everything that
+//! it may log about.
 
 mod support;
 
@@ -15,7 +15,7 @@ const STREAM: &str =
     r#"{"model":"tiny","stream":true,"program_id":"p1","messages":[{"role":"user","content":"PROMPT-s3cret"}]}"#;
 const EVENT: &str = r#"{"choices":[{"index":0,"delta":{"content":"ANSWER-s3cret"}}]}"#;
 
-/// Every secret has this in it.
+/// Text that every secret contains.
 const MARK: &str = "s3cret";
 
 fn yaml(backend: &Backend) -> String {
@@ -35,7 +35,7 @@ timeouts: {{request_header: 500ms}}
     )
 }
 
-/// One of each kind of request that something is logged of.
+/// One request of each kind that the program may log about.
 async fn traffic(main: std::net::SocketAddr, admin: std::net::SocketAddr, backend: &mut Backend) {
     let key = "authorization: Bearer KEY-s3cret\r\n";
     let mut client = Client::connect(main).await;
@@ -49,7 +49,7 @@ async fn traffic(main: std::net::SocketAddr, admin: std::net::SocketAddr, backen
     assert_eq!(client.response().await.status(), 500);
     client.post(CHAT, "x-api-key: WRONG-s3cret\r\n", STREAM.as_bytes()).await;
     assert_eq!(client.response().await.status(), 401);
-    // No JSON, an unknown path, a broken stream, a backend that goes, a client that goes.
+    // The requests: no JSON, an unknown path, a broken stream, a backend that goes, a client that goes.
     client.post(CHAT, key, b"{PROMPT-s3cret}").await;
     assert_eq!(client.response().await.status(), 400);
     client.post("/v1/embeddings?k=QUERY-s3cret", key, br#"{"input":"PROMPT-s3cret"}"#).await;
@@ -66,7 +66,7 @@ async fn traffic(main: std::net::SocketAddr, admin: std::net::SocketAddr, backen
     let exchange = backend.next().await;
     drop(client);
     exchange.abandoned().await;
-    // Heads and bodies that are none, or do not come whole.
+    // Heads and bodies that are malformed, or do not come whole.
     for head in [
         "GET / HTTP/1.1\r\nauthorization: Bearer KEY-s3cret\r\nbroken header s3cret\r\n\r\n",
         "s3cret\r\n\r\n",
@@ -87,7 +87,7 @@ async fn traffic(main: std::net::SocketAddr, admin: std::net::SocketAddr, backen
     body.send_data(STREAM.into(), true).expect("an open stream");
     backend.next().await.json(200, EVENT).await;
     assert_eq!(within("an answer", response).await.expect("an answer").status(), 200);
-    // Operators.
+    // The requests of operators.
     let mut client = Client::connect(admin).await;
     for (token, status) in [("TOKEN-s3cret", 200), ("WRONG-s3cret", 401)] {
         let head = format!("GET /programs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
@@ -138,7 +138,7 @@ async fn no_key_token_or_prompt_is_logged_at_any_level() {
     let access = access.await.expect("no panic").expect("text");
     let leaks: Vec<&str> = log.lines().chain(access.lines()).filter(|line| line.contains(MARK)).collect();
     assert!(leaks.is_empty(), "{leaks:#?}");
-    // They do speak of all this.
+    // The logs do speak of all these requests.
     for word in ["is up", "closed the connection without an answer"] {
         assert!(log.contains(word), "{word} is not in {log}");
     }

@@ -1,4 +1,4 @@
-//! What strangers and tenants cannot do: take what is others', reach what is not theirs, write into logs.
+//! Strangers and tenants: they cannot take what belongs to others, reach what is not theirs, or write into logs.
 
 mod support;
 
@@ -48,7 +48,7 @@ async fn told(client: &mut Client, target: &str, headers: &str) -> (u16, String)
     (response.status(), response.json()["detail"].as_str().unwrap_or_default().to_owned())
 }
 
-/// A new connection gets an answer, and is not closed in place of one.
+/// Whether a new connection gets an answer instead of being closed.
 async fn is_served(proxy: &Proxy) -> bool {
     let (mut reader, mut writer) = proxy.client().await.split();
     let sent = writer.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -133,7 +133,7 @@ async fn what_is_forwarded_is_what_was_checked() {
         exchange.json(200, WHOLE).await;
         assert_eq!(client.response().await.status(), 200);
     }
-    // Two names for one host: a proxy before this one may have gone by the other.
+    // The host has two names: a proxy in front of this one may have used the other.
     let mut client = proxy.client().await;
     client.get("http://elsewhere/v1/models").await;
     assert_eq!(client.response().await.status(), 400);
@@ -197,7 +197,7 @@ async fn no_id_breaks_out_of_its_place_in_a_log_or_header() {
         exchange.json(200, WHOLE).await;
         let response = client.response().await;
         assert_eq!((response.status(), response.header("x-evil")), (200, None));
-        // A name that is told back is told back as a JSON string, and cut short.
+        // A name in a refusal is written as a JSON string and cut short.
         let unknown = json!({"program_id": [hostile]}).to_string();
         client.post(CHAT, "", unknown.as_bytes()).await;
         let response = client.response().await;
@@ -285,7 +285,7 @@ async fn every_answer_tells_a_key_what_it_has_left() {
         assert_eq!((response.status(), left(&response)), (200, expected));
         proxy.settled().await;
     }
-    // What the tokens were is known at the end of a request, just after its answer.
+    // The number of tokens is known at the end of a request, just after its answer.
     let spent = within("the tokens to be counted", async {
         loop {
             client.post(CHAT, key, b"[]").await;
@@ -347,7 +347,7 @@ async fn all_bodies_together_have_a_bound_and_give_their_room_back() {
         assert_eq!((response.status(), code(&response)), (503, "overloaded".to_owned()), "{path}");
         assert!(response.header("retry-after").is_some());
     }
-    // A body that does not say how long it is takes what is left, and no more.
+    // A body without a length takes the room that is left, and no more.
     let mut chunked = proxy.client().await;
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: proxy\r\ntransfer-encoding: chunked\r\n\r\n");
     chunked.send(head.as_bytes()).await;
@@ -356,7 +356,7 @@ async fn all_bodies_together_have_a_bound_and_give_their_room_back() {
     chunked.send(format!("{:x}\r\n{}\r\n", STEP.len(), " ".repeat(STEP.len())).as_bytes()).await;
     let response = chunked.response().await;
     assert_eq!((response.status(), code(&response)), (503, "overloaded".to_owned()));
-    // One that is announced and does not come takes nothing from the others.
+    // A body that is announced and does not come takes nothing from the others.
     exchange.json(200, WHOLE).await;
     assert_eq!(first.response().await.status(), 200);
     proxy.wait_for("the room", || proxy.app.bodies.used() == 0).await;
@@ -466,7 +466,7 @@ async fn where_a_name_leads_is_looked_at_before_it_is_connected_to() {
     let allow_backends = Some(vec!["10.0.0.0/8".parse().expect("a network")]);
     let proxy = Proxy::with(with_admin(config(&[&backend]), Admin { allow_backends, ..token() })).await;
     let mut admin = Client::connect(proxy.addresses[1]).await;
-    // It could lead into the network; it leads here.
+    // The name could lead into the network. Here it leads to this machine.
     let target = format!("/add_worker?url=http://localhost:{}", victim.address.port());
     assert_eq!(told(&mut admin, &target, "authorization: Bearer t0ken\r\n").await.0, 200);
     let reason = || proxy.app.fleet.statuses().last().and_then(|status| status.down_reason.clone());

@@ -1,4 +1,4 @@
-//! What outlives the process, with the real program: killed without a word, and started anew.
+//! State that outlives the process. The real program is killed without warning and started anew.
 
 mod support;
 
@@ -17,14 +17,14 @@ use thundergate::state;
 
 const PROGRAMS: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
 
-/// This program with some arguments; killed, and gone, when dropped.
+/// The program with some arguments; killed and gone when dropped.
 struct Process {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<String>>,
 }
 
-/// Two engines, a directory for the state, and how the proxy is to be.
+/// Two engines, a directory for the state, and the proxy's configuration.
 struct Scene {
     engines: Vec<Process>,
     dir: tempfile::TempDir,
@@ -33,7 +33,7 @@ struct Scene {
 // === impl Process ===
 
 impl Process {
-    /// Starts it, and waits until it tells where it listens; both its outputs are kept.
+    /// Starts the program, and waits until it tells where it listens. Both its outputs are kept.
     async fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_thundergate"));
         command.args(args).env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -78,7 +78,7 @@ impl Process {
         client.response().await
     }
 
-    /// One step of a program; gives the backend that answered it.
+    /// Sends one step of a program. Returns the backend that answered the step.
     async fn step(&self, program: &str, said: usize) -> String {
         let content = format!("{program} {}", "many words ".repeat(said));
         let body = json!({"model": "sim", "program_id": program, "max_tokens": 4,
@@ -94,7 +94,7 @@ impl Process {
         self.get(&format!("/programs/{id}")).await.json()
     }
 
-    /// The value of one series.
+    /// The value of one series of the metrics.
     async fn metric(&self, series: &str) -> String {
         let mut client = Client::connect(self.address).await;
         client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n").await;
@@ -103,13 +103,13 @@ impl Process {
         value.unwrap_or_else(|| panic!("no {series} in\n{}", page.text())).to_owned()
     }
 
-    /// As if the power had failed.
+    /// Kills the program, as if the power had failed.
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Told to end, it does.
+    /// Tells the program to end, and waits for the end.
     async fn terminate(mut self) {
         let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(killed.unwrap().success());
@@ -158,7 +158,7 @@ impl Scene {
         file
     }
 
-    /// Waits until the file tells of these programs, all idle after their last step.
+    /// Waits until the file has these programs, all idle after their last step.
     async fn kept(&self, programs: usize) {
         let kept = || {
             let snapshot = state::decode(&fs::read(self.file()).ok()?).ok()?;
@@ -309,7 +309,7 @@ fn a_state_that_cannot_be_kept_is_a_mistake_at_the_start() {
     let (code, told) = run(Path::new("missing/state"));
     assert_eq!(code, Some(1));
     assert!(told.contains("state.snapshot: the directory") && told.contains("does not exist: create it"), "{told}");
-    // Nobody may create a file there, not even root.
+    // Nobody may create a file in this directory, not even root.
     let (code, told) = run(Path::new("/proc/self/state"));
     assert_eq!(code, Some(1));
     assert!(told.contains("state.snapshot: nothing can be written in /proc/self ("), "{told}");

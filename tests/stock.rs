@@ -1,7 +1,7 @@
-//! The same `Proxy` under Pingora's own executor: what it decides does not lean on the one that it usually has.
+//! The same `Proxy` under Pingora's own executor. The decisions of the proxy do not depend on its usual executor.
 //!
-//! Pingora's executor sends a body that a hook has read only out of its retry buffer, which holds 64 KiB; so bodies are
-//! small here, and HTTP/1.1 is enough.
+//! When a hook has read a body, Pingora's executor sends the body only out of its retry buffer, which holds 64 KiB. So
+//! bodies are small here, and HTTP/1.1 is enough.
 
 mod support;
 
@@ -45,7 +45,7 @@ async fn stock(config: Config) -> Served {
     Served::served_by(app, address, task).await
 }
 
-/// All requests of one connection.
+/// Serves all requests of one connection.
 async fn connection(executor: Arc<HttpProxy<Proxy>>, stream: TcpStream) {
     let shutdown = watch::channel(false).1;
     let mut next = Some(ReusedHttpStream::new(Box::new(Stream::from(stream)), None));
@@ -116,7 +116,7 @@ async fn a_body_of_up_to_64_kib_reaches_the_backend_on_one_connection_after_the_
 #[tokio::test]
 async fn a_program_stays_on_its_backend_and_a_step_that_does_not_fit_is_held_until_there_is_room() {
     let mut backend = Backend::start().await;
-    // 1,600 tokens.
+    // The cache has 1,600 tokens.
     backend.state.blocks.store(100, std::sync::atomic::Ordering::Relaxed);
     let proxy = stock(config(&[&backend])).await;
     let (mut first, mut second) = (proxy.client().await, proxy.client().await);

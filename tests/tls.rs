@@ -1,4 +1,4 @@
-//! TLS: who is let in, with which version, and certificates that change under a running server.
+//! TLS: which clients are let in, with which version, and certificates that change under a running server.
 
 mod support;
 
@@ -21,13 +21,13 @@ use thundergate::config::{Config, Tls, TlsVersion};
 const CHAT: &str = "/v1/chat/completions";
 const STEP: &str = r#"{"model":"tiny","messages":[{"role":"user","content":"hi"}]}"#;
 
-/// An authority, and what it has signed.
+/// A certificate authority, with the certificates that it has signed.
 struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A listener's files.
+/// Files of a listener.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// Certificate and key.
+    /// A new certificate and its key.
     fn sign(&self) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
@@ -55,7 +55,7 @@ impl Authority {
         reqwest::Identity::from_pem(format!("{cert}{key}").as_bytes()).expect("an identity")
     }
 
-    /// A client that believes this authority alone.
+    /// A client that trusts this authority alone.
     fn client(&self) -> reqwest::ClientBuilder {
         let root = reqwest::Certificate::from_pem(self.pem.as_bytes()).expect("a certificate");
         reqwest::Client::builder().tls_built_in_root_certs(false).add_root_certificate(root).no_proxy()
@@ -191,7 +191,7 @@ async fn a_process_that_takes_over_does_the_handshakes_with_its_own_files() {
     };
     assert_eq!(status(&before).await, Some(200));
 
-    // Other files cannot be taken up by a reload.
+    // A reload cannot take up other file names.
     write(&new_files);
     old.signal(Signal::HUP);
     old.says("a change of the listeners needs a new process").await;
@@ -214,7 +214,7 @@ async fn a_handshake_that_does_not_end_gives_its_place_back() {
     config.timeouts.request_header = Duration::from_secs(1);
     let proxy = Proxy::with(config).await;
     let mut silent = Client::connect(proxy.address).await;
-    // The first bytes of a handshake, and no more.
+    // The client sends the first bytes of a handshake, and no more.
     silent.send(&[22, 3, 1, 0]).await;
     within("a refusal: the place is taken before the handshake is done", async {
         while is_served(authority.client(), &proxy).await {}
@@ -224,7 +224,7 @@ async fn a_handshake_that_does_not_end_gives_its_place_back() {
     within("the place", async { while !is_served(authority.client(), &proxy).await {} }).await;
 }
 
-/// Does the handshake, says nothing more, and waits until the server closes.
+/// Makes the handshake, sends nothing more, and waits until the server closes.
 fn silent_after_handshake(authority: &Authority, address: SocketAddr) -> std::io::Result<usize> {
     let mut roots = rustls::RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).expect("a certificate");
@@ -238,7 +238,7 @@ fn silent_after_handshake(authority: &Authority, address: SocketAddr) -> std::io
     let mut socket = std::net::TcpStream::connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut stream = rustls::Stream::new(&mut tls, &mut socket);
-    // Only what the server says by itself, if anything, comes before the end.
+    // Before the end come only the bytes that the server sends by itself, if there are any.
     let mut all = Vec::new();
     stream.read_to_end(&mut all)
 }
@@ -268,7 +268,7 @@ async fn a_server_does_not_start_with_what_it_cannot_use() {
         Tls { key: files.path("cert.pem"), ..files.tls() },
         Tls { client_ca: Some(files.path("empty.pem")), ..files.tls() },
         Tls { client_ca: Some(files.path("missing.pem")), ..files.tls() },
-        // A certificate that the key is not of.
+        // The key does not belong to this certificate.
         Tls { cert: files.path("ca.pem"), ..files.tls() },
     ] {
         let wrong = bind(tls).expect("a mistake");

@@ -1,4 +1,4 @@
-//! One process takes over from another, under load: no connection is refused, no answer is cut.
+//! One process takes over from another under load. No connection is refused, and no answer is cut.
 
 mod support;
 
@@ -38,7 +38,7 @@ impl Home {
         self.file.with_extension("sock")
     }
 
-    /// The process that serves in place of `old`, which may still be there.
+    /// Starts the process that serves in place of `old`. The old process may still be there.
     async fn upgrade(&self, old: &Process) -> Process {
         let new = Process::serve(&self.file, &["--upgrade"]);
         new.says("waiting at").await;
@@ -110,7 +110,7 @@ async fn a_step_that_is_held_is_served_by_the_process_that_it_came_to() {
     let home = Home::of(&[&backend]);
     let mut old = Process::serve(&home.file, &[]);
     let (address, admin) = (old.ready().await, old.address(1).await);
-    // Each takes more than half of the cache.
+    // Each program takes more than half of the cache.
     let large = |program: &str| {
         let prompt = "word ".repeat(100_000);
         format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}],"program_id":"{program}"}}"#).into_bytes()
@@ -156,7 +156,7 @@ async fn programs_are_handed_over_and_the_state_has_one_writer() {
     assert_eq!((&program["total_tokens"], &program["leased"]), (&707.into(), &true.into()), "{program}");
     assert!(old.ended().await.success());
     std::fs::remove_file(&snapshot).ok();
-    // The one that serves writes it.
+    // The new process, which serves now, writes the file.
     let mut client = Client::connect(new.address(0).await).await;
     client.post("/v1/chat/completions", "", step).await;
     backend.next().await.json(200, usage).await;
@@ -225,7 +225,7 @@ async fn a_server_to_which_nobody_comes_goes_on() {
     old.says("this process goes on: no process waits at").await;
     assert_eq!(ask(address, "GET", "/readyz", "").await.status(), 200);
     assert!(old.runs());
-    // And may be asked again.
+    // The old process may be asked again.
     let new = home.upgrade(&old).await;
     new.ready().await;
 }
@@ -236,7 +236,7 @@ async fn a_new_process_that_cannot_start_leaves_the_old_one_as_it_was() {
     let home = Home::of(&[&backend]);
     let mut old = Process::serve(&home.file, &[]);
     let address = old.ready().await;
-    // One more listener, on an address that is taken.
+    // The new configuration has one more listener, on an address that is taken.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let text = std::fs::read_to_string(&home.file).expect("a file");
     let more = format!("listeners: [{{address: '{}'}}]\n", taken.local_addr().expect("bound"));
@@ -249,7 +249,7 @@ async fn a_new_process_that_cannot_start_leaves_the_old_one_as_it_was() {
     old.says("this process goes on").await;
     assert_eq!(ask(address, "GET", "/readyz", "").await.status(), 200);
     assert!(old.runs());
-    // The remedy, and with it one listener more than before.
+    // The address is freed, which mends the mistake. The new process has one listener more than the old one.
     drop(taken);
     let new = home.upgrade(&old).await;
     assert_eq!(new.address(0).await, address);
@@ -260,7 +260,7 @@ async fn a_new_process_that_cannot_start_leaves_the_old_one_as_it_was() {
 async fn one_process_waits_at_a_time_where_no_other_user_can_reach_it() {
     let backend = Backend::start().await;
     let home = Home::of(&[&backend]);
-    // Left behind by a process that was killed.
+    // A socket was left behind by a process that was killed.
     drop(std::os::unix::net::UnixListener::bind(home.socket()).expect("a socket"));
     let old = Process::serve(&home.file, &[]);
     old.ready().await;

@@ -1,11 +1,12 @@
-//! The rooms of this crate stand on floors: a room may use what lies below it and nothing else. Read from the sources,
-//! since within one crate the compiler lets everything see everything.
+//! The rooms of this crate stand on floors: a room may use the rooms below it and nothing else. The test reads the
+//! sources, since the compiler lets every room of a crate see every other.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// Rooms (folders or files directly below `src`), the lowest floor first. Rooms of one floor do not know each other.
+/// The rooms (folders or files directly below `src`), the lowest floor first. Rooms on the same floor must not use each
+/// other.
 const FLOORS: [&[&str]; 12] = [
     &["units", "error"],
     &["body", "logging"],
@@ -21,7 +22,7 @@ const FLOORS: [&[&str]; 12] = [
     &["cli"],
 ];
 
-/// What the executor of `ProxyHttp` must not know, so that it can run any proxy.
+/// Rooms that the executor of `ProxyHttp` must not use, so that it can run any proxy.
 const NOT_IN_EXCHANGE: [&str; 6] = ["app", "config", "fleet", "gate", "proxy", "scheduler"];
 
 /// A file of product code: its module path, such as `gate::step`, and its text without comments and tests.
@@ -56,7 +57,7 @@ fn the_exchange_knows_no_policy() {
 fn no_files_of_a_room_stand_in_a_circle() {
     let mut ours = arrows(&modules("src"));
     ours.retain(|(from, to)| room(from) == room(to));
-    // Each of the other crates is one room.
+    // Each of the other crates counts as one room.
     let crates = fs::read_dir(root().join("crates")).expect("a folder").map(|entry| entry.expect("an entry").path());
     let theirs = crates.flat_map(|path| circles(arrows(&modules(path.join("src")))));
     let circles: BTreeSet<String> = theirs.chain(circles(ours)).collect();
@@ -65,10 +66,10 @@ fn no_files_of_a_room_stand_in_a_circle() {
 
 /// The files that use each other in a circle.
 fn circles(mut arrows: Vec<(String, String)>) -> BTreeSet<String> {
-    // A file and the file that declares it are one thing in two pieces.
+    // A file and the file that declares it count as one.
     let one_thing = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with("::"));
     arrows.retain(|(from, to)| !one_thing(from, to) && !one_thing(to, from));
-    // Whoever uses nobody that is left, or is used by nobody, stands in no circle.
+    // A file that uses no other file that is left, or that none of them uses, stands in no circle.
     loop {
         let before = arrows.len();
         let users: BTreeSet<String> = arrows.iter().map(|(from, _)| from.clone()).collect();
@@ -119,7 +120,7 @@ fn product_code(text: &str) -> String {
     code.collect::<Vec<_>>().join("\n")
 }
 
-/// Which file uses which.
+/// The pairs of files of which the first uses the second.
 fn arrows(modules: &[Module]) -> Vec<(String, String)> {
     let names: BTreeSet<&str> = modules.iter().map(|module| &*module.name).collect();
     let mut arrows = Vec::new();
@@ -163,7 +164,7 @@ fn paths(text: &str) -> Vec<String> {
     found
 }
 
-/// Reads one path, or a group of paths that begin with `prefix`; gives what stands behind it.
+/// Reads one path, or a group of paths that begin with `prefix`. Gives the text behind it.
 fn spell_out<'t>(text: &'t str, prefix: String, found: &mut Vec<String>) -> &'t str {
     if let Some(mut rest) = text.strip_prefix('{') {
         loop {
@@ -183,7 +184,7 @@ fn spell_out<'t>(text: &'t str, prefix: String, found: &mut Vec<String>) -> &'t 
         }
         _ => {
             found.push(path);
-            // `as another_name`, `*`, or generics: to the end of this item of a group.
+            // An alias (`as another_name`), `*` or generics are skipped up to the end of this item of the group.
             rest.trim_start_matches(|c| !",};".contains(c))
         }
     }

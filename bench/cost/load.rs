@@ -1,4 +1,4 @@
-//! Clients that keep their connections, with the bodies of agents.
+//! Clients that keep their connections and send bodies like those of agents.
 
 use super::mock::length;
 use super::numbers::Durations;
@@ -14,27 +14,28 @@ use tokio::task::JoinSet;
 const SYSTEM: &str = r#"{"role":"system","content":"You are a helpful assistant that can interact with a computer.\nYour response must contain exactly ONE bash code block with ONE command."}"#;
 const TURN: &str = r#",{"role":"assistant","content":"THOUGHT: I should look at how \"Field.clean\" treats None before I change it.\n\n```bash\ngrep -rn \"def clean\" django/forms/fields.py | head -20\n```"},{"role":"user","content":"<returncode>0</returncode>\n<output>\ndjango/forms/fields.py:142:    def clean(self, value):\ndjango/forms/fields.py:143:        \"\"\"\n        Validates the given value and returns its \"cleaned\" value as an\n        appropriate Python object. Raises ValidationError for any errors.\n        \"\"\"\ndjango/forms/fields.py:1012:    def clean(self, value):\n            clean_data = []\n            errors = ErrorList()\n            if self.disabled and not isinstance(value, list):\n                value = self.widget.decompress(value)\n</output>"}"#;
 
-/// Digits in a program's id.
+/// Number of digits in a program's id.
 const DIGITS: usize = 8;
 
-/// One request for all: only the digits of the program's id differ.
+/// One request that all clients send: only the digits of the program's id differ.
 pub struct Request {
     bytes: Vec<u8>,
     digits: usize,
-    /// Ids to choose from; each in turn.
+    /// Number of ids. They are used in turn.
     programs: usize,
     next: AtomicUsize,
 }
 
-/// So many connections, with a request each in so much time. Agents do not send one request after the other as fast
-/// as they can: a proxy that never sleeps is cheaper than one that is woken for each.
+/// Size and pace of a load: the number of connections, and the pause between two requests on one. Agents do not send
+/// one request after the other as fast as they can. A proxy that never sleeps is cheaper than one that is woken for
+/// each request.
 #[derive(Clone, Copy)]
 pub struct Crowd {
     pub connections: usize,
     pub pause: Duration,
 }
 
-/// A connection, and what has come on it.
+/// A connection, and the bytes that have come on it.
 pub struct Client {
     address: SocketAddr,
     stream: Option<TcpStream>,
@@ -44,7 +45,7 @@ pub struct Client {
 // === impl Request ===
 
 impl Request {
-    /// A body of about `size` bytes, of one of so many programs.
+    /// A request with a body of about `size` bytes. Its ids are those of `programs` programs.
     pub fn new(size: usize, programs: usize, stream: bool) -> Self {
         let turns = size.saturating_sub(SYSTEM.len() + 100) / TURN.len();
         let rest = size.saturating_sub(SYSTEM.len() + 130 + turns * TURN.len());
@@ -70,7 +71,7 @@ impl Request {
     }
 }
 
-/// Sends `count` requests, each after a pause; gives how many were not answered as they should be.
+/// Sends `count` requests, each after a pause. Returns the number of requests that were not answered rightly.
 pub async fn requests(address: SocketAddr, request: &Arc<Request>, crowd: Crowd, count: usize) -> usize {
     let left = Arc::new(AtomicUsize::new(count));
     let mut clients = JoinSet::new();
@@ -94,7 +95,7 @@ pub async fn requests(address: SocketAddr, request: &Arc<Request>, crowd: Crowd,
     clients.join_all().await.into_iter().sum()
 }
 
-/// The same as streams, one on each connection; gives the events that came.
+/// Sends `count` requests for streams, one on each connection. Returns the number of events that came.
 pub async fn streams(address: SocketAddr, request: &Arc<Request>, count: usize) -> usize {
     let mut clients = JoinSet::new();
     for _ in 0..count {
@@ -105,7 +106,7 @@ pub async fn streams(address: SocketAddr, request: &Arc<Request>, count: usize) 
     clients.join_all().await.into_iter().sum()
 }
 
-/// On one connection, one after the other.
+/// Sends `count` requests on one connection, one after the other. Returns the times that they took.
 pub async fn times(client: &mut Client, request: &Request, count: usize) -> Durations {
     let (mut times, mut bytes) = (Durations::default(), request.bytes.clone());
     for _ in 0..count {
@@ -124,7 +125,7 @@ impl Client {
         Self { address, stream: None, buffer: Vec::with_capacity(1 << 16) }
     }
 
-    /// A whole answer, of status 200.
+    /// Reads a whole answer, which must have status 200.
     async fn exchange(&mut self, request: &[u8]) -> std::io::Result<()> {
         let head = self.head(request).await?;
         let whole = head + length(&self.buffer[..head]);
@@ -143,7 +144,7 @@ impl Client {
         self.head(request).await?;
         let mut events = 0;
         loop {
-            // An event in two pieces is counted with the second.
+            // An event that comes in two pieces is counted with the second.
             if let Some(end) = memmem::rfind(&self.buffer, b"\n\n") {
                 events += memmem::find_iter(&self.buffer[..end], b"data: ").count();
                 self.buffer.drain(..end + 2);
@@ -155,7 +156,7 @@ impl Client {
         }
     }
 
-    /// Sends the request, and gives where the answer's head ends.
+    /// Sends the request. Returns the position where the answer's head ends.
     async fn head(&mut self, request: &[u8]) -> std::io::Result<usize> {
         if self.stream.is_none() {
             let stream = TcpStream::connect(self.address).await?;

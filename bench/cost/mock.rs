@@ -1,4 +1,4 @@
-//! A vLLM that answers at once, and streams at the pace it is told. Cheap, so that what is measured is the proxy.
+//! A mock vLLM that answers at once, and streams at a given pace. It is cheap, so that the proxy is what is measured.
 
 use memchr::memmem;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 const ANSWER: &str = include_str!("../../tests/samples/vllm-0.32-chat.json");
 const MODELS: &str = r#"{"object":"list","data":[{"id":"bench","object":"model","created":1,"owned_by":"vllm"}]}"#;
-/// 160 million tokens: nobody has to wait.
+/// Metrics that tell a cache of 160 million tokens, so that no request has to wait.
 const METRICS: &str = "# TYPE vllm:cache_config_info gauge\n\
     vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"10000000\"} 1.0\n\
     # TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine=\"0\",model_name=\"bench\"} 0.0\n\
@@ -20,10 +20,10 @@ const EVENT: &str = r#"data: {"id":"chatcmpl-b16a8fe810b53f28","object":"chat.co
 const LAST: &str = r#"data: {"id":"chatcmpl-b16a8fe810b53f28","object":"chat.completion.chunk","created":1795367764,"model":"bench","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop","token_ids":null}]}"#;
 const USAGE: &str = r#"data: {"id":"chatcmpl-b16a8fe810b53f28","object":"chat.completion.chunk","created":1795367764,"model":"bench","choices":[],"usage":{"prompt_tokens":1229,"total_tokens":1429,"completion_tokens":200}}"#;
 
-/// A longer body is taken to be no stream.
+/// Size in bytes beyond which a body is taken for one that asks for no stream.
 const STREAMED: usize = 64 * 1024;
 
-/// How it streams: so many events in all, so many in one write, so far apart.
+/// Pace of a stream: the number of events in all, the number in one write, and the time from one write to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     pub events: usize,
@@ -68,7 +68,7 @@ impl Mock {
     }
 }
 
-/// Ends when the proxy closes the connection or breaks it.
+/// Serves one connection until the proxy closes or breaks it.
 async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> std::io::Result<()> {
     let mut buffer = Vec::with_capacity(1 << 16);
     loop {
@@ -111,7 +111,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> std::io::Result<()
     }
 }
 
-/// Streams of one load start apart by parts of the gap, as those of several engines would.
+/// Sends a stream. The streams of one load start apart by parts of the gap, as those of several engines would.
 async fn events(stream: &mut TcpStream, shared: &Shared, usage: bool) -> std::io::Result<()> {
     let (events, burst) = (shared.events.load(Relaxed), shared.burst.load(Relaxed));
     let gap = Duration::from_micros(shared.gap_us.load(Relaxed) as u64);
@@ -120,7 +120,7 @@ async fn events(stream: &mut TcpStream, shared: &Shared, usage: bool) -> std::io
     let head = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 20:16:04 GMT\r\nserver: uvicorn\r\n\
                 content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;
-    // Each event is a chunk, as uvicorn writes them.
+    // Each event is a chunk, as in uvicorn's answers.
     let chunk = |event: &str| format!("{:x}\r\n{event}\n\n\r\n", event.len() + 2);
     let write = chunk(EVENT).repeat(burst);
     for _ in 0..events / burst {
@@ -137,7 +137,7 @@ async fn events(stream: &mut TcpStream, shared: &Shared, usage: bool) -> std::io
     stream.write_all(end.as_bytes()).await
 }
 
-/// Of a body; none has no length here.
+/// Length of the body by its head; 0 if the head has no length.
 pub fn length(head: &[u8]) -> usize {
     let mut lines = head.split(|byte| *byte == b'\n');
     let value = lines.find_map(|line| {

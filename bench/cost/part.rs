@@ -1,4 +1,4 @@
-//! What is measured of each target, round by round, and how it is told.
+//! The parts of the measurement: for each target, round by round, and how the result is printed.
 
 use super::load::{Client, Crowd, Request, requests, streams, times};
 use super::mock::{Mock, Pace};
@@ -9,14 +9,15 @@ use clap::ValueEnum;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Programs that take turns.
+/// Number of programs that take turns.
 const PROGRAMS: usize = 64;
-/// How many are known, where that is what the cost may depend on; the last is the most that are kept by default.
+/// Numbers of known programs, for measuring whether the cost depends on them. The last is the largest number that is
+/// kept by default.
 const KNOWN: [usize; 3] = [PROGRAMS, 20_000, 200_000];
 
-/// Streams at once, where their cost is measured.
+/// Number of streams at the same time when their cost is measured.
 const STREAMS: usize = 50;
-/// And where their memory is.
+/// Number of streams at the same time when their memory is measured.
 const OPEN: usize = 500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,7 +44,7 @@ pub enum Part {
     Million,
 }
 
-/// CPU of one target for each request or event, a value a round, in µs.
+/// CPU time of one target for each request or event in µs, one value for each round.
 struct Costs(Vec<f64>);
 
 // === impl Part ===
@@ -79,17 +80,17 @@ impl Part {
     }
 }
 
-/// What one round asks for.
+/// Work of one round.
 #[derive(Clone)]
 enum Work {
     Requests {
         request: Arc<Request>,
-        /// Bytes of a body.
+        /// Size of a body in bytes.
         size: usize,
         count: usize,
         crowd: Crowd,
     },
-    /// Of so many events.
+    /// Streams with this number of events each.
     Events(usize),
 }
 
@@ -102,7 +103,8 @@ impl Work {
         !matches!(self, Self::Requests { size, .. } if kind == Kind::Stock && *size > stock::LARGEST)
     }
 
-    /// Gives how many were done; says what was missing.
+    /// Does the work, divided by `share`. Returns the number of requests or events done, and reports any that are
+    /// missing.
     async fn run(&self, target: &Target, share: usize, report: &mut Report) -> usize {
         match self {
             Self::Requests { request, count, crowd, .. } => {
@@ -113,7 +115,7 @@ impl Work {
             Self::Events(each) => {
                 let request = Arc::new(Request::new(2_000, PROGRAMS, true));
                 let events = streams(target.address, &request, STREAMS).await;
-                // The last one, and `[DONE]`.
+                // Two more events are the last one and `[DONE]`.
                 let expected = STREAMS * (each + 2);
                 report.check(events == expected, format!("{}: {events} events of {expected}", target.name));
                 expected
@@ -132,7 +134,7 @@ async fn measure(report: &mut Report, targets: &[&Target], rounds: usize, work: 
         for (target, costs) in targets.iter().zip(&mut costs) {
             let before = target.process.cpu();
             let done = work.run(target, 1, report).await;
-            // What is written down after the answer belongs to it.
+            // The work after the answer, such as the log line, belongs to the cost too.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let spent = target.process.cpu() - before;
             costs.0.push(spent.as_secs_f64() * 1e6 / done as f64);
@@ -152,7 +154,8 @@ async fn costs(report: &mut Report, title: &str, targets: &[Target], rounds: usi
     }
 }
 
-/// The cost with few and with many programs, which make themselves known by one short step each; nobody releases them.
+/// Measures the cost with few and with many programs. A program becomes known by one short step, and nobody releases
+/// it.
 async fn known(report: &mut Report, targets: &[Target], rounds: usize, connections: usize) {
     report.title("µs a request of 2 kB, with so many known programs");
     for target in targets.iter().filter(|target| target.kind == Kind::Thundergate) {
@@ -242,7 +245,7 @@ impl Costs {
         format!("{median:8.2} ({least:.2}–{most:.2})")
     }
 
-    /// The median of the ratios round by round: what disturbs a round disturbs both.
+    /// The median of the ratios, round by round: a disturbance in a round disturbs both targets.
     fn ratio(&self, base: &Self) -> f64 {
         percentile(self.0.iter().zip(&base.0).map(|(cost, base)| cost / base).collect(), 0.5)
     }

@@ -1,4 +1,4 @@
-//! A process with all that it has started, and what the kernel says of them.
+//! A process with all its descendants, and the kernel's figures about them.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// Killed when dropped, with the processes that it has started.
+/// A process that is killed when dropped, with all its descendants.
 pub struct Process {
     child: Child,
 }
@@ -14,7 +14,7 @@ pub struct Process {
 // === impl Process ===
 
 impl Process {
-    /// What it says goes into `log`.
+    /// Starts the process. Its output goes into `log`.
     pub fn start(command: &mut Command, log: &Path) -> Self {
         let file =
             || Stdio::from(fs::File::options().create(true).append(true).open(log).expect("a writable directory"));
@@ -27,7 +27,7 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// CPU time of all threads so far.
+    /// CPU time of all threads so far, descendants included.
     pub fn cpu(&self) -> Duration {
         let of_task = |task: fs::DirEntry| {
             let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
@@ -40,7 +40,7 @@ impl Process {
         Duration::from_nanos(self.family().iter().map(of).sum())
     }
 
-    /// Resident memory of all, in kB.
+    /// Resident memory of the process and its descendants in kB.
     pub fn resident(&self) -> u64 {
         let of = |id: &u32| {
             let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;

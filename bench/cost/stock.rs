@@ -1,5 +1,6 @@
-//! The same `Proxy` under Pingora's own executor, set as cheap as it can be: a thread and runtime for each core, no
-//! modules, no work stealing. Its retry buffer holds 64 KiB, so it serves no larger bodies.
+//! The same `Proxy` under Pingora's own executor, set up as cheaply as possible: one thread and one runtime for each
+//! core, no modules, no work stealing. The executor's retry buffer holds 64 KiB, so this target serves no larger
+//! bodies.
 
 use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
-/// Bytes of the largest body that it can pass on.
+/// Size in bytes of the largest body that this target can pass on.
 pub const LARGEST: usize = 64 * 1024;
 
 /// Serves the configuration in `file` until the process is killed.
@@ -48,7 +49,7 @@ async fn accept(executor: Arc<HttpProxy<Proxy>>, listener: TcpListener) {
     }
 }
 
-/// All requests of one connection.
+/// Serves all requests of one connection.
 async fn connection(executor: Arc<HttpProxy<Proxy>>, stream: TcpStream) {
     let shutdown = watch::channel(false).1;
     let _ = stream.set_nodelay(true);

@@ -1,4 +1,5 @@
-//! What is measured, and how each is set up: body inspection, scheduling, metrics and an access log where it has them.
+//! The targets of the measurement, and the setup of each: body inspection, scheduling, metrics and an access log, as
+//! far as the target has them.
 
 use super::load::{Crowd, Request, requests};
 use super::mock::Mock;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// To be ready for requests.
+/// Time limit within which a target must be ready for requests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,7 +31,7 @@ pub enum Kind {
     Smg,
 }
 
-/// One that runs.
+/// A target that runs.
 pub struct Target {
     pub kind: Kind,
     pub name: String,
@@ -43,7 +44,7 @@ pub struct Target {
 // === impl Kind ===
 
 impl Kind {
-    /// Those that can be started here.
+    /// The kinds of target that can be started here.
     pub fn installed() -> Vec<Self> {
         Self::value_variants().iter().copied().filter(|kind| kind.program().is_some()).collect()
     }
@@ -66,7 +67,7 @@ impl Kind {
         }
     }
 
-    /// The command for the one that listens on `port`, with its files in `directory`.
+    /// The command of a target that listens on `port` and has its files in `directory`.
     fn command(self, program: &Path, directory: &Path, port: u16, backend: SocketAddr) -> Command {
         let place = directory.display();
         let mut command = Command::new(program);
@@ -99,7 +100,7 @@ impl Kind {
 // === impl Target ===
 
 impl Target {
-    /// Starts it, and waits for its first answer.
+    /// Starts a target, and waits for its first answer.
     pub async fn start(kind: Kind, gate: &Path, mock: &Mock) -> Self {
         let program = match kind {
             Kind::Thundergate => gate.to_owned(),
@@ -123,7 +124,7 @@ impl Target {
     }
 }
 
-/// The last part of a path that tells two binaries apart.
+/// The last part of a path that tells the binary from another one.
 fn program_name(gate: &Path) -> String {
     match gate.starts_with(Path::new(env!("CARGO_BIN_EXE_thundergate")).parent().unwrap_or(Path::new("/"))) {
         true => "thundergate".to_owned(),

@@ -1,4 +1,4 @@
-//! One client: does as planned, and says of each request how it ended.
+//! One client, which does as planned and notes of each request how it ended.
 
 use crate::journal::{Ending, Journal};
 use crate::plan::{Api, Conduct, Naming, Odd, Step, Task, Wire};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
-/// Nothing takes as long, held or not.
+/// Time limit beyond what any request takes, held or not.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct Agent {
@@ -21,15 +21,15 @@ pub struct Agent {
     http: reqwest::Client,
     wire: Wire,
     at: String,
-    /// Its API key.
+    /// API key of the client.
     key: String,
-    /// It asks for more than that allows.
+    /// Whether the client asks for more than its key permits.
     greedy: bool,
     requests: AtomicU64,
     journal: Arc<Journal>,
 }
 
-/// One request, and what is to come of it.
+/// One request, with the outcome that it must have.
 struct Ask<'a> {
     path: &'a str,
     key: &'a str,
@@ -45,18 +45,18 @@ enum Expect {
     Refusal(&'static Odd),
 }
 
-/// What the client has of an answer.
+/// Parts of an answer that the client received.
 struct Got {
     status: u16,
-    /// `x-thundergate-error`.
+    /// Value of `x-thundergate-error`.
     code: String,
     told_to_wait: bool,
     text: String,
-    /// It broke off.
+    /// Whether the answer broke off.
     cut: bool,
 }
 
-/// The client went, perhaps with a status in its hand.
+/// The client's departure, with the status if the client had already received it.
 struct Left(Option<u16>);
 
 // === impl Agent ===
@@ -103,7 +103,7 @@ impl Agent {
             tokio::join!(futures_util::future::join_all(turn), release);
             said.extend(task.more(&step));
             sleep(step.pause).await;
-            // The program is released below all the same.
+            // The loop may end here: the program is released below all the same.
             if self.journal.is_over() {
                 break;
             }
@@ -137,7 +137,7 @@ impl Agent {
         self.ask(Ask { path: odd.path, key, headers: Vec::new(), body, conduct, expect }).await;
     }
 
-    /// Whether the program was known depends on what came before it.
+    /// Releases a program. Either answer is right: whether the program was known depends on the requests before.
     async fn release(&self, program: &str) {
         let request = self.http.post(format!("{}/programs/release", self.at)).bearer_auth(&self.key);
         let answer = request.json(&json!({"program_id": program})).send();
@@ -207,7 +207,7 @@ impl Agent {
                 Err(_) if step.stream && got.text.contains("\"upstream_failed\"") => {
                     Ending::Lost("an error event".to_owned())
                 }
-                // Only a stream can say why.
+                // Only a stream can tell the reason in its body.
                 Err(_) if !step.stream && got.cut => Ending::Lost("cut".to_owned()),
                 Err(what) => Ending::Wrong(what),
             },
@@ -216,7 +216,8 @@ impl Agent {
     }
 }
 
-/// As much as the client wants of it: an answer, or that it left; or what went wrong.
+/// Reads as much of the answer as the client wants: the answer, or the client's departure. An error tells what went
+/// wrong.
 async fn exchange(request: RequestBuilder, ask: &Ask<'_>, id: &str) -> Result<Result<Got, Left>, String> {
     let response = request.send().await.map_err(|e| format!("no answer: {e:?}"))?;
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -233,7 +234,7 @@ async fn exchange(request: RequestBuilder, ask: &Ask<'_>, id: &str) -> Result<Re
     Ok(Ok(Got { status, code, told_to_wait, text: String::from_utf8_lossy(&body).into_owned(), cut }))
 }
 
-/// The body, to its end or to where it broke off; `None`: the client left before that.
+/// Reads the body, up to its end or to where it broke off. `None` if the client left before that.
 async fn read(mut response: Response, ask: &Ask<'_>, body: &mut Vec<u8>) -> Option<reqwest::Result<()>> {
     let end = match ask.expect {
         Expect::Answer { api, step } if step.stream => api.end().as_bytes(),
@@ -259,7 +260,7 @@ async fn read(mut response: Response, ask: &Ask<'_>, body: &mut Vec<u8>) -> Opti
     }
 }
 
-/// The answer to this very request, from its first byte to its last.
+/// Checks that the answer is that to this very request, from its first byte to its last.
 fn is_whole(api: Api, step: &Step, text: &str) -> Result<(), String> {
     let ended = if step.stream { text.contains(api.end()) && text.ends_with("\n\n") } else { text.ends_with('}') };
     if !ended {

@@ -1,4 +1,4 @@
-//! Simulated engines, each a process that can be killed, stopped, and started anew where it was.
+//! Simulated engines. Each is a process that can be killed, stopped, and started again at the same address.
 
 use crate::support::within;
 use rustix::process::{Pid, Signal, kill_process};
@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-/// Blocks of 16 tokens.
+/// Number of blocks of 16 tokens.
 pub const BLOCKS: u32 = 1024;
 
 pub struct Engine {
@@ -19,7 +19,7 @@ pub struct Engine {
 // === impl Engine ===
 
 impl Engine {
-    /// Engine number `n`, on an address of its own: the port is then still free when it comes back.
+    /// Starts engine number `n`, on an address of its own. So its port is still free when the engine comes back.
     pub async fn start(n: usize) -> Self {
         let host = format!("127.0.0.{}", n + 2);
         let (child, url) = launch(&host, "0", BLOCKS).await;
@@ -27,7 +27,7 @@ impl Engine {
         Self { url, host, port, child }
     }
 
-    /// `kill -9`, and its end.
+    /// Kills the engine with `kill -9`, and waits for its end.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("it runs");
     }
@@ -42,7 +42,7 @@ impl Engine {
     }
 }
 
-/// Waits until it listens.
+/// Starts the process, and waits until it listens.
 async fn launch(host: &str, port: &str, blocks: u32) -> (Child, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thundergate"));
     command.args(["engine", "--host", host, "--port", port, "--kv-blocks", &blocks.to_string()]);

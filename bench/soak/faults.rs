@@ -1,4 +1,4 @@
-//! What goes wrong, and what is changed, every few seconds: engines on one lane, the proxy itself on another.
+//! Faults and changes, every few seconds: those of the engines in one task, those of the proxy itself in another.
 
 use crate::engines::{BLOCKS, Engine};
 use crate::journal::{CONT, Journal};
@@ -13,15 +13,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// For the old process of an upgrade to finish what it has.
+/// Time limit for the old process of an upgrade to finish its requests.
 const LAST_ANSWERS: Duration = Duration::from_secs(90);
 
 pub const TOKEN: &str = "soak-admin";
 pub const GREEDY: &str = "greedy";
-/// API keys of the clients that stay within their limits.
+/// Number of API keys of the clients that stay within their limits.
 pub const KEYS: u64 = 8;
 
-/// Kills and stops engines until it is over. All of them are well again when it returns.
+/// Kills and stops engines until the run is over. All of them are well again when this function returns.
 pub async fn of_engines(mut engines: Vec<Engine>, seed: u64, journal: Arc<Journal>) -> Vec<Engine> {
     let mut random = Random::new(seed, [u64::MAX, 0]);
     while !journal.is_over() {
@@ -61,12 +61,12 @@ pub async fn of_engines(mut engines: Vec<Engine>, seed: u64, journal: Arc<Journa
     engines
 }
 
-/// The proxy, its file, and the process that serves now.
+/// The proxy, its configuration file, and the process that serves now.
 pub struct Site {
     pub directory: tempfile::TempDir,
-    /// In the file; the last one is added and removed at run time.
+    /// URLs of the backends. All are in the file but the last, which is added and removed at run time.
     urls: Vec<String>,
-    /// Processes so far: each has an access log of its own.
+    /// Number of processes so far. Each has an access log of its own.
     generation: usize,
     pub current: Process,
     pub id: watch::Sender<u32>,
@@ -99,7 +99,7 @@ impl Site {
         std::fs::write(self.directory.path().join("soak.yaml"), text).expect("a file");
     }
 
-    /// Changes something every few seconds until it is over; the `upgrades` in its first half.
+    /// Changes something every few seconds until the run is over. The `upgrades` fall into its first half.
     pub async fn changes(mut self, seed: u64, length: Duration, upgrades: u32) -> Self {
         let mut random = Random::new(seed, [u64::MAX, 1]);
         let mut done = 0;
@@ -115,7 +115,7 @@ impl Site {
             match what {
                 0 | 1 => self.reload(random.below(3) == 0, random.below(2) == 0).await,
                 2 | 3 => {
-                    // One that is drained, and comes back with the next reload.
+                    // One backend is drained, and comes back with the next reload.
                     let some: Vec<_> = self.urls[..self.urls.len() - 2].to_vec();
                     self.write(&some, 16);
                     self.reloaded("reload without a backend", "loaded anew").await;
@@ -197,7 +197,7 @@ impl Site {
         }
     }
 
-    /// A page of the admin listener.
+    /// The text of a page of the admin listener.
     pub async fn page(&self, path: &str) -> String {
         let request = self.admin.get(format!("{}{path}", self.admin_at)).bearer_auth(TOKEN);
         let answer = request.send().await.expect("the admin listener answers");

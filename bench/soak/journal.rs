@@ -1,4 +1,4 @@
-//! What was seen, by whom, and when; and at the end, what of it nobody can explain.
+//! The observations of the run, with their times; and at the end, those that nobody can explain.
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// After an engine was told to die it may take in requests for so long.
+/// Time for which an engine may still take in requests after it was told to die.
 const SLACK: Duration = Duration::from_millis(250);
 
-/// An engine that goes on closes connections that were idle for too long meanwhile, unread requests on them or not.
-/// Streams that had begun are as before.
+/// The signal that makes a stopped engine go on. The engine then closes connections that were idle for too long
+/// meanwhile, even those with unread requests. Streams that had begun are not affected.
 pub const CONT: &str = "SIGCONT";
 
-/// Faults this near to what went wrong are told with it.
+/// Time within which a fault is printed with a failure.
 const NEAR: Duration = Duration::from_secs(3);
 
 pub struct Journal {
@@ -25,7 +25,7 @@ pub struct Journal {
 
 #[derive(Default)]
 struct Notes {
-    /// Of each request: the status that its client saw; `None` if it left before it saw one.
+    /// Status that the client of each request saw; `None` if the client left before.
     seen: HashMap<String, Option<u16>>,
     endings: BTreeMap<String, usize>,
     faults: Vec<Fault>,
@@ -37,11 +37,11 @@ struct Fault {
     kind: &'static str,
     at: Instant,
     what: String,
-    /// The URL of an engine that breaks connections by it.
+    /// URL of the engine, if the fault makes it break connections.
     breaks: Option<String>,
 }
 
-/// A request that a backend failed. Explained if that backend broke connections meanwhile.
+/// A request that a backend failed. The loss is explained if this backend broke connections meanwhile.
 struct Loss {
     id: String,
     began: Instant,
@@ -49,10 +49,10 @@ struct Loss {
     what: String,
 }
 
-/// What the end of a request is called, and what is wrong with it.
+/// Ending of a request, with its name or with what is wrong.
 pub enum Ending {
     Good(&'static str),
-    /// As it is when a backend fails.
+    /// An ending as it comes when a backend fails.
     Lost(String),
     Wrong(String),
 }
@@ -80,7 +80,7 @@ impl Journal {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The end of request `id`, and the status that its client saw.
+    /// Notes the end of request `id`, and the status that the client saw.
     pub fn ended(&self, id: String, began: Instant, status: Option<u16>, ending: Ending) {
         let ended = Instant::now();
         let mut notes = self.notes.lock();
@@ -102,7 +102,7 @@ impl Journal {
         }
     }
 
-    /// Something that must not be.
+    /// Notes something that must not be.
     pub fn wrong(&self, what: String) {
         self.is_wrong(&mut self.notes.lock(), Instant::now(), what);
     }
@@ -119,7 +119,8 @@ impl Journal {
         self.note(kind, what.to_owned(), None);
     }
 
-    /// An engine breaks connections. To be said before it is done: clients are quick to see it.
+    /// Notes that an engine breaks connections. To be called before the engine does so, since clients are quick to see
+    /// it.
     pub fn breaks(&self, kind: &'static str, url: &str) {
         self.note(kind, format!("{kind} {url}"), Some(url.to_owned()));
     }
@@ -133,7 +134,7 @@ impl Journal {
         (at - self.began).as_secs_f64()
     }
 
-    /// Compares what the clients saw with the access log, all processes together.
+    /// Compares the clients' observations with the access logs of all processes together.
     pub fn audit(&self, directory: &Path) {
         let mut logged: HashMap<String, Vec<Line>> = HashMap::new();
         for file in std::fs::read_dir(directory).expect("a directory").flatten() {
@@ -182,7 +183,7 @@ impl Journal {
         println!("{} requests sent, {} in the access log", seen.len(), logged.len());
     }
 
-    /// Prints it all; whether all is well.
+    /// Prints the journal. Returns whether all is well.
     pub fn verdict(&self) -> bool {
         let notes = self.notes.lock();
         for (kind, count) in &notes.endings {

@@ -1,9 +1,9 @@
-//! Everything at once, for as long as it is given: the real binary in front of simulated engines that are killed,
-//! stopped and restarted, clients of every kind, reloads, upgrades. At the end nobody may have seen an error that
-//! cannot be explained, and nothing may be left. Loopback only.
+//! Everything at once, for a given time: the real binary in front of simulated engines that are killed, stopped and
+//! restarted, clients of every kind, reloads, upgrades. At the end, no client may have seen an error that cannot be
+//! explained, and no state may be left. Loopback only.
 //!
-//! `cargo bench --bench soak -- [--minutes 10] [--seed 1] [--clients 48]`. The seed settles what clients do and which
-//! faults come in which order; not when. The exit code says whether all was well.
+//! `cargo bench --bench soak -- [--minutes 10] [--seed 1] [--clients 48]`. The seed determines the actions of the
+//! clients and the order of the faults, but not the times. The exit code says whether all was well.
 
 mod agent;
 mod engines;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// The last one is a spare: added and removed at run time.
+/// Number of engines. The last one is a spare, which is added and removed at run time.
 const ENGINES: usize = 5;
 
 #[derive(Debug, Parser)]
@@ -83,7 +83,7 @@ async fn main() -> ExitCode {
     if journal.verdict() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Ends the process, and reads what it has written.
+/// Ends the process, and audits the logs that it has written.
 async fn finish(mut site: Site, journal: &Journal) {
     site.current.signal(rustix::process::Signal::TERM);
     let ended = site.current.ended().await;

@@ -1,12 +1,12 @@
-//! What the clients will do. All of it follows from the seed; when it happens does not.
+//! Plans of the clients. A plan follows from the seed; the times at which it is carried out do not.
 
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::time::Duration;
 use thundergate_lab::engine::chain::mix;
 
-/// Tokens that all programs have in common, and what comes on top of them. A token of the simulated engine is four
-/// bytes. The longest program fits an engine with half of its cache.
+/// Sizes in tokens: the part that all programs have in common, and the parts that are added. A token of the simulated
+/// engine has four bytes. The longest program fits an engine that has half of its cache.
 const SYSTEM: u64 = 300;
 const TASK: Range<u64> = 200..900;
 const OBSERVATION: Range<u64> = 50..500;
@@ -18,9 +18,9 @@ pub struct Random(u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
-    /// HTTP/1.1, one connection for many requests.
+    /// HTTP/1.1 with one connection for many requests.
     Kept,
-    /// HTTP/1.1, one for each.
+    /// HTTP/1.1 with a connection for each request.
     Fresh,
     H2c,
 }
@@ -33,7 +33,7 @@ pub enum Api {
     Messages,
 }
 
-/// Where a step says which program it is of.
+/// Place where a step names its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
     Header,
@@ -42,35 +42,35 @@ pub enum Naming {
     Nowhere,
 }
 
-/// What a client does while it has a request.
+/// Behaviour of a client while it has a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduct {
     Stays,
-    /// Waits so long before each piece of the answer.
+    /// Waits for this time before each piece of the answer.
     ReadsSlowly(Duration),
     LeavesInItsBody(Duration),
     LeavesAfter(Duration),
     LeavesAfterBytes(usize),
-    /// With the last byte, before it knows that it was the last.
+    /// Leaves with the last byte, before the client can know that it was the last.
     LeavesAtTheEnd,
-    /// Its program is released while the step is under way.
+    /// Has its program released while the step is under way, after this time.
     IsReleased(Duration),
 }
 
-/// One request of a program, or two at once.
+/// One request of a program, or two at the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     pub stream: bool,
-    /// The client asks for usage in a stream.
+    /// Whether the client asks for usage in a stream.
     pub usage: bool,
     pub output: u64,
-    /// What the tool brings, in tokens, and how long it takes.
+    /// Size of the tool's result in tokens, and the time that the tool takes.
     pub observation: u64,
     pub pause: Duration,
     pub conduct: Conduct,
-    /// A subagent takes a step of the same program at the same time.
+    /// Whether a subagent takes a step of the same program at the same time.
     pub twin: bool,
-    /// The program's end is said with the step.
+    /// Whether the step tells the end of the program.
     pub last: bool,
 }
 
@@ -79,9 +79,9 @@ pub struct Task {
     pub naming: Naming,
     pub api: Api,
     pub steps: Vec<Step>,
-    /// How often it is released at the end.
+    /// Number of times that the program is released at the end.
     pub releases: usize,
-    /// A request that is wrong, before all others.
+    /// A wrong request before all others, if there is one.
     pub odd: Option<&'static Odd>,
     system: u64,
     own: u64,
@@ -154,7 +154,7 @@ impl Random {
 // === impl Task ===
 
 impl Task {
-    /// The `count`th of client `client`.
+    /// Task number `count` of client `client`.
     pub fn new(seed: u64, client: u64, count: u64) -> Self {
         let mut random = Random::new(seed, [client, count]);
         let r = &mut random;
@@ -170,7 +170,7 @@ impl Task {
         Self { naming, api, steps, releases, odd, system: SYSTEM, own, random }
     }
 
-    /// Small steps without end and without pause, of a client that asks for more than its key may.
+    /// A task of small steps without end and without pause, for a client that asks for more than its key permits.
     pub fn greedy(seed: u64, client: u64, count: u64) -> Self {
         let mut random = Random::new(seed, [client, count]);
         let step = |random: &mut Random| Step {
@@ -185,13 +185,13 @@ impl Task {
         Self { naming: Naming::Nowhere, api: Api::Chat, steps, releases: 0, odd: None, system: 0, own: 20, random }
     }
 
-    /// How its conversation begins: pieces of the system and of the user.
+    /// The beginning of the conversation: pieces of the system and of the user.
     pub fn opening(&mut self) -> Vec<(&'static str, String)> {
         let everybody = Random::new(0, [0, 0]).text(self.system);
         vec![("system", everybody), ("user", self.random.text(self.own))]
     }
 
-    /// What a step adds to it.
+    /// The messages that a step adds to the conversation.
     pub fn more(&mut self, step: &Step) -> [(&'static str, String); 2] {
         [("assistant", self.random.text(step.output)), ("user", self.random.text(step.observation))]
     }
@@ -211,7 +211,7 @@ impl Step {
             6 | 7 => Conduct::ReadsSlowly(random.millis(1..60)),
             _ => Conduct::Stays,
         };
-        // One tool in ten is slow. None is as slow as a server is in closing a connection that is left idle.
+        // One tool in ten is slow. No tool is as slow as the time after which a server closes an idle connection.
         let pause = if random.one_in(10) { random.millis(500..3000) } else { random.millis(10..300) };
         Self {
             stream,
@@ -238,7 +238,7 @@ impl Api {
         }
     }
 
-    /// In the last event of a stream.
+    /// Text in the last event of a stream.
     pub fn end(self) -> &'static str {
         match self {
             Self::Chat | Self::Completions => "data: [DONE]\n\n",
@@ -247,7 +247,7 @@ impl Api {
         }
     }
 
-    /// Its streams tell the usage only if they are asked to.
+    /// Whether streams tell the usage only when asked to.
     pub fn is_asked_for_usage(self) -> bool {
         matches!(self, Self::Chat | Self::Completions)
     }

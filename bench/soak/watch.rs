@@ -1,4 +1,4 @@
-//! The process from outside: its memory and descriptors second by second, and what it says of itself at the end.
+//! The process seen from outside: its memory and descriptors, second by second, and the state that it tells at the end.
 
 use crate::faults::Site;
 use crate::journal::Journal;
@@ -9,25 +9,27 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// For programs to be forgotten, engines to be found well, and connections to be closed.
+/// Time limit within which programs are forgotten, engines are found well, and connections are closed.
 const QUIESCENCE: Duration = Duration::from_secs(60);
 
-/// The proxy has a connection to each engine for checks, and a second one when a check meets a reading of metrics.
+/// Number of second connections to engines. The proxy has one connection to each engine for checks, and a second one
+/// when a reading of metrics falls together with a check.
 const SECOND_CONNECTIONS: usize = crate::ENGINES;
 
-/// Memory may grow by this share over the second half of the last process's life, or by so many kilobytes.
+/// Limit on the growth of memory over the second half of the last process's life: this share, or this number of
+/// kilobytes, whichever is more.
 const GROWTH: (f64, f64) = (0.05, 4096.0);
 
 #[derive(Clone, Copy)]
 pub struct Sample {
     process: u32,
-    /// Seconds since the beginning.
+    /// Time since the beginning, in seconds.
     at: f64,
     rss_kb: f64,
     descriptors: usize,
 }
 
-/// A sample a second until it is over.
+/// Takes a sample every second until the run is over.
 pub async fn samples(process: watch::Receiver<u32>, journal: Arc<Journal>) -> Vec<Sample> {
     let mut samples = Vec::new();
     while !journal.is_over() {
@@ -51,8 +53,8 @@ pub fn rss_kb(process: u32) -> Option<f64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// Whether memory stayed flat, once warm: by a straight line through the samples of the second half of the life of
-/// the process that served last.
+/// Checks that memory stayed flat after the start. A straight line is fitted to the samples of the second half of the
+/// life of the process that served last.
 pub fn memory(samples: &[Sample], journal: &Journal) {
     let Some(last) = samples.last() else { return };
     let life: Vec<_> = samples.iter().filter(|sample| sample.process == last.process).collect();
@@ -77,7 +79,7 @@ pub fn memory(samples: &[Sample], journal: &Journal) {
     }
 }
 
-/// Waits until nothing is left of anybody: no program, step, charge, connection.
+/// Waits until the proxy has nothing left of any client: no program, step, charge or connection.
 pub async fn quiescence(site: &Site, base: usize, journal: &Journal) {
     let since = Instant::now();
     loop {
@@ -125,7 +127,7 @@ async fn left(site: &Site, base: usize) -> Option<String> {
     (open > base + SECOND_CONNECTIONS).then(|| format!("{open} descriptors, {base} at the start"))
 }
 
-/// Requests counted by the last process are those in its access log.
+/// Checks that the last process has counted as many requests as its access log has.
 pub async fn counted(site: &Site, journal: &Journal) {
     let page = site.page("/metrics").await;
     let counts = page.lines().filter(|line| line.starts_with("thundergate_requests_total{"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Time after which a client whose body does not fit may try again. Memory becomes free whenever an answer ends.
+/// Pause after which a client whose body does not fit may try again. Memory becomes free whenever an answer ends.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The memory for all request bodies: `limits.body_total`.
@@ -14,7 +14,7 @@ pub struct Budget {
     used: AtomicUsize,
 }
 
-/// The bytes that one body takes of the budget, given back on drop. The default belongs to no budget.
+/// Bytes of the budget that one body takes, given back on drop. The default charge belongs to no budget.
 #[derive(Default)]
 pub struct Charge {
     budget: Option<Arc<Budget>>,
@@ -24,7 +24,7 @@ pub struct Charge {
 // === impl Budget ===
 
 impl Budget {
-    /// `limit` in bytes.
+    /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) })
@@ -36,7 +36,7 @@ impl Budget {
         Charge { budget: Some(Arc::clone(self)), bytes: 0 }
     }
 
-    /// Sets another limit, in bytes. Bodies that are here already stay, even beyond the limit.
+    /// Sets another limit, in bytes. Bodies that were let in before stay, even beyond the limit.
     pub fn resize(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
@@ -45,7 +45,7 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Bytes that all bodies take now.
+    /// Bytes that all bodies take now, together.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -67,10 +67,10 @@ impl Charge {
         }
     }
 
-    /// Counts `bytes` that have arrived.
+    /// Counts `bytes` bytes of the body that have arrived.
     ///
     /// # Errors
-    /// `Overloaded` when they do not fit.
+    /// `Overloaded` when the bytes do not fit.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         if let Some(budget) = &self.budget {
             self.bytes += bytes;

@@ -1,7 +1,7 @@
 //! The envelope of a step: the fields of its JSON body that matter here, and the body that goes upstream.
 //!
-//! One pass over the bytes checks the whole grammar and notes where the known fields are; no tree is built. The same bytes
-//! go upstream, with a few spans cut or replaced, so that the spelling of numbers, the order of keys, duplicate keys,
+//! One pass over the bytes checks the whole grammar and notes where the known fields are; no tree is built. The same
+//! bytes go upstream, with a few spans cut or replaced. So the spelling of numbers, the order of keys, duplicate keys,
 //! escapes and white space survive.
 
 mod fault;
@@ -26,23 +26,24 @@ use outline::Outline;
 use std::borrow::Cow;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// A request body that was found to be a JSON object, and where its fields are.
+/// A request body that was found to be a JSON object, and the places of its fields.
 ///
-/// Holds the body until [`Envelope::forward`] gives the bytes to send.
+/// The envelope holds the body until [`Envelope::forward`] gives the bytes to send.
 #[derive(Debug)]
 pub struct Envelope {
     body: Bytes,
     outline: Outline,
 }
 
-/// The value is an object or array where a single value is wanted.
+/// Error for a field that is an object or array where a single value is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotScalar;
 
-/// Start of a text in the system prompt that Claude Code writes anew for each request. Engines leave that text out.
+/// Start of a text that Claude Code puts into the system prompt and writes anew for each request. Engines leave this
+/// text out of the prompt.
 const BILLING_HEADER: &[u8] = b"\"x-anthropic-billing-header";
 
-/// The fields that become the prompt.
+/// Fields that become the prompt.
 const PROMPT: [Field; 8] = [
     Field::Messages,
     Field::Prompt,
@@ -54,7 +55,7 @@ const PROMPT: [Field; 8] = [
     Field::InputIds,
 ];
 
-/// The names under which the endpoints take a limit on the output.
+/// Names under which the endpoints take a limit on the output.
 const OUTPUT_LIMITS: [Field; 4] =
     [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens, Field::MaxNewTokens];
 
@@ -62,7 +63,7 @@ impl Envelope {
     /// Reads a body that nests at most `json_depth` objects and arrays.
     ///
     /// # Errors
-    /// `InvalidJson` when it is not UTF-8, not JSON as Python reads it, not an object, or nested deeper.
+    /// `InvalidJson` when the body is not UTF-8, not JSON as Python reads it, not an object, or nested deeper.
     pub fn scan(body: Bytes, json_depth: usize) -> Result<Self, Refusal> {
         match outline_of(&body, json_depth) {
             Ok(outline) => Ok(Self { body, outline }),
@@ -70,14 +71,14 @@ impl Envelope {
         }
     }
 
-    /// The bytes to send upstream: without the members that were written for Thundergate, and with `edits`. The bytes are
-    /// changed in place if nobody else holds the body.
+    /// The bytes to send upstream: without the members that were written for Thundergate, and with `edits`. The bytes
+    /// are changed in place if nobody else holds the body.
     #[must_use]
     pub fn forward(self, edits: &Edits<'_>) -> Forwarded {
         splice::forward(self, edits)
     }
 
-    /// The model asked for, if it is a string.
+    /// The model asked for, if the field is a string.
     #[must_use]
     pub fn model(&self) -> Option<Cow<'_, str>> {
         self.string(Field::Model)
@@ -106,8 +107,8 @@ impl Envelope {
         PROMPT.iter().map(|field| text_bytes(self.bytes(*field))).sum()
     }
 
-    /// Hash of the model and the first system message: prompts of bodies of one class begin in the same way. The hash is
-    /// the same on every machine and in every release.
+    /// Hash of the model and the first system message: two bodies with the same hash have prompts that begin in the
+    /// same way. The hash is the same on every machine and in every release.
     #[must_use]
     pub fn class(&self) -> u64 {
         let role = self.string(Field::Role).unwrap_or_default();
@@ -154,7 +155,7 @@ impl Envelope {
         std::str::from_utf8(bytes).ok().filter(|raw| !raw.is_empty())
     }
 
-    /// A field's bytes; none when the field is absent.
+    /// The bytes of a field; empty when the field is absent.
     pub(crate) fn bytes(&self, field: Field) -> &[u8] {
         let span = self.outline.span(field).unwrap_or_default();
         &self.body[span.start..span.end]
@@ -179,7 +180,7 @@ fn outline_of(body: &[u8], json_depth: usize) -> Result<Outline, JsonFault> {
     Outline::read(text, json_depth)
 }
 
-/// The part of a system prompt (as JSON) behind Claude Code's header, which differs from request to request.
+/// The part of a system prompt (as JSON) behind Claude Code's billing header, which differs from request to request.
 fn without_billing_header(system: &[u8]) -> &[u8] {
     let Some(header) = memmem::find(system, BILLING_HEADER) else {
         return system;

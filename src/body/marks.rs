@@ -7,34 +7,34 @@ use fearless_simd::{Level, dispatch, u8x64};
 #[cfg(test)]
 mod tests;
 
-/// Bytes in a block.
+/// Number of bytes in a block.
 const BLOCK: usize = 64;
-/// Blocks that are searched in one call.
+/// Number of blocks that are searched in one call.
 const BLOCKS: usize = 16;
 
-/// The marks of one block: one bit for each byte, the lowest bit for the first byte.
+/// Marks of one block: one bit for each byte, the lowest bit for the first byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
     /// Quotes that begin or end a string. All other marks are those outside of strings.
     pub quotes: u64,
-    /// `{` and `[`.
+    /// Brackets `{` and `[`.
     pub opens: u64,
-    /// `}` and `]`.
+    /// Brackets `}` and `]`.
     pub closes: u64,
     pub colons: u64,
     pub commas: u64,
 }
 
-/// State from one block to the next.
+/// State carried from one block to the next.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Marker {
-    /// All bits set if the last byte was in a string, else none.
+    /// Mask with all bits set if the last byte was in a string, else with none.
     quoted: u64,
-    /// 1 if the last byte was a backslash that begins an escape, else 0.
+    /// Number 1 if the last byte was a backslash that begins an escape, else 0.
     escape: u64,
 }
 
-/// Marks before those in strings are left out.
+/// Marks of a block, those inside of strings still among them.
 #[derive(Clone, Copy, Default)]
 struct Found {
     backslashes: u64,
@@ -57,7 +57,7 @@ impl Marker {
         }
     }
 
-    /// `len`: bytes in the block; the rest of the block is blanks.
+    /// The marks of a block of `len` bytes that are outside of strings. The rest of the block is blanks.
     fn outside_strings(&mut self, found: &Found, len: usize) -> Marks {
         let first = escapes(found.backslashes & !self.escape);
         let quotes = found.marks.quotes & !(first << 1 | self.escape);
@@ -75,12 +75,12 @@ impl Marker {
     }
 }
 
-/// A bit is set where the number of set bits up to and including it is odd.
+/// Bits of which each is set where the number of set bits in `bits`, up to and including that place, is odd.
 fn odd_so_far(bits: u64) -> u64 {
     [1, 2, 4, 8, 16, 32].iter().fold(bits, |bits, shift| bits ^ bits << shift)
 }
 
-/// Searches up to [`BLOCKS`] blocks. The last one is filled up with blanks.
+/// Searches up to [`BLOCKS`] blocks. The last block is filled up with blanks.
 fn find(bytes: &[u8], found: &mut [Found; BLOCKS]) {
     dispatch!(Level::new(), simd => find_with(simd, bytes, found));
 }
@@ -102,7 +102,7 @@ fn find_with<S: Simd>(simd: S, bytes: &[u8], found: &mut [Found; BLOCKS]) {
 fn find_in<S: Simd>(simd: S, block: &[u8; BLOCK]) -> Found {
     let block = u8x64::from_slice(simd, block);
     let all = |byte: u8| block.simd_eq(byte).to_bitmask();
-    // `{` and `[` differ in one bit, so do `}` and `]`.
+    // `{` and `[` differ in one bit; so do `}` and `]`.
     let brackets = block | 0x20;
     let marks = Marks {
         quotes: all(b'"'),

@@ -9,10 +9,11 @@ mod tests;
 /// A position up to which a string is known to be well formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Skimmed {
-    /// Position of the closing quote; or of a byte up to which the string is well formed, because fewer than 64 bytes are
-    /// left or something is wrong with the next 64. Never within an escape.
+    /// Position of the closing quote, or of a byte up to which the string is well formed. The search ends before the
+    /// quote when fewer than 64 bytes are left or when something is wrong with the next 64. The position is never
+    /// within an escape.
     pub at: usize,
-    /// Whether an escape was passed.
+    /// Whether an escape was passed on the way.
     pub escaped: bool,
 }
 
@@ -22,7 +23,7 @@ pub fn skim(bytes: &[u8], at: usize) -> Skimmed {
     dispatch!(Level::new(), simd => skim_with(simd, bytes, at))
 }
 
-/// A mask has one bit for each of 64 bytes, the lowest bit for the first byte.
+/// The function works with masks. A mask has one bit for each of 64 bytes, the lowest bit for the first byte.
 #[inline(always)]
 fn skim_with<S: Simd>(simd: S, bytes: &[u8], mut at: usize) -> Skimmed {
     let mut escaped = false;
@@ -60,22 +61,22 @@ fn skim_with<S: Simd>(simd: S, bytes: &[u8], mut at: usize) -> Skimmed {
     Skimmed { at, escaped }
 }
 
-/// The backslashes that begin an escape: every other one of a run. The first byte must not be within an escape.
+/// The backslashes that begin an escape: every other backslash of a run. The first byte must not be within an escape.
 #[inline(always)]
 pub(super) fn escapes(backslashes: u64) -> u64 {
-    /// The bits of every other byte, from the first on.
+    /// Mask of every other byte, from the first on.
     const EVEN: u64 = u64::MAX / 3;
     let starts = backslashes & !(backslashes << 1);
-    // The carry of the addition clears a run.
+    // The carry of the addition clears a whole run.
     let from_even = backslashes & !backslashes.wrapping_add(starts & EVEN);
     (from_even & EVEN) | (backslashes & !from_even & !EVEN)
 }
 
-/// Checks escapes that are rare in most texts; `rare` marks their second bytes. `None`: one of them is no valid escape.
-/// Else whether the digits of the last escape go on behind the block.
+/// Checks escapes that are rare in most texts; `rare` marks their second bytes. `None` when one of them is no valid
+/// escape. Otherwise tells whether the digits of the last escape go on behind the block.
 #[inline(always)]
 fn check<S: Simd>(block: u8x64<S>, rare: u64) -> Option<bool> {
-    // b and f differ in one bit.
+    // `b` and `f` differ in one bit.
     let short = (block & !4).simd_eq(b'b') | block.simd_eq(b'r') | block.simd_eq(b't') | block.simd_eq(b'/');
     let unicode = rare & block.simd_eq(b'u').to_bitmask();
     let digits = (block ^ b'0').simd_lt(10) | ((block | 0x20) - b'a').simd_lt(6);
@@ -84,8 +85,8 @@ fn check<S: Simd>(block: u8x64<S>, rare: u64) -> Option<bool> {
     (wrong == 0).then_some(unicode >> 60 != 0)
 }
 
-/// The position of the last escape in a block, which the end of the block cuts. This is a call of its own, so that the
-/// processor predicts which block is next and does not wait for the masks of this one.
+/// The position of the last escape in a block, if the end of the block cuts this escape. A call of its own, so that the
+/// processor predicts which block is next and does not wait for the masks of the present one.
 #[cold]
 #[inline(never)]
 fn back(end: usize, escapes: u64) -> usize {

@@ -11,34 +11,36 @@ use std::sync::Arc;
 pub struct Backend {
     pub id: BackendId,
     pub pool: PoolId,
-    /// URL as the user wrote it, without a trailing slash: the key in ThunderAgent's JSON. `#rank=N` follows for a rank.
+    /// URL as the user wrote it, without a trailing slash: the key in ThunderAgent's JSON. For a rank, `#rank=N`
+    /// follows.
     pub url: String,
     /// Number of the data-parallel rank among those of its server; `None` for a whole server.
     pub rank: Option<u32>,
-    /// `Host` of upstream requests: the host (an IPv6 address in brackets) and the port, unless it is the scheme's own.
+    /// Value of `Host` in upstream requests: the host (an IPv6 address in brackets), and the port unless it is the
+    /// scheme's own.
     pub authority: String,
-    /// Bare host, for DNS and TLS (SNI); an IPv6 address has no brackets here.
+    /// Bare host, for DNS and TLS (SNI). An IPv6 address has no brackets here.
     pub host: String,
     pub port: u16,
     pub tls: bool,
     /// Path in front of every request (`http://gpu/prefix`), empty or without a trailing slash.
     pub prefix: String,
-    /// What its requests tell of its health.
+    /// State of the outlier detection: the health of the backend as its requests show it.
     pub outlier: Arc<OutlierState>,
     settings: ArcSwap<BackendSettings>,
 }
 
-/// What may change while the backend is there.
+/// Settings that may change while the backend is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSettings {
     pub api_key: Option<Secret>,
     pub weight: u32,
-    /// KV cache size in tokens as the user gave it, which overrides what the engine says.
+    /// KV cache size in tokens as the user gave it. The size overrides the one that the engine tells.
     pub capacity_tokens: Option<u64>,
     pub origin: Origin,
 }
 
-/// Who named a backend, and so may take it away.
+/// Source that named a backend, and that may therefore take it away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The configuration.
@@ -53,7 +55,7 @@ pub enum Origin {
 
 impl Backend {
     /// # Errors
-    /// Says what is wrong with the URL.
+    /// A text that says what is wrong with the URL.
     pub(super) fn new(
         id: BackendId,
         pool: PoolId,
@@ -79,13 +81,13 @@ impl Backend {
         })
     }
 
-    /// URL of the server.
+    /// URL of the server, without the mark of a rank.
     #[must_use]
     pub fn server(&self) -> &str {
         server(&self.url)
     }
 
-    /// Settings as they are now.
+    /// Settings at the present time.
     #[must_use]
     pub fn settings(&self) -> Guard<Arc<BackendSettings>> {
         self.settings.load()
@@ -108,12 +110,12 @@ impl BackendSettings {
 /// Mark between a server's URL and the rank. No URL of a server has a fragment.
 const RANK: &str = "#rank=";
 
-/// URL of the server, from the URL of a backend, which may be one rank of it.
+/// URL of the server, from the URL of a backend. The backend may be one rank of the server.
 pub(crate) fn server(url: &str) -> &str {
     url.split_once(RANK).map_or(url, |(server, _)| server)
 }
 
-/// What a server is known by: its URL without a trailing slash.
+/// The name by which a server is known: its URL without a trailing slash.
 pub(super) fn name(config: &config::Backend) -> &str {
     config.url.as_str().trim_end_matches('/')
 }

@@ -9,8 +9,8 @@
 //!      requests fail, or none makes progress
 //! ```
 //!
-//! In other words for a circuit breaker: closed, open, open for a time, and half open. Health checks go on in every
-//! state. What logs a change and tells the scheduler of it is [`super::member`].
+//! In the words of circuit breakers, these states are closed, open, open for a time, and half open. Health checks go on
+//! in every state. [`super::member`] logs each change and tells the scheduler of it.
 
 use super::outlier::{DownCause, OutlierState};
 use crate::config::{Eject, Health};
@@ -30,7 +30,7 @@ enum BreakerState {
         since: Instant,
         until: Instant,
     },
-    /// The time of an ejection is over.
+    /// The time of an ejection is over, and checks have to pass.
     Probing {
         ejected: Instant,
     },
@@ -39,13 +39,13 @@ enum BreakerState {
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     state: BreakerState,
-    /// Checks in a row that speak against `state`.
+    /// Number of checks in a row that speak against `state`.
     contrary: u32,
-    /// Ejections that came soon after one another.
+    /// Number of ejections that came soon after one another.
     ejections: u32,
-    /// Why the backend went down last; `None` if it never did.
+    /// Cause of the last time that the backend went down; `None` if it never did.
     cause: Option<DownCause>,
-    /// How often it went down, by [`DownCause::ALL`].
+    /// How often the backend went down, for each cause, in the order of [`DownCause::ALL`].
     downs: [u64; DownCause::ALL.len()],
 }
 
@@ -61,12 +61,12 @@ impl Breaker {
         matches!(self.state, BreakerState::Ejected { .. } | BreakerState::Probing { .. })
     }
 
-    /// Why the backend is down; `None` while it is up, and before it was up for the first time.
+    /// The cause for which the backend is down; `None` while it is up, and before it was up for the first time.
     pub(super) fn down_cause(&self) -> Option<DownCause> {
         self.cause.filter(|_| !self.is_up())
     }
 
-    /// Time that is left of an ejection.
+    /// Time that is left of an ejection; `None` if the backend is not ejected.
     pub(super) fn returns_in(&self, now: Instant) -> Option<Duration> {
         match self.state {
             BreakerState::Ejected { until, .. } => Some(until.saturating_duration_since(now)),
@@ -75,19 +75,19 @@ impl Breaker {
         }
     }
 
-    /// How often the backend went down, for each cause.
+    /// The number of times that the backend went down, for each cause.
     pub(super) fn downs(&self) -> [(DownCause, u64); DownCause::ALL.len()] {
         std::array::from_fn(|at| (DownCause::ALL[at], self.downs[at]))
     }
 
-    /// Takes in a passed check. `true` if there were enough in a row for [`Breaker::close`]. Before the backend was up
-    /// for the first time, one is enough.
+    /// Takes in a passed check. `true` if enough checks in a row have passed for [`Breaker::close`]. Before the backend
+    /// was up for the first time, one passed check is enough.
     pub(super) fn check_passed(&mut self, limits: &Health) -> bool {
         self.count_check(self.is_up(), if self.cause.is_none() { 1 } else { limits.healthy_after })
     }
 
-    /// Takes in a failed check. `true` if the backend went down by it. One is enough if a request has failed as well
-    /// (`confirms`): those are two independent signs.
+    /// Takes in a failed check. `true` if this check took the backend down. One failed check is enough if a request has
+    /// failed as well (`confirms`): check and request are two independent signs.
     pub(super) fn check_failed(&mut self, confirms: bool, limits: &Health) -> bool {
         let down = self.count_check(!self.is_up(), if confirms { 1 } else { limits.unhealthy_after });
         if down {
@@ -96,14 +96,16 @@ impl Breaker {
         down
     }
 
-    /// Counts a check, which agrees with the state or speaks against it. `true` if enough in a row speak against it.
+    /// Counts a check, which agrees with the state or speaks against it. `true` if enough checks in a row speak against
+    /// the state.
     fn count_check(&mut self, agrees: bool, needed: u32) -> bool {
         self.contrary = if agrees { 0 } else { self.contrary.saturating_add(1) };
         !agrees && self.contrary >= needed
     }
 
-    /// Brings the backend back after its checks have passed, unless an ejection still keeps it out. `last_resort`: no
-    /// other backend of the pool is usable, and then no ejection does. `true` if it was not up before.
+    /// Brings the backend back after its checks have passed, unless an ejection still keeps it out. With `last_resort`
+    /// no other backend of the pool is usable, and then no ejection keeps the backend out. `true` if the backend was
+    /// not up before.
     pub(super) fn close(&mut self, now: Instant, outlier: &OutlierState, last_resort: bool) -> bool {
         if let BreakerState::Ejected { since, until } = self.state
             && now >= until
@@ -123,13 +125,13 @@ impl Breaker {
         closes
     }
 
-    /// The backend was ejected for want of progress, and its steps wait in silence as they did then.
+    /// Whether the backend was ejected for want of progress, and its steps still wait in silence.
     fn still_stalls(&self, ejected: Instant, outlier: &OutlierState) -> bool {
         self.cause == Some(DownCause::NoProgress) && outlier.has_pending() && !outlier.progressed_since(ejected)
     }
 
-    /// Takes the backend out, for twice as long as the last time unless it was up for `limits.max` since. How long;
-    /// `None` if it is not up.
+    /// Takes the backend out, for twice as long as the last time unless it was up for `limits.max` since. Returns the
+    /// length of the ejection; `None` if the backend is not up.
     pub(super) fn eject(&mut self, now: Instant, cause: DownCause, limits: &Eject) -> Option<Duration> {
         let BreakerState::Up { since } = self.state else { return None };
         if now.duration_since(since) >= limits.max {
@@ -155,7 +157,7 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    /// Takes in a check; a passed one closes the breaker as soon as it may.
+    /// Takes in a check. A passed check closes the breaker as soon as the breaker may close.
     fn check(breaker: &mut Breaker, passed: bool, confirms: bool) -> bool {
         let limits = Health::default();
         if !passed {
@@ -166,7 +168,7 @@ mod tests {
         breaker.is_up()
     }
 
-    /// The states after each check, from a backend that was never up.
+    /// The state after each check, from a backend that was never up.
     fn states(checks: &[bool]) -> Vec<bool> {
         let mut breaker = Breaker::default();
         checks.iter().map(|passed| check(&mut breaker, *passed, false)).collect()

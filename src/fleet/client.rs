@@ -1,4 +1,4 @@
-//! Our own HTTP requests to a backend (health, metrics, models), and the address they go to.
+//! The proxy's own HTTP requests to a backend (health, metrics, models), and the address that they go to.
 
 use super::backend::Backend;
 use bytes::{Bytes, BytesMut};
@@ -8,20 +8,22 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Largest page that we read from a backend. A vLLM server's metrics are about 60 kB an engine.
+/// Size in bytes of the largest page that is read from a backend. A vLLM server's metrics take about 60 kB for each
+/// engine.
 const MAX_PAGE: usize = 8 << 20;
 
-/// What is said of a backend that may not be where it is.
+/// Error text for a backend at an address where it may not be.
 pub(super) const OUT_OF_REACH: &str = "backends may not be added there (admin.allow_backends)";
 
-/// One address of a backend, and a client that goes nowhere else: what is checked is what the proxy will use.
+/// One address of a backend, and a client that connects to this address alone: the proxy will use the address that was
+/// checked.
 #[derive(Debug)]
 pub(super) struct ProbeClient {
     pub(super) address: SocketAddr,
     client: Client,
 }
 
-/// Why a request of ours to a backend failed.
+/// Why one of the proxy's own requests to a backend failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProbeError {
     #[error("its name does not resolve ({0})")]
@@ -52,18 +54,20 @@ impl ProbeClient {
             .no_proxy()
             .redirect(redirect::Policy::none())
             .http1_only()
-            // Seconds lie between two requests: a kept connection saves nothing, may be closed by the server just
-            // as it is used, and would not show that new ones are still accepted.
+            // Seconds lie between two requests. A kept connection would save nothing, might be closed by the server
+            // just as it is used, and would not show that the server still accepts new ones.
             .pool_max_idle_per_host(0)
             .resolve(&backend.host, address)
-            // The platform's certificates, as the proxy uses them; loading them is slow, so only where needed.
+            // The certificates are the platform's, as on the proxy's other connections. Loading them is slow, so they
+            // are loaded only for TLS.
             .tls_built_in_root_certs(backend.tls)
             .build()
             .map_err(|error| ProbeError::Broken(root_cause(&error)))?;
         Ok(Self { address, client })
     }
 
-    /// Asks for the health path: any 2xx is healthy, the body is not read. `lenient`: anything below 500 is.
+    /// Asks for the health path. Any 2xx is healthy, and the body is not read. With `lenient`, any status below 500 is
+    /// healthy.
     pub(super) async fn check(
         &self,
         backend: &Backend,
@@ -79,7 +83,7 @@ impl ProbeClient {
         }
     }
 
-    /// Fetches a page whole, within `limit`.
+    /// Fetches a whole page, within `limit`.
     pub(super) async fn fetch(&self, backend: &Backend, path: &str, limit: Duration) -> Result<Bytes, ProbeError> {
         let mut response = self.get(backend, path, limit).await?;
         let mut page = BytesMut::new();
@@ -113,7 +117,7 @@ fn probe_error(error: &reqwest::Error, limit: Duration) -> ProbeError {
     }
 }
 
-/// The innermost error says it best: "Connection refused (os error 111)".
+/// The text of the innermost error, which says best what happened: "Connection refused (os error 111)".
 fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,4 +1,4 @@
-//! What the tasks of the fleet share.
+//! State that the tasks of the fleet share.
 
 use super::member::FleetMember;
 use super::outlier::DownCause;
@@ -21,13 +21,13 @@ pub(super) struct Core {
     pub(super) resolver: Box<dyn Resolve>,
     pub(super) timing: Timing,
     pub(super) metrics_interval: ArcSwap<Duration>,
-    /// Where backends of [`super::Origin::Api`] may be.
+    /// Addresses at which backends of [`super::Origin::Api`] may be.
     pub(super) reach: ArcSwap<Reach>,
-    /// Lock of those who change the set of backends: reload and discovery do so one after the other.
+    /// Lock of the tasks that change the set of backends: reload and discovery do so one after the other.
     pub(super) aligning: parking_lot::Mutex<()>,
-    /// Lock from the count of ejected backends to the decision that one more is.
+    /// Lock held from counting the ejected backends to the decision to eject one more.
     ejecting: parking_lot::Mutex<()>,
-    /// Woken when something was looked at for the first time.
+    /// Channel that wakes waiters when a backend was checked, or a name was looked up, for the first time.
     progress: watch::Sender<()>,
     /// Backends that have no task yet.
     pub(super) newcomers: mpsc::UnboundedSender<Arc<FleetMember>>,
@@ -38,12 +38,12 @@ pub(super) struct Core {
 pub(super) struct Timing {
     /// Time between two checks of a backend that is down, unless `health.interval` is shorter.
     pub(super) retry: Duration,
-    /// Limit for a whole page of metrics or models.
+    /// Time limit for a whole page of metrics or models.
     pub(super) page_limit: Duration,
     pub(super) drain_poll: Duration,
-    /// Limit after which a draining backend is removed, steps in flight or not.
+    /// Time limit after which a draining backend is removed, whether or not steps are in flight.
     pub(super) drain_limit: Duration,
-    /// Age that the answer of `models` may have.
+    /// Age up to which an answer of `models` is given again.
     pub(super) models_age: Duration,
 }
 
@@ -55,7 +55,8 @@ impl Default for Timing {
             retry: Duration::from_secs(1),
             page_limit: Duration::from_secs(2),
             drain_poll: Duration::from_millis(250),
-            // The default of `timeouts.grace`: as long as a stream may finish when the whole server drains.
+            // The same time as the default of `timeouts.grace`, which is how long a stream may go on when the whole
+            // server drains.
             drain_limit: Duration::from_secs(600),
             models_age: Duration::from_secs(1),
         }
@@ -89,7 +90,7 @@ impl Core {
         }
     }
 
-    /// Takes a backend out, if enough others are left.
+    /// Takes a backend out, if enough other backends are left.
     pub(super) fn eject(&self, member: &FleetMember, cause: DownCause, reason: &str) {
         let id = member.backend.pool;
         let Some(pool) = self.pools.get(id) else { return };
@@ -125,14 +126,14 @@ impl Core {
         self.pools.rebuild(pool, &self.registry);
     }
 
-    /// Notes that something was looked at; `before` says whether it was already.
+    /// Notes that a backend was checked or a name looked up; `before` says whether this one already was.
     pub(super) fn progressed(&self, before: &AtomicBool) {
         if !before.swap(true, Ordering::Release) {
             self.progress.send_replace(());
         }
     }
 
-    /// Returns once every backend was checked and every name was looked up, well or not.
+    /// Returns once every backend was checked and every name was looked up, whether or not that went well.
     pub(super) async fn looked_over(&self) {
         let looked = |at: &AtomicBool| at.load(Ordering::Acquire);
         let all_looked_at = |_: &()| {
@@ -140,7 +141,7 @@ impl Core {
             pools.all(|pool| pool.discovery.borrow().is_none() || looked(&pool.looked_up))
                 && self.registry.all().iter().all(|member| looked(&member.checked))
         };
-        // The sender is in `self`.
+        // The wait cannot fail: the sender is in `self`.
         let _ = self.progress.subscribe().wait_for(all_looked_at).await;
     }
 }

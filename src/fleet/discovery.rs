@@ -1,4 +1,5 @@
-//! Backends that a name server knows: one for each address of a name, looked up again and again.
+//! Backends that a name server knows. The fleet has one backend for each address of a name, which is looked up again
+//! and again.
 
 use super::backend::Origin;
 use super::core::Core;
@@ -9,10 +10,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A lookup that takes longer has failed.
+/// Time after which a lookup counts as failed.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Keeps the pool's discovered backends as the name server has them, for as long as the fleet is there.
+/// Keeps the pool's discovered backends equal to those of the name server, for as long as the fleet is there.
 pub(super) async fn run(core: Arc<Core>, id: PoolId) {
     let Some(pool) = core.pools.get(id) else { return };
     let mut settings = pool.discovery.subscribe();
@@ -27,7 +28,7 @@ pub(super) async fn run(core: Arc<Core>, id: PoolId) {
             continue;
         };
         let name = &discovery.dns;
-        // A name server that fails, or knows no address, takes no backend away.
+        // A name server that fails, or that knows no address, does not take any backend away.
         match core.resolver.addresses(&name.host, name.port, LIMIT).await {
             Ok(addresses) => {
                 core.align(id, &backends(&addresses, &discovery), Origin::Dns);
@@ -48,7 +49,7 @@ pub(super) async fn run(core: Arc<Core>, id: PoolId) {
     }
 }
 
-/// The backends at these addresses, in order.
+/// The backends at these addresses, in the order of the addresses.
 fn backends(addresses: &[SocketAddr], discovery: &Discovery) -> Vec<config::Backend> {
     let usable = |address: SocketAddr| {
         let made = backend(&format!("http://{address}"), discovery);
@@ -58,7 +59,7 @@ fn backends(addresses: &[SocketAddr], discovery: &Discovery) -> Vec<config::Back
 }
 
 /// # Errors
-/// The URL cannot be used.
+/// A text that says why the URL cannot be used.
 pub(super) fn backend(url: &str, discovery: &Discovery) -> Result<config::Backend, String> {
     Ok(config::Backend { api_key: discovery.api_key.clone(), ..config::Backend::at(url)? })
 }

@@ -1,5 +1,5 @@
-//! A backend and all that is known of it now. Each change is told to the sink under the lock of the state, so that the
-//! scheduler hears of changes in the order in which they happened, and of none after `BackendRemoved`.
+//! A backend, and all that is known of its present state. The sink is told of each change under the lock of the state.
+//! So the scheduler hears of changes in the order in which they happened, and of none after `BackendRemoved`.
 
 use super::backend::{Backend, BackendSettings, Origin};
 use super::breaker::Breaker;
@@ -21,20 +21,20 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Different reasons for one outage that are logged. A server that fails in ever new words is cut short.
+/// Number of different reasons that are logged for one outage. A server that fails with ever new messages is cut short.
 const LOGGED_REASONS: usize = 4;
 
 pub(super) struct FleetMember {
     pub(super) backend: Arc<Backend>,
-    /// Client of the address in use; `None` before one has answered.
+    /// Client of the address in use; `None` before an address has answered.
     pub(super) client: ArcSwapOption<ProbeClient>,
-    /// Last page of its server's metrics, which the server's ranks share.
+    /// Last page of the server's metrics, which the server's ranks share.
     pub(super) page: Arc<PageCache>,
-    /// Wakes the health check ahead of its time.
+    /// Signal that wakes the health check ahead of its time.
     pub(super) recheck: Notify,
-    /// Starts the wait for the last step in flight.
+    /// Signal that starts the wait for the last step in flight.
     pub(super) drain: Notify,
-    /// Fault of a request since the last check began: a failed connection, if there was one.
+    /// Fault of a request since the last check began. If a connection failed, that fault takes precedence.
     fault: Mutex<Option<BackendFault>>,
     /// Whether the first health check has ended, passed or not.
     pub(super) checked: AtomicBool,
@@ -45,17 +45,17 @@ pub(super) struct FleetMember {
 struct MemberState {
     breaker: Breaker,
     stage: Stage,
-    /// Reasons of the outage that are logged; the last is the present one.
+    /// Reasons of the outage that are logged. The last is the present reason.
     reasons: Vec<String>,
-    /// Time when it was logged last that the backend stays only because others are out.
+    /// Time of the last log line which says that the backend stays only because others are out.
     kept_logged: Option<Instant>,
-    /// Last reading.
+    /// Last reading of the metrics.
     reading: Option<LastReading>,
     /// Whether the last scrape failed.
     scrape_fails: bool,
 }
 
-/// How far a backend is on its way out.
+/// Stage of a backend on its way out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     #[default]
@@ -67,11 +67,12 @@ enum Stage {
 struct LastReading {
     at: Instant,
     gauges: Gauges,
-    /// See [`super::reading::Reading::blind`].
+    /// Whether the server does not tell its load: [`super::reading::Reading::blind`].
     blind: bool,
 }
 
-/// One page and the time of its reading. The lock is held over the reading: who waits for it gets the page too.
+/// One page and the time of its reading. The lock is held during the reading, so that a task that waits for the lock
+/// gets the page too.
 pub(super) type PageCache = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
 
 // === impl FleetMember ===
@@ -95,15 +96,15 @@ impl FleetMember {
         !self.is_confined() || reach.may_name(&self.backend.host)
     }
 
-    /// What the configuration names itself may be anywhere.
+    /// Whether the backend is confined to the reach. A backend that the configuration names may be anywhere.
     fn is_confined(&self) -> bool {
         self.backend.settings().origin == Origin::Api
     }
 
-    /// Those of `addresses` that the backend may be connected to.
+    /// Those of the `addresses` that the backend may be connected to.
     ///
     /// # Errors
-    /// There is none.
+    /// `OutOfReach` if the backend may be connected to at none of them.
     pub(super) fn within(&self, reach: &Reach, mut addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ProbeError> {
         if self.is_confined() {
             addresses.retain(|address| reach.permits(&self.backend.host, address.ip()));
@@ -140,7 +141,7 @@ impl FleetMember {
         Some(self.state.lock()).filter(|state| state.stage != Stage::Removed)
     }
 
-    /// A backend of this origin that is to stay.
+    /// Whether the backend is of this origin and is to stay.
     pub(super) fn is_of(&self, origin: Origin) -> bool {
         self.backend.settings().origin == origin && !self.is_draining()
     }
@@ -149,7 +150,7 @@ impl FleetMember {
         self.state.lock().is_up()
     }
 
-    /// Up, and open to new programs.
+    /// Whether the backend is up and open to new programs.
     pub(super) fn is_usable(&self) -> bool {
         self.state.lock().is_usable()
     }
@@ -158,7 +159,7 @@ impl FleetMember {
         self.state.lock().stage != Stage::Active
     }
 
-    /// Down by what its requests showed.
+    /// Whether the backend is down because of faults that its requests showed.
     pub(super) fn is_ejected(&self) -> bool {
         self.state.lock().breaker.is_ejected()
     }
@@ -179,8 +180,8 @@ impl FleetMember {
         self.fault.lock().take()
     }
 
-    /// Tells the sink once more that the backend is up: a check found nothing wrong, so steps that could not be
-    /// delivered may try here again.
+    /// Tells the sink once more that the backend is up. A check found nothing wrong, so steps that could not be
+    /// delivered may try this backend again.
     pub(super) fn cleared(&self, sink: &dyn Sink) {
         if self.state.lock().is_usable() {
             self.tell(sink, Event::BackendUp(self.backend.id));
@@ -211,7 +212,8 @@ impl FleetMember {
         self.state.lock().breaker.check_passed(limits)
     }
 
-    /// Brings the backend back, unless an ejection keeps it out. `last_resort`: no other backend of its pool is usable.
+    /// Brings the backend back, unless an ejection keeps it out. With `last_resort`, no other backend of the pool is
+    /// usable.
     pub(super) fn close(&self, sink: &dyn Sink, last_resort: bool) {
         let Some(mut state) = self.present() else { return };
         let outlier = &self.backend.outlier;
@@ -221,13 +223,13 @@ impl FleetMember {
         outlier.clear();
         state.reasons.clear();
         log::info!("backend {} is up", self.backend.url);
-        // To the scheduler `BackendUp` would end the draining.
+        // A draining backend is not announced: the scheduler would take `BackendUp` for the end of the draining.
         if state.stage == Stage::Active {
             self.tell(sink, Event::BackendUp(self.backend.id));
         }
     }
 
-    /// Takes in a failed check; see [`Breaker::check_failed`]. `true` if the backend went down by it.
+    /// Takes in a failed check; see [`Breaker::check_failed`]. `true` if this check took the backend down.
     pub(super) fn check_failed(&self, sink: &dyn Sink, confirms: bool, limits: &Health, reason: String) -> bool {
         let Some(mut state) = self.present() else { return false };
         let was_up = state.breaker.is_up();
@@ -240,7 +242,7 @@ impl FleetMember {
         falls
     }
 
-    /// Takes the backend out because of what its requests show. `true` if it was up until now.
+    /// Takes the backend out because of the faults that its requests show. `true` if the backend was up until now.
     pub(super) fn eject(&self, sink: &dyn Sink, cause: DownCause, reason: &str, limits: &Eject) -> bool {
         let mut state = self.state.lock();
         if state.stage != Stage::Active {
@@ -257,7 +259,7 @@ impl FleetMember {
         self.tell(sink, Event::BackendDown(self.backend.id));
     }
 
-    /// Logs, now and then, that the backend would be ejected if not too many others were out.
+    /// Logs, now and then, that the backend would be ejected if fewer others were out.
     pub(super) fn log_kept(&self, reason: &str, every: Duration) {
         let mut state = self.state.lock();
         if state.is_usable() && state.kept_logged.is_none_or(|last| last.elapsed() >= every) {
@@ -267,7 +269,7 @@ impl FleetMember {
         }
     }
 
-    /// Notes the present reason; each is logged once in an outage.
+    /// Notes the present reason. Each reason is logged once in an outage.
     fn still_down(&self, state: &mut MemberState, reason: String) {
         if let Some(at) = state.reasons.iter().position(|known| *known == reason) {
             state.reasons[at..].rotate_left(1);

@@ -1,4 +1,4 @@
-//! Backends that come and go: by the configuration, by hand, by discovery, and by the ranks of a server.
+//! Backends that come and go: by the configuration, by the control API, by discovery, and by the ranks of a server.
 
 use super::backend::{self, Backend, BackendSettings, Origin};
 use super::client::OUT_OF_REACH;
@@ -9,7 +9,7 @@ use crate::scheduler::{BackendId, PoolId};
 use std::sync::Arc;
 
 impl Core {
-    /// Adds a backend, which waits for its task.
+    /// Adds a backend, whose task starts later.
     ///
     /// # Errors
     /// See [`super::Fleet::add`].
@@ -33,7 +33,7 @@ impl Core {
         )?;
         let id = member.backend.id;
         self.rebuild_selection(pool);
-        // The receiver lives as long as `self`.
+        // Sending cannot fail: the receiver lives as long as `self`.
         let _ = self.newcomers.send(member);
         Ok(id)
     }
@@ -45,7 +45,7 @@ impl Core {
         }
     }
 
-    /// Those of a server that are to stay.
+    /// The backends of a server that are to stay.
     fn of_server(&self, pool: PoolId, server: &str) -> Vec<Arc<FleetMember>> {
         let is_it = |member: &&Arc<FleetMember>| {
             member.backend.pool == pool && member.backend.server() == server && !member.is_draining()
@@ -53,8 +53,8 @@ impl Core {
         self.registry.all().iter().filter(is_it).cloned().collect()
     }
 
-    /// Puts one backend for each of its `ranks` in the place of a server's backends, if its pool wants that. `true` if
-    /// they were others.
+    /// Replaces a server's backends by one for each of its `ranks`, if the pool wants ranks. `true` if the server had
+    /// other backends before.
     pub(super) fn split(&self, pool: PoolId, server: &str, ranks: usize) -> bool {
         let _one_at_a_time = self.aligning.lock();
         let here = self.of_server(pool, server);
@@ -77,7 +77,7 @@ impl Core {
         true
     }
 
-    /// Makes the pool's backends of this origin those of `wanted`. What is there already keeps its state.
+    /// Makes the pool's backends of this origin those of `wanted`. A backend that is there already keeps its state.
     pub(super) fn align(&self, pool: PoolId, wanted: &[config::Backend], origin: Origin) {
         let _one_at_a_time = self.aligning.lock();
         let is_wanted =
@@ -92,14 +92,14 @@ impl Core {
             if here.is_empty() {
                 self.insert_or_log(pool, config, None, origin);
             }
-            // The file has the last word.
+            // The configuration has the last word, so its backends are compared with those of every origin.
             for member in here.iter().filter(|member| origin == Origin::File || member.is_of(origin)) {
                 member.configure(&*self.sink, BackendSettings::new(config, origin));
             }
         }
     }
 
-    /// Drains a backend with all ranks of its server. `false` if there is none with this id.
+    /// Drains a backend with all ranks of its server. `false` if no backend has this id.
     pub(super) fn remove(&self, id: BackendId) -> bool {
         let Some(gone) = self.registry.with(id, |member| Arc::clone(&member.backend)) else { return false };
         let beside = self.of_server(gone.pool, gone.server());

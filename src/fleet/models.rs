@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// The last answer. The lock is held over the fetch, so that many clients cause one.
+/// The last answer. The lock is held during the fetch, so that many clients cause only one.
 pub(super) struct ModelsCache {
     answer: Mutex<Option<(Instant, Bytes)>>,
-    /// `created` of the names that the configuration adds: Unix time in seconds.
+    /// Value of `created` for the names that the configuration adds: Unix time in seconds.
     created: u64,
 }
 
@@ -57,7 +57,7 @@ impl ModelsCache {
         body
     }
 
-    /// Asks all servers. Entries stand in the order in which they first appear, each id once.
+    /// Asks all servers. Entries stand in the order of their first appearance; each id appears once.
     async fn collect(&self, core: &Core) -> Bytes {
         let all = Arc::clone(&core.registry.all());
         let mut up: Vec<&Arc<FleetMember>> = all.iter().filter(|member| member.is_up()).collect();
@@ -95,7 +95,7 @@ impl ModelsCache {
     }
 }
 
-/// What one server lists. A server that does not answer in time, or in another shape, adds nothing.
+/// The models that one server lists. A server that does not answer in time, or answers in another form, adds nothing.
 async fn ask(member: &FleetMember, limit: Duration) -> Vec<Box<RawValue>> {
     let Some(client) = member.client.load_full() else {
         return Vec::new();

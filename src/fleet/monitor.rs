@@ -1,4 +1,4 @@
-//! The task of one backend: asks for its health, reads its metrics, and sees it off when it is removed.
+//! The task of one backend: checks its health, reads its metrics, and waits for its last step when it is removed.
 
 use super::client::{ProbeClient, ProbeError};
 use super::core::Core;
@@ -16,22 +16,22 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Bounds a configured interval from below, so that a zero cannot make a busy loop.
+/// Lower bound of a configured interval, so that a zero cannot make a busy loop.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Time from the start of a check to one that a failed request asks for.
+/// Shortest time from the start of one check to the start of a check that a failed request asks for.
 const SHORTEST_RECHECK: Duration = Duration::from_millis(100);
 
 pub(super) struct Monitor {
     core: Arc<Core>,
     member: Arc<FleetMember>,
     engine: Engine,
-    /// Reader of the metrics; `None` for an engine that tells nothing.
+    /// Reader of the metrics; `None` for an engine that does not tell its load.
     probe: Option<Mutex<(Probe, Tracker)>>,
 }
 
-/// Whether a failed check agrees with the `fault` of a request. A check that is only late may have met a server that is
-/// only busy, unless a connection was late as well.
+/// Whether a failed check agrees with the `fault` of a request. A check that came too late may only have met a busy
+/// server. Such a check agrees only if a connection of a request was too late as well.
 fn confirms(fault: Option<BackendFault>, outcome: &Result<(), ProbeError>) -> bool {
     match outcome {
         Err(ProbeError::Timeout(_)) => fault == Some(BackendFault::Connect),
@@ -49,14 +49,14 @@ impl Monitor {
         Some(Self { core, member, engine, probe })
     }
 
-    /// Settings as they are now.
+    /// The health settings as they are now.
     fn health(&self) -> Arc<Health> {
         self.core.pools.get(self.member.backend.pool).map_or_else(Arc::default, |pool| pool.health.load_full())
     }
 
     /// Runs until the backend is removed.
     pub(super) async fn run(self) {
-        // One task, but neither a slow check nor a slow page holds up the other.
+        // Both run in one task, but a slow check does not delay a page, nor a slow page a check.
         tokio::select! {
             never = self.watch_health() => match never {},
             never = self.watch_metrics() => match never {},
@@ -84,12 +84,12 @@ impl Monitor {
         }
     }
 
-    /// Takes in a check, before which a request may have failed.
+    /// Takes in a check. `fault` is that of a request before the check, if one failed.
     async fn take_in(&self, outcome: &Result<(), ProbeError>, fault: Option<BackendFault>, health: &Health) {
         let sink = &*self.core.sink;
         match outcome {
             Ok(()) if self.member.check_passed(health) => {
-                // First what it can hold, then that it is there: the scheduler places by capacity.
+                // The scheduler places by capacity, so it hears of the capacity before it hears that the backend is up.
                 if self.scrape(true).await {
                     self.member.close(sink, !self.core.has_other(&self.member));
                 }
@@ -113,12 +113,12 @@ impl Monitor {
         let found = self.core.resolver.addresses(&backend.host, backend.port, limit).await;
         let found = resolver::candidates(found, current).map_err(ProbeError::Unresolved)?;
         let within = self.member.within(&self.core.reach.load(), found);
-        // The name, or the reach, may be another one since the last check.
+        // The name or the reach may have changed since the last check.
         let addresses = within.inspect_err(|_| self.member.client.store(None))?;
         self.check_each(&addresses).await
     }
 
-    /// Checks the first address that answers; that one is used from then on.
+    /// Checks the addresses up to the first that answers, which is used from then on.
     pub(super) async fn check_each(&self, addresses: &[SocketAddr]) -> Result<(), ProbeError> {
         let health = self.health();
         let (path, lenient) = (health.path(self.engine), health.is_lenient(self.engine));
@@ -152,12 +152,12 @@ impl Monitor {
         }
     }
 
-    /// Reads the metrics. `returned`: the backend was away. `false` if others have taken its place.
+    /// Reads the metrics. `returned` says that the backend was away. `false` if other backends have taken its place.
     async fn scrape(&self, returned: bool) -> bool {
         let (Some(probe), Some(client)) = (&self.probe, self.member.client.load_full()) else {
             return true;
         };
-        // Held over the fetch: pages are taken in the order in which they were asked for.
+        // The lock is held during the fetch, so that pages are taken in in the order in which they were asked for.
         let (probe, tracker) = &mut *probe.lock().await;
         if returned {
             probe.returned();
@@ -184,7 +184,8 @@ impl Monitor {
         }
     }
 
-    /// Splits the server if it has other ranks than the backend stands for. `true` if they take its place.
+    /// Splits the server if it has other ranks than the backend stands for. `true` if the ranks take the backend's
+    /// place.
     fn is_split(&self, reading: &Reading) -> bool {
         let backend = &self.member.backend;
         reading.ranks > usize::from(backend.rank.is_none())
@@ -192,8 +193,8 @@ impl Monitor {
             && self.member.is_draining()
     }
 
-    /// Ejects the backend if its requests make no progress. Looked at only when a page was read: what moves on it may be
-    /// the one sign of progress.
+    /// Ejects the backend if its requests make no progress. Called only after a page was read: a movement on the page
+    /// may be the only sign of progress.
     fn watch_progress(&self) {
         let (all, me) = (self.core.registry.all(), &self.member.backend);
         let peers = all.iter().filter(|peer| peer.backend.pool == me.pool && peer.backend.id != me.id);
@@ -204,7 +205,8 @@ impl Monitor {
         }
     }
 
-    /// Returns once the backend is draining and nothing is in flight there any more, or after `drain_limit`.
+    /// Returns once the backend is draining and nothing is in flight there any more, or `drain_limit` after the
+    /// draining began.
     async fn drained(&self) {
         self.member.drain.notified().await;
         let (timing, backend) = (&self.core.timing, &self.member.backend);

@@ -1,5 +1,5 @@
-//! Outlier detection: what the requests to a backend tell of its health, beside the checks. Written on the request path,
-//! so atomics only.
+//! Outlier detection: the health of a backend as its requests show it, beside the checks. The state is written on the
+//! request path, so it consists of atomics only.
 
 use crate::config::Eject;
 use crate::units::BYTES_PER_TOKEN;
@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Prefill speed in tokens per second, below that of any GPU that serves agents. vLLM counts a prompt when all of it is
-/// computed; in between only its KV usage grows, and without chunked prefill not even that.
+/// Prefill speed in tokens per second, below that of any GPU that serves agents. vLLM counts a prompt when all of the
+/// prompt is computed. Until then only the KV usage grows, and without chunked prefill not even that.
 const SLOWEST_PREFILL: u64 = 1_000;
 
-/// How many times longer a silence must be when no other backend makes progress: a trainer may have stopped them all.
+/// Factor on the limit of a silence when no other backend makes progress: a trainer may have stopped them all.
 const ALONE: u32 = 5;
 
-/// Another backend makes progress if it did so in the last part of the silence, which is one in so many.
+/// Divisor of the limit of a silence. Another backend makes progress if it did so within the last `limit / LATELY`.
 const LATELY: u32 = 4;
 
-/// How a request can show that its backend is not well.
+/// Sign in a request that its backend is not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendFault {
     /// No connection could be made.
@@ -30,43 +30,43 @@ pub enum BackendFault {
     Error,
 }
 
-/// Why a backend is down.
+/// Cause for which a backend is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownCause {
-    /// Its checks fail.
+    /// Failed health checks.
     Check,
-    /// Its requests fail.
+    /// Failed requests.
     Fault(BackendFault),
-    /// It answers its checks and nothing else.
+    /// Lack of progress: the backend answers its checks and nothing else.
     NoProgress,
 }
 
-/// What the requests to one backend have shown.
+/// State that the requests to one backend have left.
 #[derive(Debug)]
 pub struct OutlierState {
     start: Instant,
-    /// Requests sent whose answers have not ended.
+    /// Number of requests that were sent and whose answers have not ended.
     pending: AtomicUsize,
-    /// Time since which some request was pending all the while. Like `last_progress` in milliseconds after `start`,
-    /// counted from one: zero is never.
+    /// Time since which at least one request has been pending all the while. Like `last_progress`, the time is in
+    /// milliseconds after `start`, counted from one; zero stands for never.
     pending_since: AtomicU64,
     /// Time of the last byte of an answer, or of the last movement in the backend's metrics.
     last_progress: AtomicU64,
-    /// Largest body in bytes of a request since none was pending.
+    /// Size in bytes of the largest body among the requests since none was pending.
     largest_body: AtomicU64,
-    /// Faults in a row, by kind.
+    /// Number of faults in a row, for each kind.
     faults: [AtomicU32; 3],
 }
 
-/// A request whose answer has not ended. It counts as pending until this is dropped.
+/// A request whose answer has not ended. The request counts as pending until this value is dropped.
 #[derive(Debug)]
 pub struct PendingAnswer(Arc<OutlierState>);
 
 // === impl BackendFault ===
 
 impl BackendFault {
-    /// The fault that an answer with this status shows, if any. A 4xx is the client's own, and 501 and 505 tell what a
-    /// server cannot do.
+    /// The fault that an answer with this status shows, if any. A 4xx is the client's own fault. A 501 or 505 only
+    /// tells what a server cannot do.
     #[must_use]
     pub fn of_status(status: u16) -> Option<Self> {
         matches!(status, 500 | 502..=504).then_some(Self::Error)
@@ -100,7 +100,7 @@ impl DownCause {
         Self::NoProgress,
     ];
 
-    /// The metric label.
+    /// The value of the metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -127,25 +127,25 @@ impl OutlierState {
         }
     }
 
-    /// Counts a fault. How many there are in a row by now.
+    /// Counts a fault. Returns the number of such faults in a row.
     pub(super) fn count(&self, fault: BackendFault) -> u32 {
         self.faults[fault as usize].fetch_add(1, Relaxed).saturating_add(1)
     }
 
-    /// Ends each row of faults: an answer came whole, and was no fault.
+    /// Ends each row of faults: an answer came whole and without a fault.
     pub fn clear(&self) {
         [BackendFault::Connect, BackendFault::Reset, BackendFault::Error].into_iter().for_each(|kind| self.reset(kind));
     }
 
-    /// Ends the row of errors: part of a good answer came. One request may fail again and again by itself, while long
-    /// answers to others are under way.
+    /// Ends the row of errors, because part of a good answer came. Otherwise a single request that fails again and
+    /// again by itself would fill the row while long answers to others are under way.
     pub fn clear_errors(&self) {
         self.reset(BackendFault::Error);
     }
 
     fn reset(&self, fault: BackendFault) {
         let faults = &self.faults[fault as usize];
-        // Mostly there is none. Without a write all cores may share the cache line.
+        // There is mostly no fault. Without a write, all cores may share the cache line.
         if faults.load(Relaxed) != 0 {
             faults.store(0, Relaxed);
         }
@@ -163,8 +163,8 @@ impl OutlierState {
         self.at(&self.last_progress).is_some_and(|progress| progress > at)
     }
 
-    /// How long requests have been pending without progress, if no living engine could take so long. `others` are the
-    /// backends whose progress shows that not all of them were stopped.
+    /// How long requests have been pending without progress, if no working engine could take so long. Progress of one
+    /// of the `others` shows that not all backends were stopped.
     pub(super) fn stalled<'a>(
         &self,
         no_progress: Duration,
@@ -181,12 +181,12 @@ impl OutlierState {
         stalls.then_some(silent)
     }
 
-    /// Milliseconds after `start`, counted from one.
+    /// The present time in milliseconds after `start`, counted from one.
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// The time that a field holds; `None` for never.
+    /// The time that a field holds; `None` if the field holds zero, for never.
     fn at(&self, time: &AtomicU64) -> Option<Instant> {
         let after = time.load(Relaxed).checked_sub(1)?;
         self.start.checked_add(Duration::from_millis(after))
@@ -208,7 +208,7 @@ impl PendingAnswer {
         Self(Arc::clone(outlier))
     }
 
-    /// Some of the answer came.
+    /// Notes that some of the answer came.
     pub fn note_progress(&self) {
         self.0.note_progress();
     }
@@ -262,7 +262,7 @@ mod tests {
         let (one, other) = (backend(), backend());
         let (_step, _another) = (PendingAnswer::begin(&one, 1000), PendingAnswer::begin(&other, 1000));
         advance(SECOND).await;
-        // The last byte before a trainer stopped them both.
+        // This is the last byte before a trainer stopped them both.
         other.note_progress();
         advance(LIMIT * 5 - SECOND * 2).await;
         assert!(!stalled(&one, &other));
@@ -273,7 +273,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_giant_prompt_is_given_the_time_that_it_may_take() {
         let (one, other) = (backend(), backend());
-        // 400,000 tokens: 400 s at 1,000 a second.
+        // The prompt has 400,000 tokens, which take 400 s at 1,000 tokens a second.
         let giant = PendingAnswer::begin(&one, 1_600_000);
         advance(Duration::from_secs(399)).await;
         other.note_progress();

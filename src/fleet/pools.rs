@@ -1,4 +1,4 @@
-//! Which pool serves which model.
+//! The pools, and which of them serves which model.
 
 use super::registry::Registry;
 use super::selection::Selection;
@@ -16,7 +16,7 @@ pub(super) struct Pools {
     /// Pools by name and alias.
     names: ArcSwap<HashMap<String, PoolId>>,
     unnamed: Option<PoolId>,
-    /// Lock of the rebuilding of a selection: a slower, older view must not win.
+    /// Lock for rebuilding a selection: a slower rebuilding, with an older view, must not win.
     rebuild: Mutex<()>,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct ModelPool {
     pub(super) ranks: config::Ranks,
     pub(super) health: ArcSwap<config::Health>,
     pub(super) discovery: watch::Sender<Option<config::Discovery>>,
-    /// Whether the first lookup has ended, well or not.
+    /// Whether the first lookup has ended, successful or not.
     pub(super) looked_up: AtomicBool,
     pub(super) selection: ArcSwap<Selection>,
 }
@@ -41,7 +41,7 @@ impl Pools {
         Self { list, names: ArcSwap::from_pointee(names(configs)), unnamed, rebuild: Mutex::new(()) }
     }
 
-    /// Takes over what may change. `configs` are the same pools in the same order.
+    /// Takes over those settings that may change. `configs` are the same pools in the same order.
     pub(super) fn reload(&self, configs: &[config::Pool]) {
         self.names.store(Arc::new(names(configs)));
         for (pool, config) in self.list.iter().zip(configs) {
@@ -67,7 +67,7 @@ impl Pools {
         }
     }
 
-    /// Rebuilds the pool's selection from what the registry says now.
+    /// Rebuilds the pool's selection from the present state of the registry.
     pub(super) fn rebuild(&self, id: PoolId, registry: &Registry) {
         let Some(pool) = self.get(id) else { return };
         let _one_at_a_time = self.rebuild.lock();
@@ -78,7 +78,7 @@ impl Pools {
     }
 }
 
-/// Names and aliases, which validation keeps apart.
+/// The pools by name and alias. Validation makes sure that no two are alike.
 fn names(configs: &[config::Pool]) -> HashMap<String, PoolId> {
     let of_pool = |(index, config): (usize, &config::Pool)| {
         let names = config.aliases.iter().chain([&config.name]).filter(|name| !name.is_empty());

@@ -1,4 +1,4 @@
-//! Where each kind of engine is asked for its load and its KV cache.
+//! For each kind of engine, where its load and its KV cache are read.
 
 use super::backend::Backend;
 use super::client::{ProbeClient, ProbeError};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 const METRICS: &str = "/metrics";
 
-/// Reads the metrics of one server.
+/// Reader of the metrics of one server.
 #[derive(Debug)]
 pub(super) enum Probe {
     Vllm,
@@ -22,11 +22,12 @@ pub(super) enum Probe {
     Skyrl,
 }
 
-/// State of a reader that finds capacity and load in two places. The capacity changes only with the process.
+/// State of a reader that finds capacity and load in two places. The capacity changes only when the process does.
 #[derive(Debug, Default)]
 pub(super) struct Sglang {
     capacity: Option<Tokens>,
-    /// Prompt tokens that the server had taken in at the last reading: when they fall, it has restarted.
+    /// Number of prompt tokens that the server had taken in at the last reading. When the number falls, the server has
+    /// restarted.
     seen: f64,
     /// Whether it was logged that the server does not tell its load.
     warned: bool,
@@ -35,7 +36,7 @@ pub(super) struct Sglang {
 // === impl Probe ===
 
 impl Probe {
-    /// `None` for a server that tells nothing.
+    /// The reader for an engine; `None` for an engine that does not tell its load.
     pub(super) fn of(engine: Engine) -> Option<Self> {
         match engine {
             Engine::Vllm => Some(Self::Vllm),
@@ -45,15 +46,15 @@ impl Probe {
         }
     }
 
-    /// Notes that the server was away: another process may answer now.
+    /// Notes that the server was away, so that another process may answer now.
     pub(super) fn returned(&mut self) {
         if let Self::Sglang(sglang) = self {
             sglang.capacity = None;
         }
     }
 
-    /// Reads the server's metrics, each page within `limit`. `fresh`: how old a page may be that another rank of the
-    /// server has read.
+    /// Reads the server's metrics, each page within `limit`. `fresh` is the age up to which a page is used that another
+    /// rank of the server has read.
     pub(super) async fn read(
         &mut self,
         client: &ProbeClient,
@@ -84,7 +85,7 @@ impl Probe {
     }
 }
 
-/// Reads the metrics page, once for all ranks of a server: it has them all, and may be large.
+/// Reads the metrics page once for all ranks of a server: the page has all of them and may be large.
 async fn shared(
     client: &ProbeClient,
     member: &FleetMember,
@@ -108,7 +109,7 @@ async fn shared(
 // === impl Sglang ===
 
 impl Sglang {
-    /// Stands for the metrics that the server does not serve.
+    /// The reading that stands for the metrics that the server does not serve.
     fn blind(&mut self, of: &Backend) -> Reading {
         if !std::mem::replace(&mut self.warned, true) {
             log::warn!("backend {} does not tell its load: start SGLang with --enable-metrics", of.url);
@@ -116,7 +117,7 @@ impl Sglang {
         Reading { blind: true, ..Reading::default() }
     }
 
-    /// Adds the capacity that the server tells elsewhere, if it does.
+    /// Adds the capacity, which the server tells elsewhere, if it tells it.
     async fn sized(&mut self, mut reading: Reading, client: &ProbeClient, of: &Backend, limit: Duration) -> Reading {
         if reading.gauges.prompt_tokens < self.seen {
             self.capacity = None;

@@ -1,10 +1,10 @@
-//! A tolerant reader of the Prometheus text format, and of OpenMetrics' superset of it. The reader borrows from the page
-//! and allocates nothing. A line is taken apart only if its metric is wanted.
+//! A tolerant reader of the Prometheus text format, and of OpenMetrics, which extends it. The reader borrows from the
+//! page and allocates nothing. A line is taken apart only if its metric is wanted.
 
 use std::borrow::Cow;
 use std::str;
 
-/// A line that starts like a sample. Nothing beyond the name of its metric was looked at yet.
+/// A line that starts like a sample. So far only the name of its metric was looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleLine<'a> {
     pub name: &'a str,
@@ -14,7 +14,7 @@ pub struct SampleLine<'a> {
 /// One sample of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
-    /// Text between the braces; empty without braces.
+    /// Text between the braces; empty if there are no braces.
     labels: &'a str,
     /// Value, which may be NaN or infinite.
     pub value: f64,
@@ -31,7 +31,8 @@ pub fn lines(page: &[u8]) -> impl Iterator<Item = SampleLine<'_>> {
     })
 }
 
-/// The samples of `page` in whose names `named` finds a metric. Adds the lines that are not well formed to `malformed`.
+/// The samples of `page` whose names `named` maps to a metric. Adds the number of lines that are not well formed to
+/// `malformed`.
 pub(super) fn wanted<'a, M>(
     page: &'a [u8],
     named: impl Fn(&str) -> Option<M> + 'a,
@@ -95,7 +96,7 @@ fn split_labels(inside: &str) -> Option<(&str, &str)> {
     Some((labels, rest.trim_start().strip_prefix('}')?))
 }
 
-/// Takes `name="value"` and the comma behind it, if there is one, off the front.
+/// Takes `name="value"` off the front of the text, and the comma behind it if there is one.
 fn next_label(text: &str) -> Option<(Label<'_>, &str)> {
     let (name, rest) = text.split_once('=')?;
     let name = name.trim();

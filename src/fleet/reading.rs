@@ -1,37 +1,37 @@
-//! What engines tell of themselves, in one form, and what has changed since the last reading.
+//! The state that engines tell of themselves, in one form for all kinds; and the changes since the last reading.
 
 use crate::scheduler::{BackendReport, Life};
 use crate::units::Tokens;
 use std::time::{Duration, Instant};
 
-/// Shortest span over which a prefill rate is taken: 5 s, less the jitter of a scrape.
-/// Shorter ones catch single bursts and read more than the hardware can do.
+/// Shortest span over which a prefill rate is taken: 5 s, less the jitter of a scrape. A shorter span would catch
+/// single bursts and give a higher speed than the hardware has.
 const RATE_WINDOW: Duration = Duration::from_millis(4_500);
 
 /// One reading of a backend's `/metrics`: gauges and counters, summed over the engines behind its address.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges {
-    /// Tokens in a KV block.
+    /// Number of tokens in a KV block.
     pub block_size: u64,
     pub num_gpu_blocks: u64,
-    /// KV cache in tokens as the engine says, without the null block; 0 while unknown.
+    /// KV cache in tokens as the engine tells it, without the null block; 0 while unknown.
     pub capacity_tokens: u64,
     pub running: f64,
     pub waiting: f64,
-    /// From 0 to 1, the mean over engines.
+    /// Share of the KV cache in use, from 0 to 1: the mean over engines.
     pub kv_usage: f64,
-    /// Tokens, like `prefix_hits`.
+    /// Number of tokens looked up in the prefix cache. `prefix_hits` counts tokens too.
     pub prefix_queries: f64,
     pub prefix_hits: f64,
     pub prompt_tokens: f64,
     pub generation_tokens: f64,
     pub preemptions: f64,
     pub requests_completed: f64,
-    /// Tokens in use; told by SGLang.
+    /// Number of tokens in use. SGLang tells this.
     pub used_tokens: f64,
-    /// Hit rate of the last prefills; told by SGLang.
+    /// Hit rate of the last prefills. SGLang tells this.
     pub cache_hit_rate: f64,
-    /// Engines behind the one address; 0 where their number does not matter.
+    /// Number of engines behind the address; 0 where the number does not matter.
     pub engines: usize,
 }
 
@@ -40,28 +40,28 @@ pub struct Gauges {
 pub struct Reading {
     pub gauges: Gauges,
     pub kv_usage: Option<f64>,
-    /// Start of the process, Unix time in seconds.
+    /// Start of the process: Unix time in seconds.
     pub started: Option<f64>,
-    /// Prompt tokens computed and not found in a cache.
+    /// Number of prompt tokens that were computed, not found in a cache.
     pub computed: Option<f64>,
-    /// Lines of metrics that we want and could not read.
+    /// Number of lines of wanted metrics that could not be read.
     pub malformed: usize,
-    /// Data-parallel ranks that were seen, whosever reading this is.
+    /// Number of data-parallel ranks that were seen on the page, also when the reading is that of one rank.
     pub ranks: usize,
-    /// Whether the server does not tell its load: `gauges` hold nothing but the capacity then.
+    /// Whether the server does not tell its load. The `gauges` of such a reading hold nothing but the capacity.
     pub blind: bool,
 }
 
-/// Turns readings into reports: remembers what the last one said.
+/// Turns readings into reports. The tracker remembers the last reading.
 #[derive(Debug, Default)]
 pub struct Tracker {
     last: Option<Reading>,
-    /// Start of the present window, and [`Reading::computed`] then.
+    /// Start of the present window, and the value of [`Reading::computed`] at that time.
     window: Option<(Instant, f64)>,
 }
 
-/// Whether any counter, ratio or time can have this value: NaN, the infinite, the negative and the immense would only
-/// spoil sums. No KV cache has so many tokens, and a float counts exactly up to here (2⁵³).
+/// Whether a counter, ratio or time can have this value. NaN and infinite, negative or immense values would only spoil
+/// sums. The upper bound is 2⁵³, up to which a float counts exactly; no KV cache has so many tokens.
 pub(super) fn is_sound(value: f64) -> bool {
     (0.0..=9_007_199_254_740_992.0).contains(&value)
 }
@@ -69,14 +69,14 @@ pub(super) fn is_sound(value: f64) -> bool {
 // === impl Gauges ===
 
 impl Gauges {
-    /// KV cache of all engines; `None` if it is not told.
+    /// KV cache of all engines in tokens; `None` if the engine does not tell it.
     #[must_use]
     pub fn capacity(&self) -> Option<Tokens> {
         (self.capacity_tokens > 0).then_some(Tokens(self.capacity_tokens))
     }
 
-    /// Whether the engine has done something since. All of these come from its own loop, each turn of it, unlike
-    /// `requests_completed`, which moves also when clients leave.
+    /// Whether the engine has done something since `last`. Each turn of the engine's own loop moves all of these
+    /// values. `requests_completed` is not among them: that counter moves also when clients leave.
     pub(super) fn moved_since(&self, last: &Self) -> bool {
         let of_loop = |g: &Self| {
             let tokens = [g.prompt_tokens, g.generation_tokens, g.prefix_queries];
@@ -89,7 +89,7 @@ impl Gauges {
 // === impl Reading ===
 
 impl Reading {
-    /// What tells this life of the process from another; `None` if nothing does.
+    /// The value that tells this life of the process from another; `None` if the page has no such value.
     fn life(&self) -> Option<Life> {
         let started_ms = self.started.map(|seconds| (seconds * 1000.0).round() as u64);
         let life = Life { started_ms, prompt_tokens: self.gauges.prompt_tokens as u64 };
@@ -98,7 +98,7 @@ impl Reading {
 
     /// Whether this page comes from another process than `last`.
     fn restarted_since(&self, last: &Self) -> bool {
-        // One process always says the same; the margin is for the rounding of other exporters.
+        // One process always gives the same start. The margin is for exporters that round.
         let started_anew = self.started.zip(last.started).is_some_and(|(now, before)| (now - before).abs() > 0.01);
         let counters = |g: &Gauges| [g.prompt_tokens, g.generation_tokens, g.requests_completed];
         let fell = counters(&self.gauges).iter().zip(counters(&last.gauges)).any(|(now, before)| *now < before);
@@ -110,7 +110,7 @@ impl Reading {
 // === impl Tracker ===
 
 impl Tracker {
-    /// Takes in what a page said at `now`.
+    /// Takes in the reading of a page that came at `now`.
     pub fn observe(&mut self, now: Instant, mut reading: Reading) -> (Gauges, BackendReport) {
         let restarted = self.last.as_ref().is_some_and(|last| reading.restarted_since(last));
         let report = BackendReport {
@@ -130,7 +130,7 @@ impl Tracker {
         (gauges, report)
     }
 
-    /// Prefill speed in tokens per second, once a window.
+    /// Prefill speed in tokens per second, told once in a window.
     fn prefill_rate(&mut self, now: Instant, computed: Option<f64>, anew: bool) -> Option<f64> {
         let next = computed.map(|computed| (now, computed));
         let (Some((since, before)), Some(computed)) = (self.window.filter(|_| !anew), computed) else {

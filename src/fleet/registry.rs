@@ -1,4 +1,4 @@
-//! All backends, in the order in which they came. Read on every request: a snapshot that writers replace.
+//! All backends, in the order in which they came. They are read on every request, from a snapshot that writers replace.
 
 use super::member::FleetMember;
 use crate::scheduler::BackendId;
@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Registry {
-    /// Sorted by id: ids only grow.
+    /// Backends sorted by id, since ids only grow.
     members: ArcSwap<Vec<Arc<FleetMember>>>,
-    /// Id of the next backend. Whoever holds the lock may replace `members`.
+    /// Id of the next backend. Only the holder of this lock may replace `members`.
     next: Mutex<u32>,
 }
 
@@ -27,7 +27,8 @@ impl Registry {
         Some(read(&members[at]))
     }
 
-    /// Adds what `make` makes of a fresh id; `announce` is called before anybody can find it.
+    /// Adds the backend that `make` makes for a new id. `announce` is called before any other task can find the
+    /// backend.
     pub(super) fn insert(
         &self,
         make: impl FnOnce(BackendId) -> Result<FleetMember, String>,
@@ -38,7 +39,7 @@ impl Registry {
         let mut members = Vec::clone(&self.members.load());
         let twin = members.iter().any(|other| {
             let (a, b) = (&member.backend, &other.backend);
-            // A server is there as a whole or by its ranks.
+            // A server is there either as a whole or by its ranks.
             let apart = a.rank.is_some() && b.rank.is_some() && a.rank != b.rank;
             a.pool == b.pool && a.server() == b.server() && !apart && !other.is_draining()
         });

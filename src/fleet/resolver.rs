@@ -1,4 +1,4 @@
-//! From names to addresses: the one way there, for a backend's own name as for discovery.
+//! From names to addresses. A backend's own name and a name for discovery are both looked up here.
 
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
@@ -7,15 +7,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Addresses of one name that are tried in one go.
+/// Number of addresses of one name that are tried in one check.
 const MAX_CANDIDATES: usize = 4;
 
-/// Who knows the addresses of a name.
+/// Source of the addresses of a name.
 pub(super) trait Resolve: Send + Sync + 'static {
     fn lookup(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
 
-/// The operating system.
+/// The operating system as the source of addresses.
 pub(super) struct SystemResolver;
 
 impl Resolve for SystemResolver {
@@ -44,8 +44,8 @@ impl dyn Resolve {
     }
 }
 
-/// The addresses to try: `current`, which is in use, first if it is still `found`. A name server that fails takes no
-/// known address away.
+/// The addresses to try. The address in use, `current`, comes first if it is still among those `found`. A name server
+/// that fails does not take a known address away.
 pub(super) fn candidates(
     found: io::Result<Vec<SocketAddr>>,
     current: Option<SocketAddr>,
@@ -62,7 +62,7 @@ pub(super) fn candidates(
 mod tests {
     use super::*;
 
-    /// A name server that says the same of every name.
+    /// A name server that gives the same addresses for every name.
     struct Always(Vec<SocketAddr>);
 
     impl Resolve for Always {

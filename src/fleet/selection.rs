@@ -1,10 +1,11 @@
 //! The selection for steps without a program: `pingora-load-balancing`'s [`BackendSelection`], by its Ketama hash.
 //!
-//! It meets the scheduler's placement in one field. For a step with a program, the scheduler chooses alone: program
-//! affinity means that the step goes where its program's KV cache is. For a step without a program, the proxy hashes
-//! the start of the prompt here, and passes the backend that it gets as `Arrival::preferred`. The scheduler sends the
-//! step to the least loaded backend, and to the preferred one where several are equally loaded. So prompts with one
-//! beginning meet on one backend, and find that beginning in its prefix cache, unless load says otherwise.
+//! The selection and the scheduler's placement meet in one field. For a step with a program, the scheduler chooses
+//! alone: program affinity means that the step goes where its program's KV cache is. For a step without a program, the
+//! proxy hashes the start of the prompt here, and passes the backend that the hash selects as `Arrival::preferred`. The
+//! scheduler sends the step to the least loaded backend, and to the preferred one where several are equally loaded. So
+//! prompts with the same beginning go to the same backend, and find this beginning in its prefix cache, unless load
+//! says otherwise.
 
 use super::backend::Backend;
 use crate::scheduler::BackendId;
@@ -16,7 +17,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-/// The ring has 160 points per unit of weight, so weights are scaled down to at most this.
+/// Largest weight on the ring. The ring has 160 points for each unit of weight, so larger weights are scaled down.
 const MAX_WEIGHT: u32 = 100;
 
 /// The usable backends of one pool, on a hash ring.
@@ -25,8 +26,9 @@ pub(super) struct Selection(Arc<Consistent>);
 // === impl Selection ===
 
 impl Selection {
-    /// Builds the ring from all `backends` of the pool, each with whether it is usable now. The unusable ones have no
-    /// point on the ring, but their weights count for the scale, so that the others' points stay where they are.
+    /// Builds the ring from all `backends` of the pool, each given with whether it is usable now. Unusable backends
+    /// have no point on the ring. Their weights still count for the scale, so that the points of the others stay where
+    /// they are.
     pub(super) fn build<'a>(backends: impl Iterator<Item = (&'a Backend, bool)> + Clone) -> Self {
         let weights = backends.clone().map(|(backend, _)| backend.settings().weight);
         let unit = weights.clone().fold(0, gcd).max(1);
@@ -43,14 +45,14 @@ impl Selection {
         Self(Arc::new(Consistent::build(&usable)))
     }
 
-    /// Where `key` belongs; `None` on an empty ring.
+    /// The backend that `key` belongs to; `None` on an empty ring.
     pub(super) fn pick(&self, key: &[u8]) -> Option<BackendId> {
         self.0.iter(key).next()?.ext.get::<BackendId>().copied()
     }
 }
 
-/// One backend on the ring. Its key there is an address, made from the URL and not from where the name leads: the choice
-/// outlives a new IP, is the same in every instance, and two backends behind one address stay two.
+/// One backend on the ring. Its key there is an address made from the URL, not the address that the name leads to. So
+/// the choice outlives a new IP and is the same in every instance, and two backends behind one address stay two.
 fn node(backend: &Backend, weight: usize) -> LbBackend {
     let digest = Sha256::digest(backend.url.as_bytes());
     let mut address = [0; 16];

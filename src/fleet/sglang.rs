@@ -1,5 +1,5 @@
-//! What an SGLang server tells of itself: its KV cache on `/server_info`, and its load on `/metrics`, a page that it serves
-//! only with `--enable-metrics`.
+//! The state that an SGLang server tells of itself: its KV cache on `/server_info`, and its load on `/metrics`, a page
+//! that the server has only with `--enable-metrics`.
 
 use super::prometheus;
 use super::reading::{Gauges, Reading, is_sound};
@@ -7,10 +7,10 @@ use crate::units::Tokens;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Paths of the page that tells the size of the KV cache: newer servers have the first, older ones the second.
+/// Paths of the page that tells the size of the KV cache. Newer servers have the first path, older ones the second.
 pub(super) const INFO_PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
 
-/// The page at [`INFO_PATHS`].
+/// Page at [`INFO_PATHS`].
 #[derive(Deserialize)]
 struct ServerInfo {
     /// KV cache of one data-parallel rank, in tokens.
@@ -33,11 +33,11 @@ struct MemoryUsage {
     token_capacity: Option<f64>,
 }
 
-/// What the schedulers of one data-parallel rank say. All that share its tensor may say it, and one line may be a part
-/// of another (requests of one priority): the largest value counts.
+/// Values that the schedulers of one data-parallel rank tell. Each scheduler of the rank's tensor-parallel group may
+/// tell a value, and one line may be a part of another (the requests of one priority). So the largest value counts.
 type RankValues = BTreeMap<&'static str, f64>;
 
-/// Gauges and counters of the schedulers.
+/// Names of the gauges and counters of the schedulers.
 const OF_SCHEDULERS: [&str; 8] = [
     "num_running_reqs",
     "num_queue_reqs",
@@ -49,7 +49,7 @@ const OF_SCHEDULERS: [&str; 8] = [
     PREFILLED,
 ];
 
-/// Tokens by `mode`; only those that were computed in a prefill are read.
+/// Counter of tokens by `mode`. Only the tokens computed in a prefill are read.
 const PREFILLED: &str = "realtime_tokens_total";
 
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl SglangMetric {
         if name == "process_start_time_seconds" {
             return Some(Self::Started);
         }
-        // The prefix has been spelled both ways.
+        // SGLang has spelled the prefix in both ways.
         let name = name.strip_prefix("sglang:").or_else(|| name.strip_prefix("sglang_"))?;
         Some(match name {
             "cached_tokens_total" => Self::Cached,
@@ -91,7 +91,7 @@ pub fn capacity(info: &[u8]) -> Option<Tokens> {
     (whole >= 1.0 && is_sound(whole)).then_some(Tokens(whole as u64))
 }
 
-/// Reads a `/metrics` page. `None` if nothing on it is SGLang's.
+/// Reads a `/metrics` page. `None` if no metric on the page is SGLang's.
 #[must_use]
 pub fn read(page: &[u8]) -> Option<Reading> {
     let mut reading = Reading::default();
@@ -129,7 +129,7 @@ impl Reading {
     fn add_up_schedulers(&mut self, ranks: &BTreeMap<String, RankValues>) {
         let all = |name| -> Vec<f64> { ranks.values().filter_map(|rank| rank.get(name).copied()).collect() };
         let sum = |name| -> Option<f64> { Some(all(name)).filter(|all| !all.is_empty()).map(|all| all.iter().sum()) };
-        // Ranks are of one size.
+        // The mean needs no weights: all ranks have the same size.
         let mean = |name| sum(name).map(|sum| sum / all(name).len() as f64);
         self.kv_usage = mean("token_usage").map(|usage| usage.clamp(0.0, 1.0));
         self.computed = sum(PREFILLED);

@@ -1,11 +1,11 @@
-//! Who hears of the backends.
+//! The receiver of all news of the backends.
 
 use crate::scheduler::{BackendId, Event, PoolId};
 
-/// What is told of every change of a backend: the schedulers, behind their gate. [`Sink::tell`] must not call the
-/// fleet back, which holds locks meanwhile.
+/// Receiver of every change of a backend: the schedulers, behind their gate. [`Sink::tell`] must not call the fleet
+/// back, since the fleet holds locks during the call.
 pub trait Sink: Send + Sync + 'static {
     fn tell(&self, pool: PoolId, event: Event);
-    /// Steps in flight on a backend.
+    /// Number of steps in flight on a backend.
     fn in_flight(&self, pool: PoolId, backend: BackendId) -> usize;
 }

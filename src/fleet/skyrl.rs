@@ -1,10 +1,10 @@
-//! What SkyRL's HTTP endpoint tells of its engines: JSON on `/metrics`.
+//! The state that SkyRL's HTTP endpoint tells of its engines: JSON on `/metrics`.
 
 use super::reading::{Reading, is_sound};
 use serde::Deserialize;
 
-/// KV cache of one engine in tokens. SkyRL does not tell it; this is ThunderAgent's number, usual for a 14B model on one
-/// 80 GB GPU. The setting `capacity_tokens` overrides it.
+/// KV cache of one engine in tokens. SkyRL does not tell the size. The value is ThunderAgent's, usual for a 14B model
+/// on one 80 GB GPU. The setting `capacity_tokens` overrides it.
 const TOKENS_PER_ENGINE: u64 = 200_000;
 
 #[derive(Deserialize)]
@@ -12,19 +12,19 @@ struct EnginesPage {
     engines: Vec<EngineStats>,
 }
 
-/// What one engine says. All numbers are 0 where an engine could not be asked; it has an `error` then.
+/// State that one engine tells. If an engine could not be asked, all its numbers are 0 and it has an `error`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct EngineStats {
     error: Option<serde::de::IgnoredAny>,
-    /// From 0 to 100.
+    /// Share of the KV cache in use, from 0 to 100.
     kv_cache_usage_pct: Option<f64>,
     num_running_reqs: Option<f64>,
     num_waiting_reqs: Option<f64>,
     num_cumulative_preemption: Option<f64>,
 }
 
-/// Reads a `/metrics` page. `None` if the page is not SkyRL's, or names no engine.
+/// Reads a `/metrics` page. `None` if the page is not SkyRL's or names no engine.
 #[must_use]
 pub fn read(page: &[u8]) -> Option<Reading> {
     let EnginesPage { engines } = serde_json::from_slice(page).ok()?;

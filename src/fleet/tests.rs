@@ -21,7 +21,7 @@ mod kinds;
 const POOL: PoolId = PoolId(0);
 const FIRST: BackendId = BackendId(0);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// For what must not happen by itself within a test.
+/// Interval of an event that must not happen by itself within a test.
 const NEVER: Duration = Duration::from_secs(3600);
 
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Recorder {
         self.until(|events| events.iter().any(|(_, happened)| *happened == event)).await;
     }
 
-    /// Waits for the `times`th occurrence.
+    /// Waits until the event has been heard for the `times`th time.
     async fn until_times(&self, event: Event, times: usize) {
         self.until(|events| events.iter().filter(|(_, e)| *e == event).count() >= times).await;
     }
@@ -259,7 +259,7 @@ async fn a_hanging_backend_does_not_delay_another() {
 
 #[tokio::test]
 async fn a_name_is_resolved_and_the_address_that_answers_is_used() {
-    // `localhost` may lead to ::1 first, where nobody listens.
+    // `localhost` may lead first to ::1, where nobody listens.
     let engine = Engine::start().await;
     let url = format!("http://localhost:{}", engine.address.port());
     let run = run(&[pool("", vec![backend(&url)])]);
@@ -343,7 +343,7 @@ async fn data_goes_stale_while_scrapes_fail_and_keeps_its_last_value() {
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     engine.set(|e| e.metrics.clear());
     let asked = engine.asked("/metrics");
-    // A scrape that was under way may still have seen the old page; those after it cannot.
+    // A scrape that was under way may still have seen the old page. The scrapes after it cannot.
     until("two scrapes", || engine.asked("/metrics") >= asked + 2).await;
     let reports = run.heard.reports().len();
     until("three more", || engine.asked("/metrics") >= asked + 5).await;
@@ -512,7 +512,7 @@ fn a_model_finds_its_pool_by_name_or_alias() {
 #[tokio::test]
 async fn models_are_the_union_over_healthy_backends_and_configured_names() {
     let (a, b, down) = (Engine::start().await, Engine::start().await, Engine::start().await);
-    // An odd spelling, to see that members are passed on byte for byte.
+    // The odd spelling shows whether members are passed on byte for byte.
     let odd = r#"{"id": "glm","created":1.50e3, "x":[ ]}"#;
     a.set(|e| e.models = format!(r#"{{"object":"list","data":[{odd},{{"id":"lora"}},{{"no":"id"}}]}}"#));
     b.set(|e| e.models = r#"{"data":[{"id":"lora","other":1},{"id":"qwen"}]}"#.to_owned());

@@ -1,20 +1,21 @@
-//! What a vLLM server tells of itself on `/metrics`: its KV cache and its load.
+//! The state that a vLLM server tells of itself on `/metrics`: its KV cache and its load.
 
 use super::prometheus;
 use super::reading::{Gauges, Reading, is_sound};
 use crate::units::Tokens;
 
-/// Most ranks that are read, more than any server has: a page that names more takes no more memory and time.
+/// Number of ranks that are read, more than any server has. A page that names more ranks takes no more memory and time.
 const MOST_RANKS: usize = 1024;
 
-/// What a page says of one `engine` label.
+/// Values that a page gives for one `engine` label.
 #[derive(Debug, Default)]
 struct Rank {
     label: String,
-    /// Whether there is a line of `cache_config_info`. Servers without data-parallel ranks may give that line no label.
+    /// Whether the page has a line of `cache_config_info` for this rank. Servers without data-parallel ranks may give
+    /// that line no label.
     configured: bool,
     block_size: u64,
-    /// KV blocks of all ranks together: vLLM adds them up, and writes the sum on the line of each.
+    /// Number of KV blocks of all ranks together. vLLM adds up the blocks and writes the sum on the line of each rank.
     blocks: u64,
     /// KV cache of this rank in tokens, with the null block.
     tokens: Option<u64>,
@@ -52,9 +53,9 @@ impl VllmMetric {
     }
 }
 
-/// Reads a `/metrics` page, all of it or what concerns one rank. Ranks are counted from zero in the order of their
-/// labels: where a server has several nodes, the labels of one node need not begin at zero. `None` if nothing on the page
-/// is vLLM's. For a rank that is not there, the reading tells nothing but the number of ranks.
+/// Reads a `/metrics` page, either all of it or the part about one rank. Ranks are counted from zero in the order of
+/// their labels: where a server has several nodes, the labels of one node need not begin at zero. `None` if no metric
+/// on the page is vLLM's. For a rank that is not there, the reading tells nothing but the number of ranks.
 #[must_use]
 pub fn read(page: &[u8], rank: Option<u32>) -> Option<Reading> {
     let labels = labels(page);
@@ -95,7 +96,7 @@ fn labels(page: &[u8]) -> Vec<u32> {
     labels
 }
 
-/// Notes what `sample` says of its rank.
+/// Notes the value of `sample` for its rank.
 fn note(ranks: &mut Vec<Rank>, sample: &prometheus::Sample<'_>, what: impl FnOnce(&mut Rank)) {
     let label = sample.label("engine").unwrap_or_default();
     let at = ranks.iter().position(|rank| rank.label == label).unwrap_or(ranks.len());
@@ -125,10 +126,10 @@ impl Rank {
         self.tokens = number("kv_cache_size_tokens").or(self.tokens);
     }
 
-    /// Tokens that this rank can hold, as one of `ranks`.
+    /// Number of tokens that this rank can hold, as one of `ranks`.
     fn capacity(&self, ranks: usize) -> Option<u64> {
         let all = || self.blocks.checked_mul(self.block_size).map(|all| all / ranks.max(1) as u64);
-        // Both numbers count the null block, which never holds a token.
+        // Both numbers include the null block, which never holds a token.
         let usable = self.tokens.or_else(all)?.saturating_sub(self.block_size);
         (usable > 0).then_some(usable)
     }
@@ -139,7 +140,8 @@ impl Rank {
 impl Reading {
     fn add_up(&mut self, ranks: &[Rank]) {
         self.gauges.block_size = ranks.iter().map(|rank| rank.block_size).max().unwrap_or(0);
-        // If the size of one is not told, so is the sum: without that one it would be too small.
+        // If the size of one rank is not told, the sum is not told either: without that rank the sum would be too
+        // small.
         let configured = || ranks.iter().filter(|rank| rank.configured);
         let count = configured().count().max(self.ranks);
         let blocks = ranks.iter().map(|rank| rank.blocks).max().unwrap_or(0);
@@ -147,7 +149,7 @@ impl Reading {
         let capacity: Option<Tokens> = configured().map(|rank| rank.capacity(count).map(Tokens)).sum();
         self.gauges.capacity_tokens = capacity.map_or(0, |tokens| tokens.0);
 
-        // Ranks of unknown size weigh alike.
+        // Ranks of unknown size have equal weight.
         let sized = self.gauges.capacity_tokens > 0;
         let weight = |rank: &Rank| rank.capacity(count).filter(|_| sized).unwrap_or(1) as f64;
         let (sum, weights) = ranks

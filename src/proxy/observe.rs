@@ -1,5 +1,5 @@
-//! Watches an answer on its way to the client: its usage, its progress, its end. Takes out the usage event that only the
-//! proxy asked for. Never waits for more than one event, never holds a whole answer.
+//! Watches an answer on its way to the client: its usage, its progress, its end. Takes out the usage event that only
+//! the proxy asked for. An observer never waits for more than one event and never holds a whole answer.
 
 mod event;
 mod sse;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use sse::Sse;
 use usage::UsageScan;
 
-/// Sees every byte of one answer, in order, however it is split into chunks.
+/// Observer of one answer. It is fed every byte of the answer, in order, however the answer is split into chunks.
 #[derive(Debug)]
 pub struct Observer(Kind);
 
@@ -24,21 +24,21 @@ enum Kind {
 }
 
 impl Observer {
-    /// For a `text/event-stream`. With `strip_usage`, an event with a `usage` object and empty `choices` is
+    /// An observer of a `text/event-stream`. With `strip_usage`, an event with a `usage` object and empty `choices` is
     /// taken out; everything else passes byte for byte.
     #[must_use]
     pub fn sse(strip_usage: bool) -> Self {
         Self(Kind::Sse(Sse::new(strip_usage)))
     }
 
-    /// For an answer in one JSON object, which always passes unchanged.
+    /// An observer of an answer in one JSON object, which always passes unchanged.
     #[must_use]
     pub fn json() -> Self {
         Self(Kind::Json(UsageScan::default()))
     }
 
-    /// Looks at a chunk, and gives the bytes that may go to the client now (maybe none). Where nothing is taken out, these
-    /// are the chunk itself, not a copy.
+    /// Looks at a chunk, and gives the bytes that may go to the client now (maybe none). Where nothing is taken out,
+    /// these bytes are the chunk itself, not a copy.
     pub fn feed(&mut self, chunk: Bytes) -> Bytes {
         match &mut self.0 {
             Kind::Sse(sse) => sse.feed(chunk),
@@ -49,7 +49,7 @@ impl Observer {
         }
     }
 
-    /// The answer is over: gives the bytes that were still held back.
+    /// Ends the answer: gives the bytes that were still held back.
     pub fn finish(&mut self) -> Bytes {
         match &mut self.0 {
             Kind::Sse(sse) => sse.finish(),
@@ -57,7 +57,7 @@ impl Observer {
         }
     }
 
-    /// Tokens as the backend has counted them so far.
+    /// Token counts that the backend has told so far.
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
         match &self.0 {
@@ -66,7 +66,8 @@ impl Observer {
         }
     }
 
-    /// Output tokens so far: one for each event that carries output, or the count in the usage if that is more.
+    /// Number of output tokens so far: one for each event that carries output, or the count in the usage if that count
+    /// is larger.
     #[must_use]
     pub fn output(&self) -> u64 {
         let counted = self.usage().map_or(0, |usage| usage.completion.0);

@@ -5,20 +5,20 @@ use crate::support::proxy::{Proxy, config};
 use crate::{Asked, CHAT, Got, SOON, STEP, STREAMED};
 use std::time::Duration;
 
-/// What the client is to see.
+/// Result that the client is to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
-    /// 502 `upstream_failed`.
+    /// Status 502 with `upstream_failed`.
     Refused,
     /// A stream that ends with an error event, and over HTTP/1.1 without its last chunk.
     Broken,
-    /// Less than was announced.
+    /// A body shorter than was announced.
     Short,
-    /// All of it, and its end.
+    /// The whole body, and its end.
     Whole,
 }
 
-/// How far the backend comes, and what the client sees of it.
+/// Point at which the backend breaks off, and the result that the client is to see.
 struct Point {
     name: &'static str,
     body: &'static [u8],
@@ -103,7 +103,7 @@ const POINTS: [Point; 16] = [
 // === impl Point ===
 
 impl Point {
-    /// It is what the client is to see.
+    /// Checks that the client saw the right result.
     fn check(&self, got: &Got, http2: bool, what: &str) {
         let Got { status, error, body, complete } = got;
         let what = format!("{what}: {status} {error} {body:?} {complete}");
@@ -121,7 +121,7 @@ impl Point {
     }
 }
 
-/// Each point, over both protocols; what is silent is waited for no longer than `SOON`.
+/// Breaks off at each point, over both protocols. The proxy waits for a silent backend no longer than `SOON`.
 async fn at_each_point(ending: Ending) {
     let mut backend = Backend::start().await;
     let mut config = config(&[&backend]);
@@ -166,7 +166,7 @@ async fn a_backend_that_falls_silent_at_any_point_of_its_answer_is_given_up_in_t
 #[tokio::test]
 async fn after_done_a_backend_that_keeps_its_connection_open_does_not_keep_its_client() {
     let mut backend = Backend::start().await;
-    // The times for a silent backend are the default: minutes.
+    // The time limits for a silent backend are the default here: minutes.
     let proxy = Proxy::start(&[&backend]).await;
     for http2 in [false, true] {
         let asked = Asked::of(&proxy, http2, STREAMED).await;

@@ -10,20 +10,22 @@ use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
-/// More than all buffers between a backend and a client: those of two connections in the kernel are the most of it.
+/// Bytes of a stream: more than all buffers between a backend and a client. Most of `BUFFERS` is the kernel's, for the
+/// two connections.
 const STREAM_SIZE: usize = 32 * MIB;
 const BUFFERS: usize = 24 * MIB;
 
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// 64 KiB of a stream, an event of `n`'s own, with its framing.
+/// 64 KiB of a stream: one event that differs for each `n`, with its framing.
 fn event(n: usize) -> Vec<u8> {
     let head = format!("data: {{\"choices\":[{{\"text\":\"{n:08}");
     let event = format!("{head:x<65530}\"}}]}}\n\n");
     format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()
 }
 
-/// Sends events until the proxy takes no more of them; gives how many bytes it took and what is left of the last one.
+/// Sends events until the proxy takes no more of them. Gives the number of bytes taken, the number of the next event,
+/// and the rest of the last one.
 async fn until_it_stalls(exchange: &mut Exchange) -> (usize, usize, Vec<u8>) {
     exchange.raw(HEAD).await;
     let mut taken = 0;
@@ -39,7 +41,7 @@ async fn until_it_stalls(exchange: &mut Exchange) -> (usize, usize, Vec<u8>) {
     unreachable!("it stalls")
 }
 
-/// The rest of it, while the client reads.
+/// Sends the rest of the stream while the client reads.
 fn go_on(
     mut exchange: Exchange,
     taken: usize,
@@ -60,7 +62,7 @@ fn go_on(
     })
 }
 
-/// Checks the events as they come.
+/// A check of the events as they come.
 #[derive(Default)]
 struct Events {
     open: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What a backend may say of itself that is wrong, late, or more than anybody wants to know.
+//! Metrics of a backend that are wrong, late, or far too many.
 
 use crate::support::backend::Backend;
 use crate::support::process::Process;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use thundergate::config::Ranks;
 use thundergate::units::Tokens;
 
-/// Capacity of a scripted backend by its good metrics: 10,000 blocks, of which one never holds a token.
+/// Capacity in tokens of a scripted backend by its good metrics: 10,000 blocks, of which one never holds a token.
 const CAPACITY: u64 = 16 * 9_999;
 
 fn page(body: &str) -> Vec<u8> {
@@ -35,7 +35,7 @@ async fn whatever_metrics_say_a_backend_serves_and_its_ledger_holds() {
     let mut backend = Backend::start().await;
     let mut config = config(&[&backend]);
     config.metrics.interval = Duration::from_millis(10);
-    // What several engines say is added up, and the backend stays one.
+    // The values of several engines are added up, and the backend stays a single one.
     config.models[0].ranks = Ranks::Off;
     let proxy = Proxy::with(config).await;
     let noise = crate::support::noise(100_000);
@@ -75,7 +75,7 @@ async fn whatever_metrics_say_a_backend_serves_and_its_ledger_holds() {
         proxy.wait_for("scrapes", || state.scrapes.load(Ordering::Relaxed) >= before + times).await;
     };
     for (what, wrong, expected) in pages {
-        // One that takes long is asked for once.
+        // A page that takes long is read only once.
         let times = if what.starts_with("a page that never") || what == "9 MB" { 1 } else { 3 };
         *state.metrics.lock() = Some(wrong.into());
         scraped(times).await;
@@ -95,7 +95,7 @@ async fn whatever_metrics_say_a_backend_serves_and_its_ledger_holds() {
     proxy.unharmed(&mut backend).await;
 }
 
-/// What operators are told is readable, and no number is absurd.
+/// Checks that the pages for operators can be read and that no number on them is absurd.
 async fn told(proxy: &Proxy, what: &str) {
     let mut client = proxy.client().await;
     for path in ["/health", "/backends", "/programs", "/metrics"] {
@@ -137,7 +137,7 @@ async fn a_usage_that_cannot_be_is_not_believed() {
             proxy.settled().await;
             let (_, program) = &proxy.app.gate.programs()[0];
             assert!(program.context < Tokens(100_000), "{count} {stream}: {program:?}");
-            // Another program beside it.
+            // Another program has a step beside it.
             let next = r#"{"model":"tiny","program_id":"p2","messages":[]}"#;
             let asked = Asked::of(&proxy, false, next.as_bytes()).await;
             proxy.app.gate.check().expect("a sound ledger");
@@ -149,7 +149,7 @@ async fn a_usage_that_cannot_be_is_not_believed() {
     proxy.unharmed(&mut backend).await;
 }
 
-/// A step of some `tokens` that goes on for `output` tokens.
+/// A step of some `tokens` tokens that goes on for `output` tokens.
 fn long_step(program: usize, tokens: usize, output: usize) -> Vec<u8> {
     let messages = json!([{"role": "user", "content": "word ".repeat(tokens)}]);
     let id = format!("p{program}");
@@ -174,7 +174,7 @@ async fn an_engine_that_comes_back_with_half_its_cache_gets_as_many_programs_as_
     let proxy = Proxy::with(config).await;
     let capacity = || proxy.app.gate.loads()[0].1.effective_capacity.map_or(0, |tokens| tokens.0);
     proxy.wait_for("the capacity", || (5_000..=6_400).contains(&capacity())).await;
-    // Sixteen programs, of which about five fit at once, and then about two: some are held all the time.
+    // There are sixteen programs. First about five of them fit at once, later about two: some are held all the time.
     let mut asked = Vec::new();
     for program in 0..16 {
         asked.push(Asked::of(&proxy, false, &long_step(program, 1_000, 4_000)).await);
@@ -191,7 +191,7 @@ async fn an_engine_that_comes_back_with_half_its_cache_gets_as_many_programs_as_
     gate.check().expect("a sound ledger");
     proxy.wait_for("no more than fit", || gate.open_steps() <= held && (1..held).contains(&gate.held_steps())).await;
     drop(asked);
-    // And everybody is served in the end.
+    // Every program is served in the end.
     let mut asked = Vec::new();
     for program in 0..16 {
         asked.push(Asked::of(&proxy, false, &long_step(program, 1_000, 5)).await);

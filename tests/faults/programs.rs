@@ -55,7 +55,7 @@ async fn an_id_used_again_right_after_its_release_is_a_fresh_program() {
     let of_new = backend.next().await;
     let fresh = p1(&proxy).expect("known anew");
     assert_eq!((fresh.steps, fresh.context, fresh.in_flight), (0, Tokens(0), 1));
-    // The old one's step ends late, with 1,241 tokens that are not the new one's.
+    // A step of the old program ends late, with 1,241 tokens that must not count for the new one.
     of_old.json(200, WHOLE).await;
     assert_eq!(old.got().await.status, 200);
     proxy.wait_for("the old step to be settled", || proxy.app.gate.open_steps() == 1).await;
@@ -94,11 +94,11 @@ async fn of_many_who_release_a_program_at_once_one_did() {
     proxy.unharmed(&mut backend).await;
 }
 
-/// So many of them, none of which says that it is over. Fewer where the whole ledger is checked after every event.
+/// Number of programs that never end. The number is smaller in builds that check the whole ledger after every event.
 const NEVER_RELEASED: usize = if cfg!(debug_assertions) { 20_000 } else { 200_000 };
 const MAX: usize = 32;
 
-/// One step of a program that is never heard of again, beside five others that are under way.
+/// One step of a program that never comes back, beside five others that are under way.
 fn visit(gate: &Gate, n: usize, under_way: &mut VecDeque<Step>) {
     let key = ProgramKey { tenant: "".into(), id: format!("program-{n}").into() };
     let info = Arrival { program: Some(key), class: n as u64 % 50, prompt_bytes: 8_000, ..Arrival::default() };
@@ -121,7 +121,7 @@ fn resident() -> usize {
 async fn programs_that_are_never_released_are_forgotten_beyond_the_most_and_memory_stays_flat() {
     const ALONE: &str = "THUNDERGATE_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
-        // In a process of its own: others allocate in this one.
+        // The test runs in a process of its own, because other tests allocate in this one.
         let name = "programs::programs_that_are_never_released_are_forgotten_beyond_the_most_and_memory_stays_flat";
         let mut command = std::process::Command::new(std::env::current_exe().expect("a path"));
         let status = command.args(["--exact", name, "--nocapture"]).env(ALONE, "1").status().expect("it runs");
@@ -148,7 +148,7 @@ async fn programs_that_are_never_released_are_forgotten_beyond_the_most_and_memo
     assert_eq!(gate.programs().len(), MAX);
     let grown = resident().saturating_sub(full);
     assert!(grown < 1 << 20, "{grown} bytes more than after a tenth of them");
-    // Steps that are dropped are given back, and the last of the programs with a release.
+    // The dropped steps are given back, and the remaining programs are released.
     under_way.clear();
     for (_, program) in gate.programs() {
         assert!(gate.release(&program.key));

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
 const CHUNKED: &str = "transfer-encoding: chunked\r\n\r\n";
 
-/// The stream without what only we asked for, as it was without us.
+/// The stream without the usage that only the proxy asked for: the stream as the client would get it without the proxy.
 fn without_usage() -> String {
     let events = STREAM.split_inclusive("\n\n").filter(|event| !event.contains(r#""choices":[],"usage""#));
     let fingerprint = ",\"system_fingerprint\":\"vllm-0.32.0-f3ed83a6\"}\n\ndata: [DONE]";
@@ -96,7 +96,7 @@ async fn odd_answers_that_are_whole_reach_the_client_whole() {
             format!("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n{json}\r\n{WHOLE}"),
             WHOLE.to_owned(),
         ),
-        // What is behind the end is no answer to anybody.
+        // The bytes behind the end belong to no answer.
         (
             "longer than its length",
             STEP,
@@ -130,7 +130,7 @@ async fn an_answer_longer_than_its_length_is_not_taken_for_the_next_one() {
         .raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen")
         .await;
     assert_eq!(client.response().await.text(), "{}");
-    // The connection stands.
+    // The connection to the client stays.
     proxy.unharmed(&mut backend).await;
     exchange.abandoned().await;
 }
@@ -140,7 +140,7 @@ async fn an_answer_that_comes_before_the_request_was_read_reaches_the_client() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::start(&[&backend]).await;
     backend.state.early.store(true, Ordering::Relaxed);
-    // More than all buffers take.
+    // The body is larger than all buffers together.
     let body = format!(r#"{{"model":"tiny","prompt":"{}"}}"#, "x".repeat(40 << 20));
     let error = r#"{"error":{"message":"too long"}}"#;
     let cases = [Ending::Close, Ending::HalfClose, Ending::Silence].map(|ending| [(false, ending), (true, ending)]);

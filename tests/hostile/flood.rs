@@ -1,4 +1,4 @@
-//! HTTP/2: frames that are wrong, and too many that are right.
+//! HTTP/2: wrong frames, and too many right ones.
 
 use super::frames::*;
 use super::*;
@@ -7,7 +7,7 @@ use bytes::BufMut;
 const ENHANCE_YOUR_CALM: u32 = 11;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// HPACK for `:status: 200`, an entry of its static table.
+/// HPACK code of `:status: 200`, an entry of the static table.
 const OK: u8 = 0x88;
 
 fn step_head<'a>(more: &[(&'a str, &'a str)]) -> Vec<u8> {
@@ -19,7 +19,7 @@ fn step_on(stream: u32) -> Vec<u8> {
     [frame(HEADERS, END_HEADERS, stream, &step_head(&[])), frame(DATA, END_STREAM, stream, STEP)].concat()
 }
 
-/// Sends `bytes` on a connection of their own: stream 1 is refused, or the connection.
+/// Sends `bytes` on a connection of their own, and checks that stream 1 or the whole connection is refused.
 async fn refused(scene: &mut Scene, what: &str, bytes: &[u8]) {
     let mut wire = Wire::open(&scene.proxy, &[]).await;
     wire.send(bytes).await;
@@ -149,7 +149,7 @@ async fn frames_out_of_order_are_refused() {
 #[tokio::test]
 async fn a_header_list_beyond_all_measure_is_refused() {
     let mut scene = Scene::set().await;
-    // One header of 4,000 bytes in the table of the connection, then named by a byte each time.
+    // One header of 4,000 bytes goes into the table of the connection. Then one byte each time names this header.
     let mut bomb = block(&request("GET", "/v1/hidden"));
     bomb.extend_from_slice(&[0x40, 1, b'a', 0x7f, 0xa1, 0x1e]);
     bomb.resize(bomb.len() + 4000, b'b');
@@ -174,7 +174,7 @@ async fn a_head_without_an_end_ends_its_connection() {
         let mut bytes = frame(HEADERS, END_STREAM, 1, &block(&request("GET", "/v1/hidden")));
         let pieces = frame(CONTINUATION, 0, 1, piece).repeat(100);
         let mut sent = 0;
-        // More than all buffers take.
+        // The loop sends more than all buffers take.
         while wire.send(&bytes).await && sent < 4_000_000 {
             bytes.clone_from(&pieces);
             sent += 100;
@@ -225,7 +225,7 @@ async fn a_client_that_makes_the_server_reset_is_sent_away_too() {
         let mut bytes = Vec::new();
         for _ in 0..100 {
             bytes.extend(frame(HEADERS, END_HEADERS, stream, &step_head(&[])));
-            // An error of the stream: it is the server that resets.
+            // The frame is an error of the stream, so the server resets the stream.
             bytes.extend(frame(WINDOW_UPDATE, 0, stream, &[0; 4]));
             stream += 2;
         }
@@ -247,7 +247,7 @@ async fn a_client_that_does_not_read_is_not_read_from() {
         let mut wire = Wire::open(&scene.proxy, &[]).await;
         let many = one.repeat(4000);
         let mut sent = 0;
-        // What each of them asks for has to go somewhere: into the sockets, whose room ends, or nowhere.
+        // Each answer needs room. The sockets have little room, and nothing else may hold the answers.
         while wire.stalls_or_ends(&many).await.is_none() {
             sent += many.len();
             assert!(sent < 100 << 20, "{what}: 100 MB of them are answered to nobody");
@@ -264,10 +264,11 @@ async fn a_window_that_never_opens_gives_its_place_back() {
     assert!(wire.send(&step_on(1)).await);
     assert!(wire.find(HEADERS, 1).await.is_some(), "the head takes no window");
     scene.unharmed().await;
-    // It was not sent, and not kept either.
+    // The answer was not sent, and the proxy did not keep it either.
     assert!(matches!(wire.refused(1).await, Refused::Stream(_) | Refused::Connection(_) | Refused::Closed));
 
-    // Windows of streams are open, that of the connection is not: some answers come, the others wait for it.
+    // The windows of the streams are open, but not the window of the connection. Some answers come, and the others wait
+    // for that window.
     let mut wire = Wire::open(&scene.proxy, &[]).await;
     let streams = 2 * 65_535 / WHOLE.len() as u32;
     assert!(streams < 1000, "as many as may be open");

@@ -1,4 +1,4 @@
-//! HTTP/2 written frame by frame, for what no library sends.
+//! HTTP/2 written frame by frame, for frames that no library sends.
 
 use super::*;
 use bytes::{BufMut, BytesMut};
@@ -19,7 +19,7 @@ pub const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One connection over h2c, on which anything may be sent.
+/// One h2c connection on which anything may be sent.
 pub struct Wire {
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
@@ -39,7 +39,7 @@ pub fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     for (name, value) in headers {
         block.push(0);
         for text in [name, value] {
-            // Up to 126 bytes are a length of one byte; more take a second form that no test needs.
+            // A length of up to 126 bytes takes one byte. Longer ones have another form, which no test needs.
             assert!(text.len() < 127);
             block.push(text.len() as u8);
             block.extend_from_slice(text.as_bytes());
@@ -65,7 +65,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 // === impl Wire ===
 
 impl Wire {
-    /// With these settings of the client's.
+    /// Opens a connection with these settings of the client.
     pub async fn open(proxy: &Proxy, settings: &[(u16, u32)]) -> Self {
         let stream = TcpStream::connect(proxy.address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket option");
@@ -80,12 +80,12 @@ impl Wire {
         wire
     }
 
-    /// `false`: the proxy has closed the connection.
+    /// Sends `bytes`; `false` if the proxy has closed the connection.
     pub async fn send(&mut self, bytes: &[u8]) -> bool {
         within("room to write", self.writer.write_all(bytes)).await.is_ok()
     }
 
-    /// Sends for as long as the proxy takes it: `None` if it took all of it.
+    /// Sends for as long as the proxy takes the bytes; `None` if the proxy took all of them.
     pub async fn stalls_or_ends(&mut self, bytes: &[u8]) -> Option<()> {
         let sent = tokio::time::timeout(Duration::from_secs(2), self.writer.write_all(bytes)).await;
         (!matches!(sent, Ok(Ok(())))).then_some(())
@@ -121,7 +121,7 @@ impl Wire {
         }
     }
 
-    /// The stream or the whole connection is refused: which error code the peer gave.
+    /// Waits until the stream or the whole connection is refused. Tells how, with the error code.
     pub async fn refused(&mut self, stream: u32) -> Refused {
         loop {
             let Some(frame) = self.next().await else { return Refused::Closed };
@@ -138,10 +138,10 @@ impl Wire {
     }
 }
 
-/// How a request was refused.
+/// The way in which a request was refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// By an answer, given as its header block.
+    /// An answer, given as its header block.
     Answer(Bytes),
     Stream(u32),
     Connection(u32),

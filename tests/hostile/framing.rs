@@ -1,8 +1,8 @@
-//! HTTP/1: requests that two servers may read in two ways.
+//! HTTP/1 requests that two servers may read in two ways.
 
 use super::*;
 
-/// What is hidden in bodies and behind them: a request that nobody checked.
+/// A request that is hidden in bodies and behind them, and that nobody checked.
 const HIDDEN: &str = "GET /v1/hidden HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// A POST of `body` with these header lines, each ended by CRLF, besides `Host`.
@@ -10,7 +10,7 @@ fn post(headers: &str, body: &str) -> Vec<u8> {
     format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}").into_bytes()
 }
 
-/// The one step that may have come of an attack, framed without a doubt.
+/// Checks the one step that may have come of an attack: its framing leaves no doubt.
 fn is_well_formed(request: &Message) {
     let values = |name: &str| request.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).count();
     assert_eq!(values("content-length"), 1, "{request:?}");
@@ -23,7 +23,8 @@ fn is_well_formed(request: &Message) {
     serde_json::from_slice::<serde_json::Value>(&request.body).expect("a step");
 }
 
-/// Every attack is refused with one of these, its connection closed, and nothing of it reaches a backend.
+/// Checks that every attack is refused with one of these statuses, its connection closed, and that nothing of it
+/// reaches a backend.
 async fn all_refused(attacks: &[(&str, Vec<u8>)], statuses: &[u16]) {
     let mut scene = Scene::set().await;
     for (what, bytes) in attacks {
@@ -253,7 +254,8 @@ async fn what_is_odd_but_clear_is_forwarded_as_one_plain_request() {
             ),
             true,
         ),
-        // Pingora takes both, and it cannot be seen from above. The backend gets them framed anew.
+        // Pingora accepts both of these, and the proxy's hooks cannot see them. The backend gets the bodies framed
+        // anew.
         ("bare LF in an extension", chunked(format!("{len:x};a\nb\r\n{body}\r\n0\r\n\r\n")), true),
         ("no size for zero", chunked(format!("{len:x}\r\n{body}\r\n\r\nx: y\r\n\r\n")), true),
         ("HTTP/1.0", first(&format!("POST {CHAT} HTTP/1.0")), false),
@@ -313,7 +315,7 @@ async fn a_body_that_nobody_wants_does_not_become_a_request() {
         assert!(reached.is_empty(), "{what}: {reached:?}");
         assert!(fate.answers.len() <= 1, "{what}: {fate:?}");
     }
-    // Passed on with its body, GET or not.
+    // A GET is passed on with its body, as any other request.
     let get = format!(
         "GET /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{hidden:x}\r\n{HIDDEN}\r\n0\r\n\r\n"
     );

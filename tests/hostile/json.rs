@@ -3,7 +3,8 @@
 use super::*;
 use serde_json::Value;
 
-/// Sends a step over one protocol after the other: status and code must be the same. What reached the backend.
+/// Sends a step over both protocols, one after the other, and checks that status and code are the same. Returns these,
+/// and the requests that reached the backend.
 async fn step(scene: &mut Scene, body: &[u8]) -> (u16, String, Vec<Message>) {
     let mut client = scene.proxy.client().await;
     client.post(CHAT, "", body).await;

@@ -1,9 +1,9 @@
-//! The flags of a command: that all are on the page, with their defaults.
+//! The flags of a command: the page must have all of them, with their defaults.
 
 use super::page::{by_name, code, rows, same, section};
 use clap::{Arg, Command};
 
-/// Where the page has the flags of `command`.
+/// The heading under which the page has the flags of `command`.
 pub fn heading(command: &Command) -> String {
     match command.get_name() {
         "thundergate" => "### `thundergate`".to_owned(),
@@ -27,7 +27,7 @@ pub fn check(command: &Command) {
     }
 }
 
-/// What clap or the help text gives as the default, if it is a value and not a sentence.
+/// The default that clap or the help text gives, if it is a value and not a sentence.
 fn default(arg: &Arg) -> Option<String> {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
     let told = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));

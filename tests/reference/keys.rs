@@ -1,4 +1,5 @@
-//! The keys of the YAML: that all are on the page, and that defaults, bounds and what a reload takes are as it says.
+//! The keys of the YAML. The page must have all of them, with the right defaults and bounds, and must say rightly which
+//! a reload takes.
 
 use super::page::{by_name, code, rows, same, section};
 use serde_json::{Value, json};
@@ -15,12 +16,12 @@ fn page() -> BTreeMap<String, Vec<String>> {
     by_name(rows(section("## Configuration"), "key"))
 }
 
-/// Every key of the schema by its path, with whether it holds other keys, and the required ones.
+/// Every key of the schema by its path, each with whether it holds other keys; and the required keys.
 fn keys() -> (BTreeMap<String, bool>, BTreeSet<String>) {
     let schema = config::schema();
     let (mut keys, mut required) = (BTreeMap::new(), BTreeSet::new());
     walk(&schema, &schema, "", &mut keys, &mut required);
-    // `backends` at the top is a pool's `backends`.
+    // `backends` at the top level is the `backends` of a pool.
     keys.retain(|key, _| !key.starts_with("backends["));
     required.retain(|key| !key.starts_with("backends["));
     (keys, required)
@@ -58,7 +59,7 @@ fn every_key_is_on_the_page_and_what_must_be_given_is_marked() {
     let (keys, required) = keys();
     let page = page();
     let leaves: Vec<String> = keys.iter().filter(|(_, parent)| !**parent).map(|(key, _)| key.clone()).collect();
-    // Where a key holds others, a row for it is welcome and not needed.
+    // For a key that holds other keys, a row is welcome and not needed.
     let rows: Vec<String> = page.keys().filter(|key| keys.get(*key) != Some(&true)).cloned().collect();
     same("keys", &leaves, &rows);
     let marked: BTreeSet<String> =
@@ -71,7 +72,7 @@ fn the_defaults_are_those_of_the_page() {
     let file = File::new();
     let mut written = File::base();
     for (key, row) in page() {
-        // The first is for a file without listeners; what stands in the base has its own value there.
+        // `listen` is for a file without listeners; a key of the base file has its own value there.
         let given = key == "listen" || !at(&mut File::base(), &key).is_null();
         if let (Some(default), false) = (code(&row[1]), given) {
             let value = serde_json::from_str(default).unwrap_or_else(|_| json!(default));
@@ -112,7 +113,7 @@ fn the_bounds_are_those_of_the_page() {
     assert!(tried >= 20, "{tried} keys with bounds");
 }
 
-/// `A to B` or `at least A` at the start of a cell.
+/// The bounds at the start of a cell: `A to B` or `at least A`.
 fn bounds(cell: &str) -> Option<(f64, Option<f64>)> {
     let number = |text: &str| text.split([' ', ';']).next()?.parse().ok();
     if let Some(rest) = cell.strip_prefix("at least ") {
@@ -176,7 +177,7 @@ fn a_reload_takes_the_rest() {
     }
 }
 
-/// The value at `path`, in the first item of each list on the way.
+/// The value at `path`. In a list on the way, the path goes through the first item.
 fn at<'a>(root: &'a mut Value, path: &str) -> &'a mut Value {
     path.split('.').fold(root, |node, name| match name.strip_suffix("[]") {
         Some(list) => &mut node[list][0],
@@ -195,7 +196,7 @@ impl File {
         Self { dir }
     }
 
-    /// Every section that may be left out, with nothing in it but what it needs.
+    /// A file with every section that may be left out, each with nothing but what it needs.
     fn base() -> Value {
         json!({
             "listeners": [{"address": "127.0.0.1:8443", "tls": {"cert": "cert.pem", "key": "key.pem"}}],
@@ -219,7 +220,7 @@ impl File {
     }
 
     fn flags(&self, written: &Value) -> Flags {
-        // JSON is YAML.
+        // The file is JSON, which is YAML too.
         let file: PathBuf = Path::new(self.dir.path()).join("thundergate.yaml");
         std::fs::write(&file, written.to_string()).expect("a file");
         Flags { config: Some(file), ..Flags::default() }

@@ -1,4 +1,4 @@
-//! What a running proxy says: its metrics, its access log, its events, its step profiles.
+//! Output of a running proxy: its metrics, its access log, its events, its step profiles.
 
 use super::page::{by_name, codes, rows, same, section};
 use super::support::backend::Backend;
@@ -14,14 +14,14 @@ const CHAT: &str = "/v1/chat/completions";
 const METRICS: &str = include_str!("../samples/vllm-0.32-metrics.txt");
 const ANSWER: &str = r#"{"usage":{"prompt_tokens":20,"completion_tokens":2}}"#;
 
-/// A metric as the exposition has it: its type, its labels, and their values.
+/// A metric as the exposition has it: its type, and its labels with their values.
 #[derive(Default)]
 struct Metric {
     kind: String,
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Steps that are answered, held, refused, fail and end, so that every family has a series.
+/// A proxy with steps that are answered, held and refused, that fail and that end, so that every metric has a series.
 async fn busy() -> (Proxy, Backend, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut backend = Backend::start().await;
@@ -45,7 +45,7 @@ fn metrics(page: &str) -> BTreeMap<String, Metric> {
     let mut found = BTreeMap::<String, Metric>::new();
     for line in page.lines() {
         if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
-            // OpenMetrics names a counter's family without its suffix.
+            // OpenMetrics names the family of a counter without the suffix.
             let suffix = if kind == "counter" && !name.ends_with("_total") { "_total" } else { "" };
             found.insert(format!("{name}{suffix}"), Metric { kind: kind.to_owned(), ..Metric::default() });
         } else if !line.starts_with('#') && !line.is_empty() {
@@ -107,7 +107,7 @@ async fn every_field_of_the_access_log_and_every_column_of_the_profiles_is_on_th
 #[tokio::test]
 async fn events_have_the_fields_that_the_page_says() {
     let mut backend = Backend::start().await;
-    // Room for one program of a thousand tokens.
+    // There is room for one program of a thousand tokens.
     backend.state.blocks.store(100, std::sync::atomic::Ordering::Relaxed);
     let proxy = Proxy::start(&[&backend]).await;
     let mut events = proxy.app.gate.events();

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::LazyLock;
 
-/// Read when the test runs: a change of the page alone needs no build.
+/// Text of the page, read when the test runs: a change of the page alone needs no build.
 static PAGE: LazyLock<String> =
     LazyLock::new(|| fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md")).expect("the page"));
 
-/// A table's rows, without their two heading lines; each cell as it is written.
+/// Rows of a table without its two heading lines, each cell as written.
 pub type Rows = Vec<Vec<String>>;
 
-/// What stands below `heading` (as written, `#` and all) until the next heading of its level or a higher one.
+/// The text below `heading` (as written, with its `#`) until the next heading of its level or a higher one.
 pub fn section(heading: &str) -> &'static str {
     let level = |line: &str| line.bytes().take_while(|byte| *byte == b'#').count();
     let mut at = 0;
@@ -33,7 +33,7 @@ pub fn headings(start: &str) -> Vec<&'static str> {
     PAGE.lines().filter(|line| line.starts_with(start)).collect()
 }
 
-/// The rows of all tables of a section that have the column `first` as their first one.
+/// The rows of all tables of a section whose first column is `first`.
 pub fn rows(section: &str, first: &str) -> Rows {
     let mut found = Rows::new();
     let mut wanted = false;
@@ -55,17 +55,17 @@ fn cells(line: &str) -> Vec<String> {
     inner.split('|').map(|cell| cell.trim().replace('\u{0}', "|")).collect()
 }
 
-/// What stands in backticks.
+/// All text in backticks.
 pub fn codes(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The one thing in backticks that `cell` consists of.
+/// The code that `cell` consists of, if it is nothing but one code in backticks.
 pub fn code(cell: &str) -> Option<&str> {
     cell.strip_prefix('`')?.strip_suffix('`').filter(|code| !code.contains('`'))
 }
 
-/// The rows by what their first cell has in backticks, each once.
+/// The rows by the code in their first cell. Each code may appear once.
 pub fn by_name(rows: Rows) -> BTreeMap<String, Vec<String>> {
     let mut named = BTreeMap::new();
     for row in rows {
@@ -76,7 +76,7 @@ pub fn by_name(rows: Rows) -> BTreeMap<String, Vec<String>> {
     named
 }
 
-/// Both must name the same things.
+/// Checks that program and page name the same things.
 pub fn same<'a>(what: &str, program: impl IntoIterator<Item = &'a String>, page: impl IntoIterator<Item = &'a String>) {
     let (program, page) = (Vec::from_iter(program), Vec::from_iter(page));
     let missing: Vec<_> = program.iter().filter(|name| !page.contains(name)).collect();

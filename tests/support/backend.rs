@@ -1,5 +1,5 @@
-//! A backend that does what the test says, step by step. Each request that reaches it is an `Exchange` in the
-//! test's hand; health, metrics and models are answered by themselves.
+//! A backend that does what the test says, step by step. The test gets each request that reaches the backend as an
+//! `Exchange`. The backend itself answers for health, metrics and models.
 
 use super::{wire, within};
 use bytes::Bytes;
@@ -21,43 +21,43 @@ pub struct Backend {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// What holds for all connections of a backend.
+/// State that all connections of a backend share.
 pub struct State {
     pub healthy: AtomicBool,
-    /// KV blocks of 16 tokens, as its `/metrics` says.
+    /// Number of KV blocks of 16 tokens that `/metrics` tells.
     pub blocks: AtomicUsize,
-    /// What `/metrics` sends in place of a good answer, head and all; the connection stays open behind it.
+    /// Bytes that `/metrics` sends in place of a good answer, head included. The connection stays open behind them.
     pub metrics: Mutex<Option<Bytes>>,
-    /// How often they were asked for.
+    /// Number of times that the metrics were asked for.
     pub scrapes: AtomicUsize,
-    /// Requests are handed over with their head, and their body stays unread.
+    /// Whether requests are handed over with their head alone, while their body stays unread.
     pub early: AtomicBool,
     connections: AtomicUsize,
     out: mpsc::UnboundedSender<Exchange>,
 }
 
-/// A request that came whole and waits for its answer.
+/// A request that waits for its answer. The request came whole, unless the backend's `early` is set.
 pub struct Exchange {
     pub request: Message,
-    /// Which connection it came on, counted from one.
+    /// Number of the connection that the request came on, counted from one.
     pub connection: usize,
     io: Io,
 }
 
-/// An answer whose head was sent, in chunks.
+/// An answer in chunks whose head was sent.
 pub struct Answer {
     io: Io,
 }
 
-/// How a backend ends what it was saying, whole or not.
+/// The way in which a backend stops sending an answer, whole or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Close,
-    /// RST, as of a process that crashed.
+    /// RST, as from a process that crashed.
     Reset,
-    /// FIN alone: it would still read.
+    /// FIN alone: the backend would still read.
     HalfClose,
-    /// Not a word more, as of a machine that has vanished.
+    /// Nothing more is sent, as by a machine that has vanished.
     Silence,
 }
 
@@ -93,34 +93,34 @@ impl Backend {
         format!("http://{}", self.address)
     }
 
-    /// The next request that is not about health, metrics or models.
+    /// The next request that is not for health, metrics or models.
     pub async fn next(&mut self) -> Exchange {
         within("a request to the backend", self.recv()).await.expect("the backend runs")
     }
 
-    /// The same, however long it takes.
+    /// The next such request, however long it takes to come.
     pub async fn recv(&mut self) -> Option<Exchange> {
         self.exchanges.recv().await
     }
 
-    /// Connections to it so far.
+    /// Number of connections that the backend has accepted so far.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::Relaxed)
     }
 
-    /// No request waits for an answer here.
+    /// Whether no request waits for its answer.
     pub fn is_quiet(&mut self) -> bool {
         self.exchanges.is_empty()
     }
 
-    /// Refuses connections from now on; those that stand stay.
+    /// Refuses connections from now on. Open connections stay.
     pub async fn stop_listening(&mut self) {
         self.task.abort();
-        // The listener goes with the task.
+        // The listener ends with the task.
         let _ = (&mut self.task).await;
     }
 
-    /// Takes connections again, at the same address.
+    /// Accepts connections again, at the same address.
     pub async fn listen_again(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the port is still free");
         self.task = accept(listener, Arc::clone(&self.state));
@@ -148,30 +148,30 @@ impl Exchange {
         self.whole(status, "application/json", body.as_bytes()).await;
     }
 
-    /// A whole answer with its length; the connection stays.
+    /// Sends a whole answer with its length. The connection stays.
     pub async fn whole(mut self, status: u16, kind: &str, body: &[u8]) {
         self.io.whole(status, kind, body).await;
         self.io.serve();
     }
 
-    /// Starts an answer in chunks.
+    /// Sends the head of an answer in chunks.
     pub async fn chunks(mut self, status: u16, kind: &str) -> Answer {
         let head = format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n");
         self.io.write(head.as_bytes()).await;
         Answer { io: self.io }
     }
 
-    /// Starts an answer of server-sent events.
+    /// Sends the head of an answer of server-sent events.
     pub async fn events(self) -> Answer {
         self.chunks(200, "text/event-stream; charset=utf-8").await
     }
 
-    /// Bytes as they are.
+    /// Sends the bytes as they are.
     pub async fn raw(&mut self, bytes: &[u8]) {
         self.io.write(bytes).await;
     }
 
-    /// The next `bytes` bytes that came behind the request.
+    /// Reads the next `bytes` bytes that came behind the request.
     pub async fn said(&mut self, bytes: usize) -> Vec<u8> {
         let said = within("what the client says", self.io.reader.take(bytes)).await;
         said.expect("an open connection").to_vec()
@@ -185,7 +185,7 @@ impl Exchange {
     /// Closes the connection without an answer.
     pub fn die(self) {}
 
-    /// Says no more. The task ends when the proxy has closed the connection.
+    /// Sends nothing more, in the way that `ending` says. The task ends when the proxy has closed the connection.
     pub async fn end(self, ending: Ending) -> tokio::task::JoinHandle<()> {
         let mut io = self.io;
         match ending {
@@ -197,7 +197,8 @@ impl Exchange {
         tokio::spawn(async move { io.closed().await })
     }
 
-    /// How many of `bytes` the connection takes: less than all when it stands for `patience`, or is closed.
+    /// Number of `bytes` that the connection takes. The number is smaller than their length if the connection takes
+    /// none for `patience`, or is closed.
     pub async fn push(&mut self, bytes: &[u8], patience: Duration) -> usize {
         let mut sent = 0;
         while sent < bytes.len() {
@@ -225,18 +226,18 @@ impl Answer {
         self.io.write(&chunk).await;
     }
 
-    /// One server-sent event.
+    /// Sends one server-sent event.
     pub async fn event(&mut self, data: &str) {
         self.send(format!("data: {data}\n\n").as_bytes()).await;
     }
 
-    /// The end of the answer; the connection stays.
+    /// Ends the answer. The connection stays.
     pub async fn finish(mut self) {
         self.io.write(b"0\r\n\r\n").await;
         self.io.serve();
     }
 
-    /// Breaks off: a clean close in the middle of the answer.
+    /// Breaks off with a clean close in the middle of the answer.
     pub fn die(self) {}
 
     /// Breaks off with a reset.
@@ -264,7 +265,7 @@ impl Io {
         }
     }
 
-    /// Reads requests until one is for the test.
+    /// Reads requests and answers them, until one is for the test.
     fn serve(mut self) {
         tokio::spawn(async move {
             while let Ok(Some(mut request)) = self.reader.head().await {
@@ -318,7 +319,7 @@ impl Io {
         self.write(&bytes).await;
     }
 
-    /// A proxy that has gone is the test's business, not ours.
+    /// Errors of writing are ignored: whether the proxy may have gone is for the test to check.
     async fn write(&mut self, bytes: &[u8]) {
         let _ = self.writer.write_all(bytes).await;
     }
@@ -344,7 +345,8 @@ fn metrics(blocks: usize) -> String {
     )
 }
 
-/// Answers every request with `answer` of it, until the backend is dropped; for tests that only look at one side.
+/// Answers every request with what `answer` makes of it, until the backend is dropped. For tests that look at one side
+/// only.
 pub fn answer_all(mut backend: Backend, answer: fn(&Message) -> Bytes) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let address = backend.address;
     let task = tokio::spawn(async move {

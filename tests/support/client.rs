@@ -1,4 +1,4 @@
-//! Small clients, HTTP/1.1 by hand and h2c.
+//! Small clients: HTTP/1.1 written by hand, and h2c.
 
 use super::wire::{Message, Reader};
 use super::within;
@@ -43,7 +43,7 @@ impl Client {
         Ok(Self { reader: Reader::new(reader), writer })
     }
 
-    /// A POST and its whole answer, however long that takes.
+    /// Sends a POST and reads its whole answer, however long the answer takes.
     pub async fn exchange(&mut self, path: &str, body: &[u8]) -> io::Result<Message> {
         let mut bytes = post_head(path, "", body.len()).into_bytes();
         bytes.extend_from_slice(body);
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// All that comes until the end of the connection.
+    /// Reads everything that comes until the end of the connection.
     pub async fn rest(&mut self) -> Vec<u8> {
         let rest = within("the end of the connection", self.reader.take(usize::MAX)).await;
         rest.expect("a readable connection").to_vec()
@@ -66,7 +66,7 @@ impl Client {
         self.writer.write_all(bytes).await.expect("the proxy reads");
     }
 
-    /// A POST with a JSON body and more headers, each line ended by CRLF.
+    /// Sends a POST with a JSON body and more headers, each line ended by CRLF.
     pub async fn post(&mut self, path: &str, headers: &str, body: &[u8]) {
         let mut bytes = post_head(path, headers, body.len()).into_bytes();
         bytes.extend_from_slice(body);
@@ -78,13 +78,13 @@ impl Client {
         self.send(head.as_bytes()).await;
     }
 
-    /// Status and headers of the next response.
+    /// Reads status and headers of the next response.
     pub async fn head(&mut self) -> Message {
         let head = within("a response", self.reader.head()).await;
         head.expect("a response").expect("a response before the end")
     }
 
-    /// The next response, whole, behind whatever hints came ahead of it.
+    /// Reads the next whole response, and skips informational responses before it.
     pub async fn response(&mut self) -> Message {
         let mut message = self.head().await;
         while (102..200).contains(&message.status()) {
@@ -95,7 +95,7 @@ impl Client {
         message
     }
 
-    /// More of the body of `message`, of which `read` bytes were read; `None` at its end.
+    /// Reads more of the body of `message`, of which `read` bytes were read already; `None` at the end of the body.
     pub async fn piece(&mut self, message: &mut Message, read: usize) -> Option<Bytes> {
         let piece = within("more of a response", self.reader.piece(message, read)).await;
         piece.expect("a readable connection")
@@ -105,7 +105,7 @@ impl Client {
         (self.reader, self.writer)
     }
 
-    /// The proxy has closed the connection, and sent nothing more.
+    /// Whether the proxy has closed the connection and sent nothing more.
     pub async fn closed(&mut self) -> bool {
         let more = within("the proxy to close", self.reader.more()).await;
         !more.expect("a readable connection")
@@ -125,7 +125,8 @@ impl H2 {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket option");
-        // A stream that is not read is not to take the window of its siblings.
+        // The window of the connection is large: a stream that nobody reads must not take the window of the other
+        // streams.
         let builder = h2::client::Builder::new().initial_connection_window_size(1 << 20).to_owned();
         let handshake = within("a handshake", builder.handshake(stream)).await;
         let (requests, connection) = handshake.expect("HTTP/2");
@@ -133,13 +134,13 @@ impl H2 {
         Self { requests }
     }
 
-    /// The connection takes no new stream: it was told so, or is closed.
+    /// Waits until the connection takes no new stream, because it was told so or is closed.
     pub async fn is_told_to_go(&mut self) -> bool {
         let gone = async {
             loop {
                 match self.requests.clone().ready().await {
                     Err(_) => return true,
-                    // A request that is refused shows it; one that is served does not.
+                    // Sending a request shows whether the connection refuses it.
                     Ok(mut requests) => {
                         let request = Request::get("http://proxy/livez").body(()).expect("a request");
                         if requests.send_request(request, true).is_err() {
@@ -153,13 +154,13 @@ impl H2 {
         within("the end of the connection", gone).await
     }
 
-    /// For a request that a test makes itself.
+    /// A handle for a request that a test makes itself.
     pub async fn ready(&mut self) -> SendRequest<Bytes> {
         let ready = within("a free stream", self.requests.clone().ready()).await;
         ready.expect("a connection")
     }
 
-    /// Starts a POST; the body is sent by the caller.
+    /// Starts a POST. The caller sends the body.
     pub async fn post(&mut self, path: &str, length: Option<usize>) -> H2Request {
         let mut request = Request::post(format!("http://proxy{path}"));
         if let Some(length) = length {
@@ -174,7 +175,7 @@ impl H2 {
 // === impl H2Request ===
 
 impl H2Request {
-    /// Sends a piece of the body as the flow control lets it.
+    /// Sends a piece of the body, as fast as the flow control permits.
     pub async fn send(&mut self, mut data: Bytes, end: bool) {
         while !data.is_empty() {
             self.body.reserve_capacity(data.len());
@@ -190,7 +191,7 @@ impl H2Request {
         self.body.send_data(data, end).expect("an open stream");
     }
 
-    /// Ends the body. A server that has answered already may have closed the stream.
+    /// Ends the body. A server that has already answered may have closed the stream.
     pub fn end(&mut self) {
         let _ = self.body.send_data(Bytes::new(), true);
     }
@@ -200,7 +201,7 @@ impl H2Request {
         (response.expect("a response"), self.body)
     }
 
-    /// The whole response.
+    /// Reads the whole response.
     pub async fn response(self) -> Response<Bytes> {
         let (response, _body) = self.head().await;
         let (parts, mut stream) = response.into_parts();

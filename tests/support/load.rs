@@ -1,4 +1,4 @@
-//! Clients that come all the time, and count whatever goes wrong: what a reload or an upgrade must not show.
+//! Clients that send requests all the time and count every failure. A reload or an upgrade must cause none.
 
 use super::backend::{Backend, Exchange};
 use super::client::Client;
@@ -12,11 +12,11 @@ use tokio::task::JoinSet;
 const CHAT: &str = "/v1/chat/completions";
 const WHOLE: &str = include_str!("../samples/vllm-0.32-chat.json");
 
-/// One event of a stream each; a stream takes their number times this.
+/// Time between two events of a stream. A stream takes this time for each of its events.
 const PACE: Duration = Duration::from_millis(20);
 pub const EVENTS: usize = 60;
 
-/// What the clients have seen.
+/// Counts of the requests and failures that the clients have seen.
 #[derive(Default)]
 pub struct Seen {
     pub requests: AtomicUsize,
@@ -26,13 +26,13 @@ pub struct Seen {
     stop: AtomicBool,
 }
 
-/// Runs until it is stopped.
+/// Clients that run until they are stopped.
 pub struct Load {
     pub seen: Arc<Seen>,
     clients: JoinSet<()>,
 }
 
-/// Answers everything: in one piece, or in events at a steady pace.
+/// Answers every request: in one piece, or in events at a steady pace.
 pub fn answer(mut backend: Backend) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         while let Some(exchange) = backend.recv().await {
@@ -57,8 +57,9 @@ async fn answer_one(exchange: Exchange) {
 // === impl Load ===
 
 impl Load {
-    /// `kept` clients keep their connection for as long as they are let, `fresh` ones make one for each request,
-    /// `streaming` ones have an answer streamed all the time, and one speaks HTTP/2.
+    /// Starts the clients. `kept` clients keep their connection for as long as the server lets them; `fresh` clients
+    /// make a connection for each request; `streaming` clients have answers streamed all the time. One more client
+    /// speaks HTTP/2.
     pub fn start(address: SocketAddr, kept: usize, fresh: usize, streaming: usize) -> Self {
         let (seen, mut clients) = (Arc::<Seen>::default(), JoinSet::new());
         for n in 0..kept + fresh {
@@ -71,7 +72,7 @@ impl Load {
         Self { seen, clients }
     }
 
-    /// Waits for more of each kind of request to end well or ill.
+    /// Waits until more requests of each kind have ended, well or not.
     pub async fn goes_on(&self) {
         let count = || (self.seen.requests.load(SeqCst), self.seen.streams.load(SeqCst));
         let (requests, streams) = count();
@@ -83,7 +84,7 @@ impl Load {
         super::within("more requests", more).await;
     }
 
-    /// Every client ends what it has begun.
+    /// Stops the clients, each after the request that it has begun.
     pub async fn stop(mut self) -> Arc<Seen> {
         self.seen.stop.store(true, SeqCst);
         while let Some(ended) = self.clients.join_next().await {
@@ -109,7 +110,7 @@ fn body(program: &str, stream: bool) -> Vec<u8> {
     format!(r#"{{"model":"tiny","messages":[],"program_id":"{program}","stream":{stream}}}"#).into_bytes()
 }
 
-/// Connects, or says why not.
+/// Connects, or gives the reason for the failure in words.
 async fn connect(address: SocketAddr) -> Result<Client, String> {
     Client::try_connect(address).await.map_err(|e| format!("connect: {e}"))
 }
@@ -160,7 +161,7 @@ fn whole_stream(answer: std::io::Result<Message>) -> Result<(), String> {
     whole.then_some(()).ok_or_else(|| format!("a stream: {} with {events} events", answer.status()))
 }
 
-/// A client that keeps one connection and moves on when it is told to go, as HTTP/2 clients do.
+/// A client that keeps one connection, and makes another when the server tells it to go, as HTTP/2 clients do.
 async fn http2(address: SocketAddr, seen: Arc<Seen>) {
     let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().expect("a client");
     while !seen.stop.load(SeqCst) {

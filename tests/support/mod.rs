@@ -1,4 +1,4 @@
-//! What the tests of the request path share: a scripted backend, small clients, Pingora in this process.
+//! Tools that the tests of the request path share: a scripted backend, small clients, the proxy in this process.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 pub mod backend;
@@ -11,10 +11,10 @@ pub mod wire;
 use std::future::Future;
 use std::time::Duration;
 
-/// Far more than anything here takes: a test that reaches it hangs.
+/// Time limit far beyond what anything here takes. A test that reaches the limit hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits for `what`, and fails the test when it does not come.
+/// Waits for `future`, and fails the test when it does not end in time. `what` names it in the failure.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
@@ -22,7 +22,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// `length` bytes that look different everywhere, so that a piece that is lost or doubled shows.
+/// `length` bytes without repetition, so that a lost or doubled piece shows.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let step = |_| {

@@ -1,4 +1,4 @@
-//! The real binary: started, told with signals, listened to on its standard error.
+//! The real binary as a process: the test starts it, sends it signals, and reads its standard error.
 
 use super::{client::Client, within};
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,10 +10,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-/// Killed when dropped.
+/// A process that is killed when dropped.
 pub struct Process {
     child: Child,
-    /// What it has logged.
+    /// Lines that the process has logged.
     log: watch::Receiver<Vec<String>>,
 }
 
@@ -40,12 +40,12 @@ impl Process {
         Self { child, log }
     }
 
-    /// With a configuration file, and the socket for upgrades beside it.
+    /// Starts a server with a configuration file, and its socket for upgrades beside the file.
     pub fn serve(file: &Path, more: &[&str]) -> Self {
         Self::serve_in(file, more, [])
     }
 
-    /// With more variables in its environment.
+    /// Starts a server with more variables in its environment.
     pub fn serve_in<'a>(file: &Path, more: &[&str], env: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Self {
         let socket = file.with_extension("sock").into_os_string();
         let mut args = vec!["--config".into(), file.as_os_str().to_owned(), "--upgrade-socket".into(), socket];
@@ -53,7 +53,7 @@ impl Process {
         Self::start_in(&args, env)
     }
 
-    /// The first line that holds `words`, and has not come before `from` lines.
+    /// Waits for a line that holds `words`, apart from the first `from` lines.
     pub async fn says_after(&self, from: usize, words: &str) -> String {
         let mut log = self.log.clone();
         let found = |log: &Vec<String>| log.iter().skip(from).find(|line| line.contains(words)).cloned();
@@ -70,7 +70,7 @@ impl Process {
         self.log.borrow().len()
     }
 
-    /// Where it listens: the `nth` address.
+    /// Address of the `nth` listener.
     pub async fn address(&self, nth: usize) -> SocketAddr {
         let mut log = self.log.clone();
         let listening = |line: &String| Some(line.split_once("listening on ")?.1.parse().expect("an address"));
@@ -79,7 +79,7 @@ impl Process {
         log.iter().filter_map(listening).nth(nth).expect("waited for")
     }
 
-    /// It has a usable backend.
+    /// Waits until the server has a usable backend.
     pub async fn ready(&self) -> SocketAddr {
         let address = self.address(0).await;
         within("a usable backend", async {
@@ -112,7 +112,7 @@ impl Process {
         within("the end of the process", self.exit()).await
     }
 
-    /// The same, however long it takes.
+    /// Waits for the end, however long it takes.
     pub async fn exit(&mut self) -> ExitStatus {
         self.child.wait().await.expect("a child")
     }

@@ -10,10 +10,10 @@ use thundergate::config::{self, Config};
 use thundergate::server::{Server, Shutdown};
 use tokio::sync::mpsc;
 
-/// Serves until it is dropped, or told to stop.
+/// A proxy that serves until it is dropped or told to stop.
 pub struct Proxy {
     pub address: SocketAddr,
-    /// All of them; the admin listener's is the last.
+    /// Addresses of all listeners. The admin listener's address is the last.
     pub addresses: Vec<SocketAddr>,
     pub app: Arc<App>,
     stop: mpsc::Sender<Shutdown>,
@@ -26,7 +26,7 @@ pub fn config(backends: &[&Backend]) -> Config {
     config_of(urls)
 }
 
-/// The same of any URLs.
+/// One unnamed pool with backends at these URLs, and quick health checks.
 pub fn config_of(urls: impl IntoIterator<Item = String>) -> Config {
     let backends = urls.into_iter().map(|url| config::Backend::at(&url).expect("a URL"));
     let mut pool = config::Pool::unnamed(backends.collect());
@@ -40,7 +40,7 @@ pub fn config_of(urls: impl IntoIterator<Item = String>) -> Config {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Starts it, and waits until every backend is found healthy.
+    /// Starts a proxy, and waits until every backend is found healthy.
     pub async fn start(backends: &[&Backend]) -> Self {
         Self::with(config(backends)).await
     }
@@ -51,7 +51,7 @@ impl Proxy {
         proxy
     }
 
-    /// Starts it without waiting.
+    /// Starts a proxy without waiting.
     pub fn unready(config: Config) -> Self {
         let server = Server::bind(config).expect("a usable configuration");
         let (stop, words) = mpsc::channel(2);
@@ -65,7 +65,7 @@ impl Proxy {
         Client::connect(self.address).await
     }
 
-    /// One that something else serves: `task` runs until this is dropped.
+    /// A proxy whose requests are served by `task`, which runs until this value is dropped.
     pub async fn served_by(app: Arc<App>, address: SocketAddr, task: tokio::task::JoinHandle<()>) -> Self {
         let proxy = Self { address, addresses: vec![address], app, stop: mpsc::channel(1).0, task };
         proxy.ready().await;
@@ -77,7 +77,7 @@ impl Proxy {
         self.wait_for("healthy backends", all).await;
     }
 
-    /// Waits until `condition` holds; it is looked at every few milliseconds.
+    /// Waits until `condition` holds. The condition is checked every few milliseconds.
     pub async fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
         within(what, async {
             while !condition() {
@@ -87,14 +87,14 @@ impl Proxy {
         .await;
     }
 
-    /// All steps are settled, and the ledger is sound.
+    /// Waits until all steps are settled and the ledger is sound.
     pub async fn settled(&self) {
         self.wait_for("every step to be settled", || self.app.gate.open_steps() == 0).await;
         self.app.gate.check().expect("a sound ledger");
     }
 
-    /// Whatever was done to it: no step is under way, with the last program goes the last charge, and the next
-    /// request is served.
+    /// Checks that the proxy is unharmed: no step is under way, the last charge goes with the last program, and the
+    /// next request is served.
     pub async fn unharmed(&self, backend: &mut Backend) {
         self.balanced().await;
         let mut client = self.client().await;
@@ -105,7 +105,7 @@ impl Proxy {
         self.balanced().await;
     }
 
-    /// The ledger is sound and, once its programs are released, empty. Whoever was there is gone.
+    /// Checks that the ledger is sound and, once its programs are released, empty. All clients have gone.
     pub async fn balanced(&self) {
         self.settled().await;
         let gate = &self.app.gate;
@@ -124,14 +124,14 @@ impl Proxy {
         self.wait_for("requests and their bodies to be given back", given_back).await;
     }
 
-    /// Its metrics.
+    /// Reads the proxy's page of metrics.
     pub async fn page(&self) -> String {
         let mut client = self.client().await;
         client.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\n\r\n").await;
         client.response().await.text().to_owned()
     }
 
-    /// The value of one series of them; zero if it is not there.
+    /// The value of one series of the metrics; zero if there is no such series.
     pub async fn metric(&self, series: &str) -> f64 {
         let page = self.page().await;
         let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -142,7 +142,7 @@ impl Proxy {
         self.stop.send(stop).await.expect("it runs");
     }
 
-    /// The server has ended by itself.
+    /// Waits until the server has ended by itself.
     pub async fn ended(&mut self) {
         let ended = within("the end of the server", &mut self.task).await;
         ended.expect("no panic");

@@ -1,20 +1,20 @@
-//! HTTP/1.1 messages, read and written by hand, so that a test sees exactly what is on the wire.
+//! HTTP/1.1 messages, read and written by hand, so that a test sees exactly the bytes on the wire.
 
 use bytes::{Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The first line, the headers, and the body without its framing.
+/// A message: its first line, its headers, and its body without the framing.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub first_line: String,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
-    /// The body came to the end that its framing announced.
+    /// Whether the body came to the end that its framing announced.
     pub complete: bool,
 }
 
-/// Reads messages from one side of a connection.
+/// Reader of messages from one side of a connection.
 pub struct Reader<R> {
     io: R,
     buffer: BytesMut,
@@ -23,7 +23,7 @@ pub struct Reader<R> {
 // === impl Message ===
 
 impl Message {
-    /// All values of `name`, joined by commas as HTTP has it.
+    /// All values of `name`, joined by commas as HTTP joins them.
     pub fn header(&self, name: &str) -> Option<String> {
         let values = self.headers.iter();
         let values = values.filter(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -60,7 +60,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Self { io, buffer: BytesMut::new() }
     }
 
-    /// First line and headers; `None` at a clean end of the connection. The body stays unread.
+    /// Reads first line and headers; `None` at a clean end of the connection. The body stays unread.
     pub async fn head(&mut self) -> io::Result<Option<Message>> {
         let end = loop {
             if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
@@ -84,7 +84,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(Some(Message { first_line, headers: lines.map(header).collect(), body: Bytes::new(), complete: false }))
     }
 
-    /// The body of `message`, to its end or to the end of the connection.
+    /// Reads the body of `message`, up to its end or the end of the connection.
     pub async fn body(&mut self, message: &mut Message) -> io::Result<()> {
         let mut body = BytesMut::new();
         while let Some(piece) = self.piece(message, body.len()).await? {
@@ -94,13 +94,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 
-    /// As many bytes as that; fewer only at the end.
+    /// Reads `bytes` bytes, fewer only at the end of the connection.
     pub async fn take(&mut self, bytes: usize) -> io::Result<Bytes> {
         while self.buffer.len() < bytes && self.more().await? {}
         Ok(self.buffer.split_to(bytes.min(self.buffer.len())).freeze())
     }
 
-    /// The next piece of the body, of which `read` bytes were read so far; `None` at its end, whole or not.
+    /// Reads the next piece of the body, of which `read` bytes were read so far; `None` at the end of the body, whole
+    /// or not.
     pub async fn piece(&mut self, message: &mut Message, read: usize) -> io::Result<Option<Bytes>> {
         let chunked = message.header("transfer-encoding").is_some();
         if chunked {
@@ -149,7 +150,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.io
     }
 
-    /// Waits for the other side to send something, or to close: `false`. A reset counts as a close.
+    /// Waits for the other side to send something (`true`) or to close (`false`). A reset counts as a close.
     pub async fn more(&mut self) -> io::Result<bool> {
         match self.io.read_buf(&mut self.buffer).await {
             Ok(n) => Ok(n > 0),

@@ -1,5 +1,5 @@
-//! What a bound on waiting costs: simulated throughput beside the longest wait of a started program, for a range of
-//! `scheduler.fair.bound` at four times the load that fits.
+//! The price of a bound on waiting: simulated throughput beside the longest wait of a started program, for a range of
+//! `scheduler.fair.bound`, at four times the load that fits.
 //!
 //! `cargo bench --bench tradeoff` prints a table and writes `bench/tradeoff.svg`; `-- 1 2 3` names other seeds.
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 const WORKLOADS: [(&str, u32); 3] = [("swe", 320), ("openhands", 128), ("mixed", 256)];
-/// Seconds; the last is beyond the hour that is simulated: no bound but `hold.max`.
+/// Bounds in seconds. The last is beyond the simulated hour, which leaves no bound but `hold.max`.
 const BOUNDS: [u32; 6] = [120, 300, 450, 600, 1200, 7200];
 const SEEDS: [&str; 3] = ["101", "102", "103"];
 
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     draw(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/tradeoff.svg"), &lines)
 }
 
-/// Medians over the seeds, and the longest wait of all.
+/// Medians over the seeds, and the longest wait over all of them.
 fn measure(workload: &str, programs: u32, bound: u32, seeds: &[String]) -> Result<Point, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let config = dir.path().join("config.yaml");
@@ -67,7 +67,7 @@ fn measure(workload: &str, programs: u32, bound: u32, seeds: &[String]) -> Resul
     Ok(Point { bound, steps: median("steps_per_min"), p95: median("step_p95_s"), longest })
 }
 
-/// Throughput as a share of that without a bound, over the longest wait.
+/// Draws the throughput, as a share of the throughput without a bound, over the longest wait.
 fn draw(file: &Path, lines: &[(String, Vec<Point>)]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(file, (860, 480)).into_drawing_area();
     root.fill(&WHITE)?;

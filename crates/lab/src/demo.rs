@@ -33,7 +33,7 @@ pub struct Args {
     pub seed: u64,
 }
 
-/// Why a demonstration broke off.
+/// Reason why a demonstration broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     #[error("{what}: {error}")]
@@ -48,7 +48,7 @@ pub enum DemoError {
     Interrupted,
 }
 
-/// One way to route.
+/// A way of routing, and its names.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     number: usize,
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<(), DemoError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(start)?;
-        // A phase that is dropped kills its proxy.
+        // A signal drops the running phase, and a phase that is dropped kills its proxy.
         tokio::select! {
             done = both(args) => done,
             _ = interrupt.recv() => Err(DemoError::Interrupted),

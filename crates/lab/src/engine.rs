@@ -1,7 +1,7 @@
-//! The simulated engine: its model in virtual time, and an HTTP face.
+//! The simulated engine: its model in virtual time, and its HTTP endpoints.
 //!
-//! [`model`] decides what happens when, and knows only block hashes and counts; [`Server`] puts the
-//! endpoints of vLLM, or of another engine, in front of it and runs it in real time.
+//! [`model`] decides what happens at which time; it knows only block hashes and counts. [`Server`] puts the endpoints
+//! of vLLM, or of another engine, in front of the model and runs it in real time.
 
 mod answer;
 mod blocks;
@@ -82,7 +82,7 @@ pub struct Args {
     pub script: Option<PathBuf>,
 }
 
-/// What a server is made from.
+/// Settings that a server is made from.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub host: String,
@@ -92,13 +92,13 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     pub script: Option<PathBuf>,
     pub flavor: Flavor,
-    /// Engines, at least one.
+    /// Number of engines behind the address, at least one.
     pub ranks: usize,
-    /// Of each of them.
+    /// Shape of each engine.
     pub shape: Shape,
 }
 
-/// Serves until SIGTERM (answers under way are finished) or SIGINT (they are not).
+/// Serves until SIGTERM or SIGINT. After SIGTERM, answers under way are finished; after SIGINT they are not.
 pub fn run(args: Args) -> Result<(), StartError> {
     let config = EngineConfig::try_from(args)?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -107,7 +107,8 @@ pub fn run(args: Args) -> Result<(), StartError> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let server = Server::start(config).await?;
-        // Whoever started it may wait for this line. If nobody reads it, it is served all the same.
+        // The process that started the engine may wait for this line. If nobody reads the line, the engine serves all
+        // the same.
         let _ = writeln!(std::io::stdout(), "listening on {}", server.url());
         tokio::select! {
             _ = interrupt.recv() => server.kill().await,
@@ -123,7 +124,7 @@ pub fn run(args: Args) -> Result<(), StartError> {
 // === impl EngineConfig ===
 
 impl Default for EngineConfig {
-    /// A fast little engine on a free port of loopback, for tests.
+    /// A small, fast engine on a free port of loopback, for tests.
     fn default() -> Self {
         Self {
             host: "127.0.0.1".to_owned(),

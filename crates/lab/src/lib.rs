@@ -1,8 +1,8 @@
 //! Thundergate's laboratory: a simulated inference server ([`engine`]), a simulator that replays workloads through the
 //! scheduler and its rivals ([`simulate`]), and a demonstration ([`demo`]).
 //!
-//! `thundergate engine`, `thundergate simulate` and `thundergate demo` run the program `thundergate-lab`, which is made of
-//! this crate. Nothing here is part of what serves requests.
+//! `thundergate engine`, `thundergate simulate` and `thundergate demo` run the program `thundergate-lab`, which is
+//! built from this crate. No code of this crate serves requests.
 
 pub mod demo;
 pub mod engine;
@@ -22,7 +22,7 @@ pub enum Cli {
     Simulate(simulate::Args),
 }
 
-/// A command that runs the program `name` of the same build: the one beside this program, else the one in PATH.
+/// A command that runs the program `name` of the same build: the program beside this one, else the one in PATH.
 fn beside(name: &str) -> Command {
     let here = std::env::current_exe().ok().map(|program| program.with_file_name(name));
     here.filter(|path| path.exists()).map_or_else(|| Command::new(name), Command::new)

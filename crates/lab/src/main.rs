@@ -5,7 +5,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use thundergate_lab::{Cli, demo, engine, simulate};
 
-/// The same allocator as the proxy's.
+/// The allocator, the same as the proxy's.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,7 +1,7 @@
 //! `thundergate simulate`: the proxy's scheduler and its rivals against engine models, in virtual time.
 //!
-//! [`world`] lives through one run; a [`policy`] sees only what a proxy sees; [`tally`] counts, [`report`]
-//! and [`plot`] show.
+//! [`world`] runs one simulation. A [`policy`] sees only what a proxy sees. [`tally`] counts; [`report`] and [`plot`]
+//! show the counts.
 
 mod demand;
 mod faults;
@@ -110,13 +110,13 @@ const DEFAULT_POLICIES: [Choice; 7] = [
     Choice::PrefixAware,
 ];
 
-/// Programs in a closed loop, unless said otherwise.
+/// Number of programs in a closed loop, unless the user gives one.
 const PROGRAMS: u64 = 160;
 
-/// Runs what is asked for and prints it.
+/// Runs what the arguments ask for, and prints the outcome.
 ///
 /// # Errors
-/// What is wrong with the arguments or a file, in words.
+/// A text that says what is wrong with the arguments or a file.
 pub fn run(args: &Args) -> Result<(), String> {
     let setup = Setup::new(args)?;
     let tallies = simulate(&setup, &args.policies, args.quiet);
@@ -129,13 +129,13 @@ pub fn run(args: &Args) -> Result<(), String> {
         plot::write(dir, &runs).map_err(|error| format!("{}: {error}", dir.display()))?;
     }
     match io::stdout().write_all(args.format.render(&figures).as_bytes()) {
-        // Whoever reads it has seen enough.
+        // The reader has closed the pipe, and so has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(|error| error.to_string()),
     }
 }
 
-/// One tally for each policy, and the bound's last. Runs share nothing: they take all cores there are.
+/// Tallies, one for each policy; the bound's is the last. Runs share nothing, so they take all cores there are.
 fn simulate(setup: &Setup, policies: &[Choice], quiet: bool) -> Vec<Tally> {
     let all: Vec<Choice> = policies.iter().copied().chain([Choice::ZeroRecompute]).collect();
     let bar = progress_bar(setup, all.len(), quiet);
@@ -157,7 +157,7 @@ fn simulate(setup: &Setup, policies: &[Choice], quiet: bool) -> Vec<Tally> {
     done.into_iter().map(|(_, tally)| tally).collect()
 }
 
-/// Counts reports of all runs; draws nothing where stderr is no terminal.
+/// A bar that counts the reports of all runs. Nothing is drawn if stderr is no terminal.
 fn progress_bar(setup: &Setup, runs: usize, quiet: bool) -> ProgressBar {
     let reports = (setup.length.as_secs() / world::REPORT.as_secs() + 1) * runs as u64;
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -177,8 +177,8 @@ fn not_negative(text: &str) -> Result<f64, String> {
     if text.parse() == Ok(0.0) { Ok(0.0) } else { positive(text) }
 }
 
-/// The scheduler's settings in a server's configuration. The server itself reads the file, so that both understand the
-/// same and tell the same mistakes.
+/// The scheduler's settings in a server's configuration. The server itself reads the file, so both understand the same
+/// settings and report the same mistakes.
 fn settings(file: &Path) -> Result<thundergate_scheduler::Policy, String> {
     let name = "thundergate";
     let output = crate::beside(name).args(["check", "--print-policy", "--config"]).arg(file).output();

@@ -1,4 +1,5 @@
-//! The program itself. These tests need `thundergate` beside it: `cargo test` at the root of the repository builds both.
+//! The program `thundergate-lab` itself. These tests need `thundergate` beside it: `cargo test` at the root of the
+//! repository builds both.
 
 use std::path::Path;
 use std::process::{Command, Output};

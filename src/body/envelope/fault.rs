@@ -1,6 +1,6 @@
-//! Mistakes in a body: what is wrong, where, and what to do about it.
+//! Mistakes in a body: for each, what is wrong, at which byte, and what to do about it.
 
-/// One mistake in a body, and the byte at which it is.
+/// One mistake in a body, and the position of the byte where it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JsonFault {
     pub what: Complaint,
@@ -35,7 +35,7 @@ impl std::fmt::Display for JsonFault {
 }
 
 impl Complaint {
-    /// What is wrong, and what to do about it.
+    /// Two texts: what is wrong, and what to do about it.
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Empty => ("nothing there", "send one JSON object"),

@@ -32,7 +32,7 @@ pub enum Field {
     InputIds,
     PreviousResponse,
     Conversation,
-    /// The first element of `messages` or `input`, and its `role`.
+    /// The first element of `messages` or `input`, and the `role` of this element.
     Opening,
     Role,
 }
@@ -52,17 +52,17 @@ enum Container {
     Opening,
 }
 
-/// Positions of the known fields in one body. Of duplicate keys the last one counts, as in Python.
+/// Positions of the known fields in one body. Among duplicate keys the last one counts, as in Python.
 #[derive(Debug)]
 pub(super) struct Outline {
     fields: [Span; FIELDS],
-    /// Spans that do not go upstream, commas included. They are in order and do not touch each other.
+    /// Spans that do not go upstream, commas included, in order. No two of them touch.
     pub cuts: Vec<Span>,
-    /// Position of the body's own closing brace.
+    /// Position of the closing brace of the body itself.
     pub close: usize,
 }
 
-/// Whether any member of an object stays, and whether any was cut.
+/// Record of one object: whether any member stays, and whether any was cut.
 #[derive(Default)]
 struct Walked {
     kept: bool,
@@ -80,7 +80,7 @@ impl Outline {
             Some(b'{') => {}
             None => return Err(scanner.complain(Complaint::Empty)),
             Some(_) => {
-                // A malformed value and a value that is no object get different complaints.
+                // A malformed value gets another complaint than a value that is no object.
                 scanner.skip()?;
                 scanner.at = 0;
                 return Err(scanner.complain(Complaint::NotAnObject));
@@ -97,8 +97,8 @@ impl Outline {
         (!span.is_empty()).then_some(span)
     }
 
-    /// Walks one object, notes its fields and cuts out the members that are for Thundergate alone. A member is cut with the
-    /// comma before it if an earlier member stays, else with the comma after it.
+    /// Walks one object, notes its fields and cuts out the members that are for Thundergate alone. A member is cut with
+    /// the comma before it if an earlier member stays, else with the comma after it.
     fn walk(&mut self, scanner: &mut Scanner<'_>, container: Container) -> Result<Walked, JsonFault> {
         let mut walked = Walked::default();
         let mut last_end = scanner.at;

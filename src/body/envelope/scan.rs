@@ -1,8 +1,8 @@
 //! Walks a JSON text once, checks all of its grammar and builds nothing.
 //!
 //! The grammar is that of Python's `json`, with which the engines read bodies: JSON, plus `NaN`, `Infinity` and
-//! `-Infinity`, plus escapes of lone surrogates. Both refuse raw control characters in strings, leading zeros, comments
-//! and trailing commas.
+//! `-Infinity`, plus escapes of lone surrogates. Python and this scanner both refuse raw control characters in strings,
+//! leading zeros, comments and trailing commas.
 
 use super::fault::{Complaint, JsonFault};
 use super::text;
@@ -27,19 +27,19 @@ pub(super) struct MemberKey<'a> {
 
 pub(super) struct Scanner<'a> {
     text: &'a str,
-    /// The next byte to look at.
+    /// Position of the next byte to look at.
     pub at: usize,
     nesting: Nesting,
-    /// Most containers that may be open at once.
+    /// Largest number of containers that may be open at once.
     limit: usize,
 }
 
-/// The open containers, one bit each: set for an object, clear for an array. The innermost is the lowest bit.
+/// The open containers, one bit each: set for an object, clear for an array. The lowest bit is the innermost container.
 #[derive(Default)]
 struct Nesting {
     depth: usize,
     bits: u64,
-    /// Full words of the outer levels, empty up to a depth of 64.
+    /// Full words for the outer levels; empty up to a depth of 64.
     outer: Vec<u64>,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Walks the elements of the array that starts here, in the way of [`Self::members`].
+    /// Walks the elements of the array that starts here. `each` is called as in [`Self::members`].
     pub fn elements(
         &mut self,
         mut each: impl FnMut(&mut Self, usize) -> Result<(), JsonFault>,
@@ -279,7 +279,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Goes past digits, of which there must be one at least.
+    /// Goes past digits. At least one is required.
     fn digits(&mut self) -> Result<(), JsonFault> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
@@ -316,8 +316,9 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How many leading bytes stand for themselves in a string, that is, are no quote, backslash or control character. The
-/// loop tests eight bytes at a time. Its tests on a word are exact up to the first hit, and only the first hit is used.
+/// Number of leading bytes that stand for themselves in a string: bytes that are no quote, backslash or control
+/// character. The loop tests eight bytes at a time. Its tests on a word are exact up to the first hit, and only the
+/// first hit is used.
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const TOPS: u64 = ONES << 7;

@@ -7,25 +7,25 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 
-/// Changes to a body, besides cutting out the members that were written for Thundergate.
+/// Changes to a body, besides the removal of the members that were written for Thundergate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Edits<'a> {
-    /// Model name to write in place of the client's.
+    /// Model name that replaces the client's.
     pub model: Option<&'a str>,
-    /// Whether to ask for usage on the client's behalf.
+    /// Whether, and how, to ask for usage on the client's behalf.
     pub usage: AskUsage,
 }
 
 /// Whether, and how, usage is asked for when the client of a streamed step did not ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AskUsage {
-    /// The endpoint has no `stream_options`, or nobody wants to know.
+    /// No: the endpoint has no `stream_options`, or nobody wants to know the usage.
     #[default]
     Never,
-    /// As vLLM reads the options: a `stream_options` object without `include_usage` asks for usage, and
-    /// `continuous_usage_stats` counts only with usage.
+    /// In vLLM's way: a `stream_options` object without `include_usage` asks for usage, and `continuous_usage_stats`
+    /// counts only with usage.
     Vllm,
-    /// As SGLang and OpenAI read the options: without `include_usage` there is no usage.
+    /// In SGLang's and OpenAI's way: without `include_usage` there is no usage.
     Openai,
 }
 
@@ -38,8 +38,8 @@ pub struct Forwarded {
     pub usage_added: bool,
 }
 
-/// Most patches that are made in place. Each of them moves all bytes behind it: an ordinary body has three patches at
-/// most, and a body with an id in every other member would keep a core busy for hours.
+/// Number of patches up to which they are made in place. Each patch in place moves all bytes behind it. An ordinary
+/// body has three patches at most; a body with an id in every other member would keep a core busy for hours.
 const IN_PLACE: usize = 8;
 
 /// A span and the bytes to write in its place. For an insertion the span is empty.
@@ -62,8 +62,8 @@ pub(super) fn forward(envelope: Envelope, edits: &Edits<'_>) -> Forwarded {
     Forwarded { body: apply(envelope.body, &patches), usage_added }
 }
 
-/// Makes the engine report usage if the client did not ask for usage. Options that the engine will refuse stay as they are,
-/// so that the client gets the engine's own error.
+/// Makes the engine report usage if the client did not ask for it. Options that the engine will refuse stay as they
+/// are, so that the client gets the engine's own error.
 fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let Some(options) = envelope.outline.span(Field::StreamOptions) else {
         let close = envelope.outline.close;
@@ -94,7 +94,7 @@ fn ask_usage(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
 }
 
 /// Whether the answer will have more than one choice. When usage is asked for, vLLM moves `system_fingerprint` from the
-/// end of every choice to the usage event, and from that event only the last choice could get it back in time.
+/// end of every choice to the usage event. Only the last choice could then get the fingerprint back in time.
 fn several_choices(envelope: &Envelope) -> bool {
     let one = matches!(envelope.raw(Field::Choices), None | Some("null" | "1"));
     let prompt = envelope.raw(Field::Prompt).unwrap_or_default();
@@ -102,7 +102,7 @@ fn several_choices(envelope: &Envelope) -> bool {
     !one || (prompts && serde_json::from_str::<Vec<IgnoredAny>>(prompt).is_ok_and(|prompts| prompts.len() > 1))
 }
 
-/// Turns off `continuous_usage_stats`: once usage is asked for, vLLM would put usage into every event.
+/// Turns off `continuous_usage_stats`: once the proxy asks for usage, vLLM would put usage into every event.
 fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patch>) {
     let wanted = envelope.raw(Field::ContinuousUsage).and_then(text::truth);
     if let (AskUsage::Vllm, Some(true), Some(span)) = (engine, wanted, envelope.outline.span(Field::ContinuousUsage)) {
@@ -110,7 +110,7 @@ fn mute_continuous(envelope: &Envelope, engine: AskUsage, patches: &mut Vec<Patc
     }
 }
 
-/// Whether the client declined usage in so many words.
+/// Whether the client has declined usage explicitly.
 fn declined(envelope: &Envelope) -> bool {
     let raw = envelope.raw(Field::IncludeUsage).unwrap_or_default();
     raw == "null" || text::truth(raw) == Some(false)
@@ -120,8 +120,8 @@ fn insertion(at: usize) -> Span {
     Span { start: at, end: at }
 }
 
-/// The body with all patches, which are in order and do not overlap. A few patches are made in place, if nobody else holds
-/// the body.
+/// The body with all patches applied; they are in order and do not overlap. A few patches are made in place, if nobody
+/// else holds the body.
 fn apply(body: Bytes, patches: &[Patch]) -> Bytes {
     match patches.len() {
         0 => body,

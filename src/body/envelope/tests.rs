@@ -1,4 +1,4 @@
-//! Bodies one by one. Random ones are in `properties`.
+//! Bodies written by hand. Random bodies are in `properties`.
 
 mod properties;
 

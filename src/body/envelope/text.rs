@@ -46,8 +46,8 @@ fn unicode_escape(raw: &str) -> (char, usize) {
     }
 }
 
-/// A value as a `bool`, as pydantic reads it, with which the engines check bodies. `None`: pydantic would refuse the value,
-/// or the value is `null`.
+/// A value as a `bool`, as pydantic reads it; the engines check bodies with pydantic. `None` when pydantic would refuse
+/// the value, or when the value is `null`.
 pub(super) fn truth(value: &str) -> Option<bool> {
     let word = match value.strip_prefix('"') {
         Some(quoted) => decode(quoted.strip_suffix('"').unwrap_or(quoted)).to_ascii_lowercase(),

@@ -1,7 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
-/// The closing quote, or the byte that is wrong, or the end, found byte by byte.
+/// The position of the closing quote, or of the byte that is wrong, or of the end, found byte by byte; and whether an
+/// escape was passed.
 fn slowly(bytes: &[u8], mut at: usize) -> (usize, bool) {
     let mut escaped = false;
     loop {
@@ -18,7 +19,7 @@ fn slowly(bytes: &[u8], mut at: usize) -> (usize, bool) {
     }
 }
 
-/// Checks `skim` for any instruction set, and goes on byte by byte where the blocks end.
+/// Checks `skim` for every instruction set. The check goes on byte by byte where the blocks end.
 fn check_all(bytes: &[u8], at: usize) {
     let expected = slowly(bytes, at);
     let mut levels = vec![Level::baseline(), Level::new()];
@@ -81,7 +82,7 @@ proptest! {
     ) {
         let text = parts.concat().into_bytes();
         check_all(&text, 0);
-        // The text begins and ends anywhere, also within a character.
+        // The text may begin and end anywhere, even within a character.
         let text = &text[..text.len().saturating_sub(cut)];
         check_all(text, at.min(text.len()));
     }

@@ -1,4 +1,4 @@
-//! Backends that come and go: by another configuration, and as a name server has them.
+//! Backends that come and go: by another configuration, and as a name server tells them.
 
 use super::*;
 use crate::config::{Discovery, HostPort};
@@ -28,7 +28,7 @@ async fn a_reload_drains_what_is_named_no_more_and_leaves_the_rest_in_peace() {
     assert_eq!(urls(&run.fleet), [two.url(), "http://127.0.0.1:1".to_owned()]);
     assert_eq!(run.fleet.preferred(POOL, b"x"), Some(SECOND));
 
-    // It comes back while its first life still drains, as another backend.
+    // The backend comes back while its first life still drains, and counts as another backend.
     run.fleet.reload(&[pool("", vec![backend(&one.url()), backend(&two.url())])], &METRICS);
     run.heard.until_event(Event::BackendUp(BackendId(3))).await;
     run.heard.in_flight.store(0, SeqCst);
@@ -66,7 +66,7 @@ async fn a_backend_added_at_run_time_survives_a_reload_until_a_file_has_named_it
     let id = run.fleet.add(POOL, &backend(&added), Origin::Api).unwrap();
     run.fleet.reload(&[pool("", vec![backend(&engine.url())])], &METRICS);
     assert_eq!(urls(&run.fleet), [engine.url(), added.clone()]);
-    // The file names it, so the file may take it away.
+    // The file names the backend, so the file may take it away.
     run.fleet.reload(&[pool("", vec![backend(&engine.url()), backend(&added)])], &METRICS);
     assert_eq!(run.heard.count(&Event::BackendDraining(id)), 0);
     run.fleet.reload(&[pool("", vec![backend(&engine.url())])], &METRICS);
@@ -97,7 +97,7 @@ async fn a_narrower_list_takes_out_what_came_at_run_time_and_nothing_that_a_file
 
 type Answer = Result<Vec<SocketAddr>, io::ErrorKind>;
 
-/// A name server that says what the test wants.
+/// A name server that gives the answer that the test sets.
 #[derive(Clone)]
 struct NameServer {
     answer: Arc<parking_lot::Mutex<Answer>>,
@@ -109,7 +109,7 @@ impl NameServer {
         Self { answer: Arc::new(parking_lot::Mutex::new(answer)), asked: Arc::default() }
     }
 
-    /// Says something else, and waits until that was heard and taken in.
+    /// Sets another answer, and waits until the fleet has taken it in.
     async fn says(&self, answer: Answer) {
         *self.answer.lock() = answer;
         let heard = self.asked.load(SeqCst) + 2;
@@ -148,7 +148,7 @@ async fn every_address_of_a_name_is_a_backend_for_as_long_as_the_name_server_say
     assert_eq!(run.heard.count(&Event::BackendDraining(SECOND)), 1);
     assert_eq!(run.heard.count(&Event::BackendDraining(FIRST)), 0);
 
-    // It is ill: what was known stays.
+    // When the name server is ill, the known addresses stay.
     for ill in [Err(io::ErrorKind::TimedOut), Ok(Vec::new())] {
         names.says(ill).await;
         assert_eq!(urls(&run.fleet).len(), 2);

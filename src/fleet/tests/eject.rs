@@ -1,4 +1,4 @@
-//! Backends that are taken out by what their requests show.
+//! Backends that are taken out because of the faults that their requests show.
 
 use super::*;
 use crate::config::Eject;
@@ -11,7 +11,7 @@ fn ids(count: u32) -> impl Iterator<Item = BackendId> {
     (0..count).map(BackendId)
 }
 
-/// A pool of backends that are up, by themselves and not by checks.
+/// A pool of backends that are up. The test itself brought them up, not checks.
 fn standing(count: u32, change: impl FnOnce(&mut Health)) -> (Fleet, Recorder) {
     let backends = (0..count).map(|n| backend(&format!("http://gpu{n}:1"))).collect();
     let mut pool = pool("", backends);
@@ -23,7 +23,7 @@ fn standing(count: u32, change: impl FnOnce(&mut Health)) -> (Fleet, Recorder) {
     (fleet, heard)
 }
 
-/// Its checks are good.
+/// Brings the backend up, as passed checks do.
 fn rise(fleet: &Fleet, id: BackendId) {
     let core = &fleet.core;
     let rise = |member: &Arc<FleetMember>| member.close(&*core.sink, !core.has_other(member));
@@ -127,7 +127,7 @@ async fn each_time_out_is_twice_as_long_until_it_was_well_for_long() {
         rise(&fleet, FIRST);
         assert_eq!(up(&fleet), [true, true]);
         assert_eq!(fleet.statuses()[0].returns_in, None);
-        // The row of faults before does not count.
+        // The row of faults before that does not count.
         fail(&fleet, FIRST, BackendFault::Reset, 2);
         assert_eq!(up(&fleet), [true, true]);
     }
@@ -169,7 +169,7 @@ async fn a_failed_connection_is_followed_by_a_check_at_once_and_costs_nothing_if
     run.heard.until_event(Event::BackendUp(FIRST)).await;
     let asked = engine.asked("/health");
     run.fleet.failed(FIRST, BackendFault::Connect);
-    // Told again, for the step that found nobody there.
+    // The fleet told it again, for the step that found nobody there.
     run.heard.until_times(Event::BackendUp(FIRST), 2).await;
     assert_eq!(engine.asked("/health"), asked + 1);
     assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 0);
@@ -211,7 +211,7 @@ async fn one_taken_out_returns_by_itself_after_its_time_and_good_checks() {
     until("it is back", || up(&run.fleet) == [true, true]).await;
 }
 
-/// Two engines, the first with a step in flight; the second speaks all the time.
+/// Two engines, the first with a step in flight. The second makes progress all the time.
 async fn one_silent(moves: bool) -> (Engine, Engine, Running, PendingAnswer, tokio::task::JoinHandle<()>) {
     let (one, other) = (Engine::start().await, Engine::start().await);
     let mut pool = pool("", vec![backend(&one.url()), backend(&other.url())]);
@@ -259,6 +259,6 @@ async fn an_engine_whose_cache_fills_is_busy_with_a_long_prompt_and_stays() {
     assert_eq!(run.heard.count(&Event::BackendDown(FIRST)), 0);
     speaks.abort();
     until("it stops", || speaks.is_finished()).await;
-    // The other is silent now too, but nothing is awaited of it: in the end the first is alone to blame.
+    // The other engine is silent now too, but owes no answer. In the end the first is the only one to blame.
     run.heard.until_event(Event::BackendDown(FIRST)).await;
 }

@@ -1,4 +1,4 @@
-//! A server that answers like vLLM, or misbehaves as told.
+//! A server that answers like vLLM, or misbehaves as the test says.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -21,17 +21,17 @@ pub struct Engine {
 
 pub struct Behaviour {
     pub health: StatusCode,
-    /// So many health checks fail before the next succeeds.
+    /// Number of health checks that fail before the next succeeds.
     pub failures: usize,
     pub metrics: String,
     pub models: String,
-    /// Other paths, and what is answered there.
+    /// Other paths, with the answer for each.
     pub pages: Vec<(&'static str, String)>,
-    /// It has no such paths.
+    /// Paths that the server does not have.
     pub lacks: Vec<&'static str>,
     /// Paths that are never answered.
     pub hangs: Vec<&'static str>,
-    /// `Authorization` of every request.
+    /// Values of `Authorization`, one for every request.
     pub keys: Vec<String>,
     asked: Vec<String>,
 }
@@ -58,7 +58,7 @@ impl Engine {
         engine
     }
 
-    /// Listens on its address; the first time on any.
+    /// Listens on the engine's address. The first time, the address is any free one.
     pub async fn listen(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
@@ -84,7 +84,7 @@ impl Engine {
         read(&self.behaviour.lock())
     }
 
-    /// Sets how far its KV cache is filled, in permille.
+    /// A function that sets how far the engine's KV cache is filled, in permille.
     pub fn mover(&self) -> impl Fn(u32) + Send + 'static {
         let behaviour = Arc::clone(&self.behaviour);
         move |permille| {
@@ -101,7 +101,7 @@ impl Engine {
         }
     }
 
-    /// How many requests for `path` have come.
+    /// Number of requests for `path` that have come.
     pub fn asked(&self, path: &str) -> usize {
         self.get(|behaviour| behaviour.asked.iter().filter(|asked| *asked == path).count())
     }

@@ -1,4 +1,4 @@
-//! Engines other than vLLM.
+//! Kinds of engine other than vLLM.
 
 use super::*;
 
@@ -19,7 +19,7 @@ async fn an_sglang_servers_capacity_is_asked_for_once_in_its_life() {
     let engine = Engine::start().await;
     engine.set(|behaviour| {
         behaviour.metrics = SGLANG.to_owned();
-        // An older server: the newer path is not there.
+        // An older server does not have the newer path.
         behaviour.pages = vec![("/get_server_info", INFO.to_owned())];
     });
     let run = run(&[of(EngineKind::Sglang, &engine)]);
@@ -31,7 +31,7 @@ async fn an_sglang_servers_capacity_is_asked_for_once_in_its_life() {
     assert_eq!(status.capacity, Some(199_000));
     assert_eq!(status.gauges.as_ref().unwrap().running, 4.0);
 
-    // Its counters fall: it has restarted, with half of it.
+    // The engine's counters fall: it has restarted, with half of its cache.
     engine.set(|behaviour| {
         behaviour.metrics = "sglang:num_running_reqs 0\n".to_owned();
         behaviour.pages = vec![("/server_info", r#"{"max_total_num_tokens":90000}"#.to_owned())];

@@ -69,7 +69,7 @@ fn engines_of_one_server_add_up_each_once() {
 
 #[test]
 fn blocks_are_counted_of_all_engines_on_the_line_of_each() {
-    // As real vLLM 0.32 with two ranks of 100 blocks has it; older ones do not tell the tokens.
+    // The page is that of real vLLM 0.32 with two ranks of 100 blocks. Older versions do not tell the tokens.
     for (tokens, expected) in [("", 990 + 990), (",kv_cache_size_tokens=\"1000\"", 990 + 990)] {
         let one = |engine| cache(&format!("engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\"{tokens}"));
         let reading = read((one(0) + &one(1)).as_bytes(), None).unwrap();
@@ -79,7 +79,7 @@ fn blocks_are_counted_of_all_engines_on_the_line_of_each() {
 
 #[test]
 fn one_rank_is_read_alone_by_its_place_among_the_labels() {
-    // The second of two nodes with two ranks each.
+    // The page is that of the second of two nodes with two ranks each.
     let one = |engine: u32, tokens: u32| {
         cache(&format!(
             "engine=\"{engine}\",block_size=\"10\",num_gpu_blocks=\"200\",kv_cache_size_tokens=\"{tokens}\""

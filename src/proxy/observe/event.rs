@@ -1,5 +1,5 @@
-//! What one server-sent event says. A common event, with one token, is told by a few searches; only events with a
-//! `usage` object are read as JSON.
+//! Tells what one server-sent event says. A few searches are enough for a common event, which carries one token; only
+//! events with a `usage` object are read as JSON.
 
 use super::usage::{Counts, UsageScan};
 use memchr::{memchr2, memmem};
@@ -9,11 +9,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// What the events seen so far add up to.
+/// Sum of the events seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub usage: Counts,
-    /// Events that carried output.
+    /// Number of events that carried output.
     pub outputs: u64,
     /// Whether `[DONE]` or another last event was seen.
     pub ended: bool,
@@ -28,7 +28,7 @@ struct Report<'a> {
     _usage: HashMap<Cow<'a, str>, IgnoredAny>,
 }
 
-/// The fields of an event that matter.
+/// Fields of an event that matter here.
 struct Fields<'a> {
     name: Option<&'a [u8]>,
     data: Option<Cow<'a, [u8]>>,
@@ -38,7 +38,7 @@ struct Fields<'a> {
 enum Choices {
     Absent,
     Empty,
-    /// Whether there is at least one choice.
+    /// At least one choice.
     Some,
 }
 
@@ -47,14 +47,14 @@ static USAGE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finde
 static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"finish_reason\""));
 static FINGERPRINT: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(b"\"system_fingerprint\""));
-/// The part of an event of SGLang's `/generate` that matters.
+/// Key of the part of an event of SGLang's `/generate` that matters here.
 static META: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"meta_info\""));
 static TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"type\""));
 
 // === impl Seen ===
 
 impl Seen {
-    /// Takes in one event, given with its line ends; tells whether it is there only to report usage.
+    /// Takes in one event, given with its line ends. Tells whether the event is there only to report usage.
     pub fn event(&mut self, event: &[u8]) -> bool {
         let fields = Fields::of(event);
         let Some(data) = fields.data else {
@@ -76,8 +76,8 @@ impl Seen {
         choices == Choices::Empty && scan.usage().any() && serde_json::from_slice::<Report<'_>>(&data).is_ok()
     }
 
-    /// Takes in the start of an event that is too large to be kept; gives the scan that looks for its usage
-    /// as the rest comes.
+    /// Takes in the start of an event that is too large to be kept. Gives the scan that looks for the event's usage as
+    /// the rest of the event comes.
     pub fn large_event(&mut self, start: &[u8]) -> UsageScan {
         let mut scan = UsageScan::default();
         let fields = Fields::of(start);
@@ -120,20 +120,20 @@ pub(super) fn may_only_report_usage(start: &[u8]) -> bool {
     object && choices_in(&data) != Choices::Some
 }
 
-/// Whether an event, or its start, ends a choice and says nothing of the system that made it.
+/// Whether an event, given whole or by its start, ends a choice and does not name the system that made it.
 pub(super) fn ends_choice(event: &[u8]) -> bool {
     values(event, &FINISH_REASON).any(|value| value.starts_with(b"\"")) && FINGERPRINT.find(event).is_none()
 }
 
-/// The value of `system_fingerprint` in an event, a JSON string with its quotes.
+/// The value of `system_fingerprint` in an event: a JSON string with its quotes.
 pub(super) fn fingerprint(event: &[u8]) -> Option<&[u8]> {
     let value = values(event, &FINGERPRINT).next()?;
     let end = (1..value.len()).find(|&at| value[at] == b'"' && value[at - 1] != b'\\')?;
     value.starts_with(b"\"").then(|| &value[..=end])
 }
 
-/// Whether this is the last event of one answer of SGLang's `/generate`. Each event repeats the counts; the answers of a
-/// batch come mixed.
+/// Whether an event is the last of one answer of SGLang's `/generate`. Each event repeats the counts, and the events of
+/// a batch's answers come mixed.
 fn ends_generation(data: &[u8]) -> bool {
     let meta = values(data, &META).next();
     meta.is_some_and(|meta| values(meta, &FINISH_REASON).any(|value| !value.starts_with(b"null")))
@@ -149,14 +149,14 @@ fn choices_in(data: &[u8]) -> Choices {
     }
 }
 
-/// The `type` that the responses and messages APIs also write into their data.
+/// The `type` of an event, which the responses and messages APIs also write into the data.
 fn type_of(data: &[u8]) -> Option<&[u8]> {
     let value = values(data, &TYPE).next()?.strip_prefix(b"\"")?;
     value.split(|&byte| byte == b'"').next()
 }
 
-/// Where the values of all members with this key start. A quoted word in front of a colon is a key: in a
-/// string, its quotes would be escaped.
+/// The values of all members with this key, each from its start. A quoted word in front of a colon is always a key:
+/// inside of a string, its quotes would be escaped.
 fn values<'a>(data: &'a [u8], key: &'a memmem::Finder<'static>) -> impl Iterator<Item = &'a [u8]> + 'a {
     key.find_iter(data).filter_map(|at| {
         let behind = data[at + key.needle().len()..].trim_ascii_start();
@@ -183,7 +183,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The value of a line if it is the field `name`.
+/// The value of a line if the line has the field `name`.
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     match line.strip_prefix(name)? {
         [] => Some(&[]),
@@ -192,7 +192,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
-/// Bytes in front of the first line end. Each event ends with a blank line, which needs no search.
+/// Number of bytes in front of the first line end. Each event ends with a blank line, which needs no search.
 pub(super) fn line_len(bytes: &[u8]) -> Option<usize> {
     match bytes.first()? {
         b'\n' | b'\r' => Some(0),
@@ -200,7 +200,7 @@ pub(super) fn line_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The lines of an event, which end in LF, CR or both.
+/// The lines of an event. A line ends in LF, CR or both.
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = event;
     std::iter::from_fn(move || {

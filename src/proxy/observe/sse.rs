@@ -6,8 +6,8 @@ use bytes::Bytes;
 use memchr::memrchr;
 use std::ops::Range;
 
-/// Bytes of an event that are kept, to look at the event whole or to hold it back. A usage event has a few hundred; the
-/// last event of the responses API repeats the whole answer.
+/// Number of bytes of an event that are kept, to look at the whole event or to hold it back. A usage event has a few
+/// hundred bytes. The last event of the responses API repeats the whole answer, so its size has no bound.
 const MAX_KEPT: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -18,16 +18,17 @@ pub(super) struct Sse {
     place: Place,
     /// Whether no byte of the current line has come yet.
     line_start: bool,
-    /// Whether the last byte was a CR: a LF that follows belongs to that CR.
+    /// Whether the last byte was a CR. If a LF follows, it belongs to that CR.
     after_cr: bool,
-    /// Whether that CR was taken out.
+    /// Whether the CR at the end of the last chunk was taken out.
     cr_taken_out: bool,
-    /// The part of the current event that came in earlier chunks.
+    /// Bytes of the current event that came in earlier chunks.
     kept: Vec<u8>,
-    /// The number of bytes in `kept` that the client has already.
+    /// Number of bytes in `kept` that the client has already.
     passed: usize,
-    /// The end of the event before, which ends a choice. Asked for usage, vLLM writes `system_fingerprint` on the usage
-    /// event and not on this one: the member goes back to where it would stand if nobody had asked.
+    /// The event before the current one, held back because it ends a choice. When usage is asked for, vLLM writes
+    /// `system_fingerprint` on the usage event and not on the end of the choice. The proxy puts this member back where
+    /// it would stand if nobody had asked.
     choice_end: Vec<u8>,
     /// The scan of an event that is too large for `kept`.
     large: Option<UsageScan>,
@@ -36,13 +37,13 @@ pub(super) struct Sse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Between,
-    /// In a comment line before an event, which is no part of the event.
+    /// Inside a comment line before an event. The comment is no part of the event.
     Comment,
-    /// In an event: from its first line that is no comment to its blank line.
+    /// Inside an event: from its first line that is no comment to its blank line.
     Event,
 }
 
-/// The bytes of a chunk that go to the client: parts of the chunk, in order, are replaced.
+/// Bytes of a chunk that go to the client. Parts of the chunk may be replaced, in order.
 #[derive(Default)]
 struct Output {
     edits: Vec<(Range<usize>, Vec<u8>)>,
@@ -122,7 +123,8 @@ impl Sse {
         Bytes::from(rest)
     }
 
-    /// A LF at the start of a chunk may belong to a CR at the end of the last one. Gives where to go on.
+    /// Handles a LF at the start of a chunk, which may belong to a CR at the end of the last chunk. Gives the position
+    /// to go on from.
     fn rest_of_crlf(&mut self, first: u8, output: &mut Output) -> usize {
         let taken_out = std::mem::take(&mut self.cr_taken_out);
         if !std::mem::take(&mut self.after_cr) || first != b'\n' {
@@ -137,7 +139,7 @@ impl Sse {
         1
     }
 
-    /// Gives where the line after the line end at `at` starts.
+    /// The position where the next line starts, given the position `at` of a line end.
     fn line_end(&mut self, chunk: &[u8], at: usize) -> usize {
         match chunk[at..] {
             [b'\r', b'\n', ..] => at + 2,
@@ -149,7 +151,7 @@ impl Sse {
         }
     }
 
-    /// An event ends in this chunk, of which `part` is its last part.
+    /// Takes in an event that ends in this chunk. `part` is the last part of the event.
     fn event_end(&mut self, chunk: &[u8], part: Range<usize>, output: &mut Output) {
         let bytes = &chunk[part.clone()];
         if self.takes_as_large(bytes, part.start, output) {
@@ -187,7 +189,7 @@ impl Sse {
         self.kept.clear();
     }
 
-    /// The chunk ends inside an event, whose part of the chunk starts at `start`.
+    /// Takes in a chunk that ends inside an event. The event's part of this chunk begins at `start`.
     fn event_goes_on(&mut self, chunk: &[u8], start: usize, output: &mut Output) {
         let bytes = &chunk[start..];
         if self.takes_as_large(bytes, start, output) {
@@ -205,8 +207,8 @@ impl Sse {
         }
     }
 
-    /// Whether the event, with this part of it that starts at `start`, is too large to be kept: it goes as it is, and
-    /// is only searched for its usage. What is kept of it is the same however it is split.
+    /// Whether the event becomes too large to be kept with the part of it that begins at `start`. Such an event passes
+    /// unchanged and is only searched for its usage. The bytes kept of it do not depend on how the event is split.
     fn takes_as_large(&mut self, bytes: &[u8], start: usize, output: &mut Output) -> bool {
         if let Some(scan) = &mut self.large {
             scan.feed(bytes);
@@ -226,13 +228,13 @@ impl Sse {
         true
     }
 
-    /// What was held back of the last event goes, in front of the byte at `at`.
+    /// Sends the end of a choice that was held back, in front of the byte at `at`.
     fn let_choice_end_go(&mut self, at: usize, output: &mut Output) {
         output.replace(at..at, std::mem::take(&mut self.choice_end));
     }
 }
 
-/// Adds a member to the object in `event`, the last thing in it. `value` is JSON.
+/// Adds a member to the object in `event`, as the last member. `value` is JSON.
 fn insert_member(event: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     if let Some(end) = memrchr(b'}', event).filter(|&end| event[end + 1..].trim_ascii().is_empty()) {
         let member = [b",\"", name, b"\":", value].concat();

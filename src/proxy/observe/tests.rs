@@ -1,4 +1,4 @@
-//! Answers one by one. Random ones are in `properties`.
+//! Answers written by hand. Random answers are in `properties`.
 
 mod properties;
 
@@ -31,7 +31,7 @@ fn pass(observer: &mut Observer, text: &str, size: usize) -> Vec<u8> {
 fn vllms_stream_loses_nothing_but_the_usage_event() {
     let is_usage = |event: &&str| event.contains("\"choices\":[]");
     assert_eq!(STREAM.split_inclusive("\n\n").filter(is_usage).count(), 1);
-    // Without being asked, vLLM writes its fingerprint at the end of the event that ends the choice.
+    // When nobody asks for usage, vLLM writes its fingerprint at the end of the event that ends the choice.
     let without: String = STREAM.split_inclusive("\n\n").filter(|event| !is_usage(event)).collect();
     let fingerprint = ",\"system_fingerprint\":\"vllm-0.32.0-f3ed83a6\"}\n\ndata: [DONE]";
     let without = without.replace("}\n\ndata: [DONE]", fingerprint);
@@ -100,7 +100,7 @@ fn an_event_of_more_than_64_kib_is_released_and_still_read() {
         assert_eq!(feed(&mut observer, piece), piece);
     }
     assert_eq!(observer.usage(), usage(3, 2, None));
-    // The next one is held back and taken out as ever.
+    // The next usage event is held back and taken out as usual.
     let next = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":4}}\n\n";
     assert_eq!(feed(&mut observer, &next[..9]), "");
     assert_eq!(feed(&mut observer, &next[9..]), "");
@@ -176,7 +176,7 @@ fn the_messages_api_is_understood() {
         "\"usage\":{\"input_tokens\":100,\"output_tokens\":0}}}\n\n",
         "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\"}}\n\n",
     );
-    // Once the cache is known, `input_tokens` is without what was found there.
+    // Once the server knows what the cache held, `input_tokens` leaves out the tokens found there.
     let end = concat!(
         "event: message_delta\ndata: {\"delta\":{},\"usage\":{\"input_tokens\":20,\"output_tokens\":7,",
         "\"cache_read_input_tokens\":80,\"cache_creation_input_tokens\":0}}\n\n",

@@ -6,16 +6,16 @@ use crate::units::Tokens;
 use serde::Deserialize;
 use smallvec::SmallVec;
 
-/// A `usage` object larger than this is not one. The largest in use is below 1 KiB.
+/// Size in bytes beyond which an object is not taken for a `usage` object. The largest in use is below 1 KiB.
 const MAX_USAGE: usize = 16 * 1024;
 
-/// The largest count that is believed: a hundred times the largest context there is. Ledgers add counts up.
+/// Largest count that is believed: a hundred times the largest context there is. Ledgers add counts up.
 const MAX_COUNT: u64 = 1 << 30;
 
-/// `completion_tokens`.
+/// Length of `completion_tokens` in bytes.
 const LONGEST_KEY: usize = 17;
 
-/// Token counts that are known so far; the messages API tells them in several events.
+/// Token counts that are known so far. The messages API tells them in several events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     prompt: Option<u64>,
@@ -23,36 +23,37 @@ pub(super) struct Counts {
     cached: Option<u64>,
 }
 
-/// Follows a JSON text and reads the `usage` of the outermost object, and of the `response` or `message`
-/// directly inside it; and the counts in `meta_info`, which may be megabytes, in an array of such objects their sum.
-/// Anything in front of the first brace is passed over.
+/// Follows a JSON text and reads its token counts. They stand in the `usage` of the outermost object, and in the
+/// `usage` of a `response` or `message` directly inside that object. SGLang's counts stand in `meta_info`, which may
+/// have megabytes; if the text is an array of such objects, their counts are added. Anything in front of the first
+/// brace is passed over.
 #[derive(Debug, Default)]
 pub(super) struct UsageScan {
     marker: Marker,
-    /// Objects and arrays open now.
+    /// Number of objects and arrays that are open now.
     depth: usize,
-    /// 1 if the text began with an array, else 0: the depth of the objects that count.
+    /// Depth of the objects that count: 1 if the text began with an array, else 0.
     base: usize,
     /// Whether the scan is in a string that may be a key.
     in_word: bool,
-    /// The start of a word that began in an earlier piece, as far as the word may be a key that matters.
+    /// Start of a word that began in an earlier piece, as long as the word may be a key that matters.
     word: SmallVec<[u8; LONGEST_KEY + 1]>,
-    /// The last word as a key.
+    /// The last word, read as a key.
     last: Key,
-    /// The keys on the way here, at depths 1 and 2 below `base`.
+    /// Keys that lead to the current place, at depths 1 and 2 below `base`.
     keys: [Key; 2],
     /// Whether the scan is between the colon and the end of a count in `meta_info`.
     in_number: bool,
-    /// The digits of that count so far.
+    /// Value of that count by its digits so far; `None` before the first digit.
     number: Option<u64>,
     meta: Counts,
-    /// The object that is being copied, and the depth it ends at.
+    /// Copy of the object that is being captured, and the depth at which the object ends.
     capture: Option<(Vec<u8>, usize)>,
     counts: Counts,
     ended: bool,
 }
 
-/// A piece of the text, and where its unfinished part begins.
+/// A piece of the text, and the position where its unfinished part begins.
 struct Piece<'a> {
     bytes: &'a [u8],
     word: usize,
@@ -65,16 +66,16 @@ enum Key {
     #[default]
     Other,
     Usage,
-    /// `response` or `message`.
+    /// Key `response` or `message`.
     Wrapper,
     Meta,
-    /// The counts in `meta_info`.
+    /// Counts in `meta_info`: this key and the next ones.
     Prompt,
     Completion,
     Cached,
 }
 
-/// `usage` in all its spellings: chat and text completions, responses, messages.
+/// A `usage` object in all its spellings: chat and text completions, responses, messages.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Wire {
@@ -125,7 +126,7 @@ impl UsageScan {
         self.ended
     }
 
-    /// Bytes copied and not yet read.
+    /// Number of bytes copied and not yet read.
     #[cfg(test)]
     pub fn kept(&self) -> usize {
         self.capture.as_ref().map_or(0, |(object, _)| object.len())
@@ -144,13 +145,13 @@ impl UsageScan {
             if here == 0 {
                 return;
             }
-            // The marks behind the lowest one.
+            // The rest are the marks behind the lowest one.
             left = !(here ^ here.wrapping_sub(1));
             self.mark(piece, start + here.trailing_zeros() as usize);
         }
     }
 
-    /// The marks that matter here. Keys are read down to depth 2 only.
+    /// The marks of a block that matter at this place. Keys are read down to depth 2 only.
     fn wanted(&self, marks: &Marks) -> u64 {
         let brackets = marks.opens | marks.closes;
         if self.capture.is_some() || self.below() > 2 {
@@ -194,7 +195,7 @@ impl UsageScan {
         }
     }
 
-    /// A word goes on in the next piece.
+    /// Keeps the part of a word that goes on in the next piece.
     fn keep_word(&mut self, part: &[u8]) {
         let room = part.len().min(LONGEST_KEY + 1 - self.word.len());
         self.word.extend_from_slice(&part[..room]);
@@ -210,7 +211,7 @@ impl UsageScan {
         key
     }
 
-    /// The last word was a key.
+    /// Takes in that the last word was a key.
     fn key(&mut self) {
         let below = self.below();
         if let Some(key) = below.checked_sub(1).and_then(|n| self.keys.get_mut(n)) {
@@ -221,7 +222,7 @@ impl UsageScan {
         self.in_number = is_count && below == 2 && self.keys[0] == Key::Meta;
     }
 
-    /// The depth, less that of the outermost array.
+    /// The depth below the outermost array, if there is one.
     fn below(&self) -> usize {
         self.depth.saturating_sub(self.base)
     }
@@ -245,7 +246,7 @@ impl UsageScan {
         }
     }
 
-    /// An object that starts here is a `usage` that counts.
+    /// Whether an object that starts here is a `usage` that counts.
     fn at_usage(&self) -> bool {
         match self.below() {
             1 => self.keys[0] == Key::Usage,
@@ -261,7 +262,8 @@ impl UsageScan {
         }
     }
 
-    /// `copied`: what a capture under way has not copied yet, this brace included.
+    /// Takes in a closing bracket. `copied` holds the bytes that a capture under way has not copied yet, the bracket
+    /// included.
     fn close(&mut self, copied: &[u8]) {
         if self.below() == 2 && self.keys[0] == Key::Meta {
             self.counts.add(std::mem::take(&mut self.meta));
@@ -306,7 +308,7 @@ impl Key {
 // === impl Counts ===
 
 impl Counts {
-    /// Takes in one `usage` object. Anything else is passed over.
+    /// Takes in one `usage` object. Anything else in `object` is passed over.
     fn update(&mut self, object: &[u8]) {
         // UTF-8 is checked once for the whole object, not string by string.
         let text = simdutf8::basic::from_utf8(object);
@@ -315,14 +317,16 @@ impl Counts {
         }
     }
 
-    /// Later counts replace earlier ones. The prompt does not shrink: some events leave parts of it out.
+    /// Takes in later counts, which replace earlier ones. The prompt's count does not shrink: some events leave parts
+    /// of the prompt out.
     pub fn merge(&mut self, later: Self) {
         self.prompt = self.prompt.max(later.prompt);
         self.completion = later.completion.or(self.completion);
         self.cached = later.cached.or(self.cached);
     }
 
-    /// Adds one of several answers that came in one. A count that one answer does not tell is not known for all.
+    /// Adds the counts of one of several answers that came together. A count that one answer does not tell is not known
+    /// for all.
     pub fn add(&mut self, other: Self) {
         if !self.any() {
             *self = other;
@@ -338,7 +342,7 @@ impl Counts {
         self.prompt.is_some() || self.completion.is_some()
     }
 
-    /// The usage as the scheduler is told.
+    /// The usage in the form that the scheduler is told.
     pub fn total(self) -> Option<Usage> {
         self.any().then(|| Usage {
             prompt: Tokens(self.prompt.unwrap_or(0)),
@@ -355,7 +359,7 @@ impl Wire {
         let possible = |count: Option<u64>| count.filter(|count| *count <= MAX_COUNT);
         let cached = |details: Option<Details>| possible(details.and_then(|details| details.cached_tokens));
         let outside = [self.cache_read_input_tokens, self.cache_creation_input_tokens].map(possible);
-        // In the messages API `input_tokens` leaves out what the cache read and wrote.
+        // In the messages API `input_tokens` leaves out the tokens that the cache read and wrote.
         let input = possible(self.input_tokens).map(|input| input + outside.iter().flatten().sum::<u64>());
         let prompt = possible(self.prompt_tokens).or(input);
         let completion = possible(self.completion_tokens.or(self.output_tokens));

@@ -1,5 +1,5 @@
-//! Agents in a closed loop: think (a step of inference), act (a tool runs), think again, over a context
-//! that grows; at the end of a task the program is released and the next begins.
+//! Agents in a closed loop. An agent thinks (a step of inference), acts (a tool runs) and thinks again, over a context
+//! that grows. At the end of a task its program is released and the next one begins.
 
 use crate::engine::chain::mix;
 use parking_lot::{Mutex, MutexGuard};
@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Tokens that all programs have in common.
+/// Number of tokens that the prompts of all programs have in common.
 const SYSTEM: u64 = 300;
-/// A task's own first message, tokens.
+/// Length of a task's own first message, in tokens.
 const TASK: std::ops::Range<u64> = 400..1000;
-/// A context at which a task ends.
+/// Length of the context at which a task ends, in tokens.
 const FINAL: std::ops::Range<u64> = 6000..9000;
-/// What one tool call adds, tokens.
+/// Length of the text that one tool call adds, in tokens.
 const OBSERVATION: std::ops::Range<u64> = 100..300;
 const OUTPUT: std::ops::Range<u64> = 30..70;
-/// A context's mean over a task, tokens: about halfway from its first step to its last.
+/// Mean length of a context over a task, in tokens: about halfway from its first step to its last.
 pub(super) const MEAN_CONTEXT: u64 = 4250;
-/// Bytes of one token of the simulated engine.
+/// Length of one token of the simulated engine, in bytes.
 const TOKEN_BYTES: u64 = 4;
 
 /// Counts of all agents together.
@@ -33,11 +33,11 @@ pub(super) struct Counts {
     since: Option<Instant>,
     /// Time of each answered step, from request to last byte.
     pub steps: Vec<Duration>,
-    /// Agents that had at least one step answered.
+    /// Numbers of the agents that had at least one step answered.
     pub served: BTreeSet<u64>,
-    /// Start of the step that an agent waits for.
+    /// Start of the step that each agent waits for.
     open: BTreeMap<u64, Instant>,
-    /// Programs that came to their end.
+    /// Number of programs that came to their end.
     pub programs: u64,
     pub errors: u64,
     pub last_error: String,
@@ -67,7 +67,7 @@ struct Conversation {
 // === impl Record ===
 
 impl Record {
-    /// Sets all counts to zero; steps under way keep their start.
+    /// Sets all counts to zero. Steps under way keep their start.
     pub(super) fn restart(&self) {
         let mut counts = self.counts();
         let open = std::mem::take(&mut counts.open);
@@ -82,13 +82,13 @@ impl Record {
 // === impl Counts ===
 
 impl Counts {
-    /// Steps answered per minute since the count began.
+    /// Number of steps answered per minute since the count began.
     pub(super) fn steps_per_minute(&self) -> f64 {
         let minutes = self.since.map_or(f64::INFINITY, |since| since.elapsed().as_secs_f64() / 60.0);
         self.steps.len() as f64 / minutes.max(1e-3)
     }
 
-    /// The longest that a step took, or has taken so far without an answer.
+    /// The longest time that a step took, or has taken so far without an answer.
     pub(super) fn longest(&self) -> Duration {
         let open = self.open.values().map(Instant::elapsed);
         self.steps.iter().copied().chain(open).max().unwrap_or_default()
@@ -108,7 +108,8 @@ impl Agent {
         Self { number, random, proxy: proxy.to_owned(), http: http.clone(), record: Arc::clone(record) }
     }
 
-    /// Works for ever. The first program starts somewhere in its middle, so that all do not grow in step.
+    /// Works for ever. The first program starts somewhere in its middle, so that the agents' contexts do not all grow
+    /// in step.
     pub(super) async fn work(mut self) {
         let mut grown = self.random.below(FINAL.start - TASK.end);
         for count in 0_u64.. {
@@ -137,7 +138,7 @@ impl Agent {
         Conversation { id: format!("agent-{}-task-{count}", self.number), messages, tokens: SYSTEM + task, last }
     }
 
-    /// One step, and the observation of the tool call that follows.
+    /// Sends one step, and adds the observation of the tool call that follows.
     async fn step(&mut self, program: &mut Conversation) -> Result<(), String> {
         let output = self.random.within(OUTPUT);
         let body = json!({
@@ -184,7 +185,7 @@ impl Agent {
     }
 }
 
-/// The text of a streamed answer that came to its end.
+/// The text of a streamed answer, if the answer came to its end.
 fn spoken(stream: &str) -> Option<String> {
     let mut text = String::new();
     for data in stream.lines().filter_map(|line| line.strip_prefix("data: ")) {
@@ -213,7 +214,7 @@ impl Random {
         range.start + self.below(range.end - range.start)
     }
 
-    /// Most tools are quick, some are not: 30–150 ms, one in ten ten times that.
+    /// Time of a tool call. Most tools take 30–150 ms; one in ten takes ten times as long.
     fn tool_time(&mut self) -> Duration {
         let quick = self.within(30..150);
         let factor = if self.below(10) == 0 { 10 } else { 1 };

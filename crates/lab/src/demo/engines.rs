@@ -1,19 +1,20 @@
-//! The simulated fleet, and its counts since the warm-up.
+//! The simulated fleet, and its counts since the end of the warm-up.
 
 use crate::engine::cost::Costs;
 use crate::engine::model::{Counters, Gauges};
 use crate::engine::{EngineConfig, Server, StartError};
 
-/// Engines in the fleet.
+/// Number of engines in the fleet.
 pub(super) const ENGINES: usize = 2;
 const BLOCK_SIZE: usize = 16;
 const BLOCKS: u32 = 3000;
 /// KV cache of one engine, in tokens.
 pub(super) const CAPACITY_TOKENS: u64 = BLOCK_SIZE as u64 * BLOCKS as u64;
 
-/// GLM-4.6 on 8×H100 in small: a tenth of its 500,000 tokens of cache, contexts a fifth as long, and all times divided by
-/// ten. An iteration of 20 ms and 83 µs a token become 2 ms and 8.3 µs; both are multiplied by five, so that recomputing
-/// one of the shorter contexts costs the same share of an answer's time.
+/// Speed of an engine that stands for GLM-4.6 on 8×H100 on a small scale. Its cache has a tenth of 500,000 tokens,
+/// contexts are a fifth as long, and all times are divided by ten. An iteration of 20 ms and 83 µs a token become 2 ms
+/// and 8.3 µs. Both are then multiplied by five, so that recomputing one of the shorter contexts costs the same share
+/// of an answer's time.
 const PREFILL_TPS: f64 = 24_000.0;
 const DECODE_MS: f64 = 10.0;
 
@@ -23,7 +24,7 @@ pub(super) struct Engines {
     marked: Vec<Counters>,
 }
 
-/// One engine's gauges, and its counts since the mark.
+/// Gauges of one engine, and its counts since the mark.
 #[derive(Clone, Copy)]
 pub(super) struct EngineReading {
     pub gauges: Gauges,
@@ -67,7 +68,7 @@ impl Engines {
         })
     }
 
-    /// Share of the prompt tokens that were found in a cache, on all engines together.
+    /// Share of the prompt tokens that were found in a cache, over all engines together.
     pub(super) fn hit_rate(&self) -> f64 {
         let (hits, queries) = self.readings().fold((0, 0), |(hits, all), one| (hits + one.hits, all + one.queries));
         hits as f64 / queries.max(1) as f64

@@ -8,15 +8,15 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// Time the proxy may take to get ready.
+/// Time limit for the proxy to get ready.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// The child; killed when dropped.
+/// The proxy as a child process; killed when dropped.
 pub(super) struct ProxyProcess {
     pub url: String,
     pub http: Client,
     child: Child,
-    /// Programs that wait for room, as the proxy said last.
+    /// Number of programs that wait for room, as the proxy told last.
     held: u64,
 }
 
@@ -44,7 +44,7 @@ impl ProxyProcess {
                 Ok(answer) => answer.status().to_string(),
                 Err(error) => error.to_string(),
             };
-            // A proxy that fails has written its reason to stderr, which is this terminal.
+            // If the proxy has failed, its reason is on this terminal: both write to the same stderr.
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(DemoError::NotReady(status.to_string()));
             }
@@ -55,7 +55,7 @@ impl ProxyProcess {
         }
     }
 
-    /// Programs that wait for room.
+    /// Number of programs that wait for room.
     pub(super) async fn held(&mut self) -> u64 {
         if let Ok(answer) = self.http.get(format!("{}/health", self.url)).send().await
             && let Ok(health) = answer.json::<Value>().await

@@ -1,4 +1,5 @@
-//! What the user sees: in a terminal a picture that is redrawn, elsewhere a line every few seconds; a table at the end.
+//! Output for the user: in a terminal a picture that is redrawn, elsewhere a line every few seconds; a table at the
+//! end.
 
 use super::agent::Counts;
 use super::engines::{CAPACITY_TOKENS, ENGINES, EngineReading, Engines};
@@ -7,28 +8,28 @@ use comfy_table::{CellAlignment, Table, presets};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-/// Time between two lines where the output is no terminal.
+/// Time between two lines if the output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(4);
 /// Width of a bar, in characters.
 const BAR: usize = 20;
-/// Head of the picture's columns; the picture is 77 characters wide.
+/// Headings of the picture's columns. The picture is 77 characters wide.
 const COLUMNS: &str = "engine   KV cache in use                      running   waiting   prefix hits";
 
-/// The output.
+/// State of the output.
 pub(super) struct Screen {
     agents: u64,
     seconds: u64,
-    /// Standard output is a terminal.
+    /// Whether standard output is a terminal.
     live: bool,
-    /// Lines of the picture on the terminal.
+    /// Number of lines of the picture on the terminal.
     drawn: usize,
     next_line: Duration,
 }
 
-/// What one phase came to.
+/// Result of one phase.
 pub(super) struct Outcome {
     phase: Phase,
-    /// Step times in ascending order; not empty.
+    /// Counts of the agents; the step times are in ascending order and not empty.
     counts: Counts,
     steps_per_minute: f64,
     longest: Duration,
@@ -44,7 +45,7 @@ impl Screen {
         Self { agents: args.agents, seconds: args.seconds, live, drawn: 0, next_line: Duration::ZERO }
     }
 
-    /// `wanted`: tokens of all agents' contexts.
+    /// Prints the introduction. `wanted` is the number of tokens of all agents' contexts.
     pub(super) fn introduce(&self, wanted: u64) {
         let (agents, capacity) = (self.agents, CAPACITY_TOKENS * ENGINES as u64);
         say(&format!(
@@ -77,13 +78,13 @@ impl Screen {
         )
     }
 
-    /// Ends a phase: the next one begins where its picture stood, or with a line of its own.
+    /// Ends a phase. The next phase begins where this picture stood, or with a line of its own.
     pub(super) fn end_phase(&mut self) {
         self.draw("");
         self.next_line = Duration::ZERO;
     }
 
-    /// Puts a picture in place of the one before. Lines that are too long for the terminal are cut, not wrapped.
+    /// Puts a picture in place of the one before. Lines too long for the terminal are cut, not wrapped.
     fn draw(&mut self, picture: &str) {
         if self.drawn > 0 {
             write(&format!("\x1b[{}A\x1b[J", self.drawn));
@@ -94,7 +95,7 @@ impl Screen {
         }
     }
 
-    /// The table at the end.
+    /// Prints the table at the end.
     pub(super) fn compare(&self, outcomes: &[Outcome]) {
         let mut table = Table::new();
         let titles = outcomes.iter().map(|outcome| outcome.phase.title);
@@ -127,7 +128,7 @@ impl Screen {
 // === impl Outcome ===
 
 impl Outcome {
-    /// `counts` must hold at least one step.
+    /// The result of a phase. `counts` must hold at least one step.
     pub(super) fn new(phase: Phase, mut counts: Counts, engines: &Engines) -> Self {
         counts.steps.sort_unstable();
         Self {
@@ -162,7 +163,8 @@ fn say(text: &str) {
     write(&format!("{text}\n"));
 }
 
-/// Writes to standard output. A reader that has gone is no reason to stop: the demonstration ends by itself.
+/// Writes to standard output. An output that nobody reads any more does not stop the demonstration, which ends by
+/// itself.
 fn write(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -8,16 +8,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 
-/// Each is three letters: a word and a space make one token.
+/// Words of the answers, each with three letters: a word and a space make one token.
 const WORDS: [&str; 32] = [
     "ash", "bay", "cat", "dew", "elm", "fig", "gem", "hay", "ice", "jay", "kit", "log", "map", "net", "oak", "pen",
     "quo", "rye", "sea", "tin", "urn", "vow", "web", "yak", "zip", "sun", "fog", "owl", "bee", "dot", "key", "row",
 ];
 
-/// Without `ignore_eos` an answer is this long, in tokens.
+/// Length of an answer in tokens, unless `ignore_eos` is set.
 const LENGTHS: std::ops::RangeInclusive<u64> = 20..=200;
 
-/// How much may be said.
+/// Limits on the length of an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub max_tokens: usize,
@@ -25,16 +25,16 @@ pub(super) struct Bounds {
     pub ignore_eos: bool,
 }
 
-/// One answer, token by token.
+/// One answer: its parts, and its tokens one by one.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub parts: Vec<Part>,
     pub tokens: Vec<Token>,
-    /// True where the limit cut the answer short.
+    /// Whether the limit cut the answer short.
     pub cut: bool,
 }
 
-/// A stretch of an answer.
+/// A part of an answer: text, or one tool call.
 #[derive(Debug)]
 pub(super) enum Part {
     Text(String),
@@ -44,13 +44,13 @@ pub(super) enum Part {
 #[derive(Debug)]
 pub(super) struct Token {
     pub id: TokenId,
-    /// Index of the part it belongs to.
+    /// Index of the part that the token belongs to.
     pub part: usize,
     /// Text that the token adds to its part; empty for the token that opens a call.
     pub text: String,
 }
 
-/// Writes the answers.
+/// Writer of the answers.
 #[derive(Debug, Default)]
 pub(super) struct Author {
     pub seed: u64,
@@ -85,8 +85,8 @@ impl Author {
         Self { seed, script: Vec::new() }
     }
 
-    /// Reads a script: each line a JSON string (the reply's text) or a JSON object (the reply's `message`, with
-    /// `content` and `tool_calls`). The error tells the line.
+    /// Reads a script. Each line is a JSON string (the reply's text) or a JSON object (the reply's `message`, with
+    /// `content` and `tool_calls`). The error names the line.
     pub(super) fn scripted(seed: u64, file: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
         let lines = text.lines().enumerate();
@@ -100,7 +100,7 @@ impl Author {
         Ok(Self { seed, script })
     }
 
-    /// The answer to `prompt`; `digest` is the hash of its tokens.
+    /// The answer to `prompt`. `digest` is the hash of the prompt's tokens.
     pub(super) fn answer(&self, prompt: &Prompt, digest: u64, bounds: Bounds) -> Answer {
         match self.script.get(prompt.replies).or(self.script.last()) {
             Some(line) => line.answer(mix(self.seed ^ digest), bounds.max_tokens),
@@ -118,7 +118,7 @@ fn babble(seed: u64, bounds: Bounds) -> Answer {
     for at in 0..length {
         state = mix(state);
         let word = WORDS[(state % WORDS.len() as u64) as usize];
-        // No white space at the end, so that a client that trims the reply sends the same tokens back.
+        // The answer ends without white space, so that a client that trims the reply sends the same tokens back.
         let end = if at + 1 == length { '.' } else { ' ' };
         answer.say(&format!("{word}{end}"), usize::MAX);
     }
@@ -164,7 +164,7 @@ impl Answer {
         if self.cut { Finish::Length } else { Finish::Stop }
     }
 
-    /// OpenAI's `finish_reason`.
+    /// Value of OpenAI's `finish_reason`.
     pub(super) fn finish_reason(&self) -> &'static str {
         let calls = self.parts.iter().any(|p| matches!(p, Part::Call { .. }));
         match (self.cut, calls) {
@@ -200,7 +200,7 @@ impl Answer {
         self.pieces(&canonical(&function.arguments), limit);
     }
 
-    /// Adds to the last part, up to `limit` tokens in all.
+    /// Adds the pieces of `text` to the last part, up to `limit` tokens in all.
     fn pieces(&mut self, text: &str, limit: usize) {
         for piece in pieces(text) {
             if self.tokens.len() >= limit {

@@ -1,4 +1,4 @@
-//! The KV cache: reference-counted blocks, found again by hash, the least recently used evicted first.
+//! The KV cache: reference-counted blocks that are found again by their hash. The least recently used is evicted first.
 //!
 //! ```text
 //!            allocate                    release (ref 0)
@@ -8,13 +8,13 @@
 //!    └──────────────────────────────────────────── evicted ─────┘
 //! ```
 //!
-//! Blank and cached blocks stand in one queue: taken from its front, blank ones put back at the front and
-//! cached ones at the back, as vLLM does. Every operation takes constant time per block.
+//! Blank and cached blocks stand in one queue and are taken from its front. Blank blocks are put back at the front,
+//! cached ones at the back, as in vLLM. Every operation takes constant time per block.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Index of a block. Block 0 is never handed out: vLLM's null block, and here the queue's head too.
+/// Index of a block. Block 0 is never handed out: it is vLLM's null block, and here also the head of the queue.
 pub(super) type BlockId = u32;
 const HEAD: BlockId = 0;
 
@@ -39,13 +39,13 @@ struct Block {
 /// Outcome of a lookup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hit {
-    /// Blocks of the prefix that are in the cache.
+    /// Number of blocks of the prefix that are in the cache.
     pub blocks: usize,
-    /// Of these, how many are in use by others already (and so take no free block).
+    /// Number of these blocks that other sequences use already; they take no free block.
     pub shared: usize,
 }
 
-/// Block hashes are well mixed: they are their own hash.
+/// Hasher for block hashes. They are well mixed, so each is its own hash.
 #[derive(Default)]
 struct AlreadyMixed(u64);
 
@@ -66,7 +66,7 @@ impl Hasher for AlreadyMixed {
 // === impl BlockPool ===
 
 impl BlockPool {
-    /// `total` blocks, of which one is the null block.
+    /// A pool of `total` blocks, one of which is the null block.
     pub(super) fn new(total: u32) -> Self {
         let total = total.max(2);
         let blocks = (0..total)
@@ -79,22 +79,22 @@ impl BlockPool {
         Self { blocks, by_hash: HashMap::default(), used: 0, cached: 0, blank: total as usize - 1 }
     }
 
-    /// Blocks that can hold tokens.
+    /// Number of blocks that can hold tokens.
     pub(super) fn usable(&self) -> usize {
         self.blocks.len() - 1
     }
 
-    /// Blocks in use by some sequence.
+    /// Number of blocks in use by some sequence.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    /// Blocks that can be allocated now; cached ones among them are evicted.
+    /// Number of blocks that can be allocated now. Cached blocks among them are evicted when they are allocated.
     pub(super) fn free(&self) -> usize {
         self.cached + self.blank
     }
 
-    /// The longest prefix of `chain` that is in the cache.
+    /// The longest prefix of `chain` that is in the cache, in blocks.
     pub(super) fn lookup(&self, chain: &[u64]) -> Hit {
         let mut hit = Hit::default();
         for id in chain.iter().map_while(|hash| self.by_hash.get(hash)) {
@@ -104,7 +104,7 @@ impl BlockPool {
         hit
     }
 
-    /// Takes the block of `hash` into use; `None`: no such block is cached.
+    /// Takes the block of `hash` into use; `None` if no such block is cached.
     pub(super) fn touch(&mut self, hash: u64) -> Option<BlockId> {
         let id = *self.by_hash.get(&hash)?;
         if self.block(id).refs == 0 {
@@ -116,7 +116,7 @@ impl BlockPool {
         Some(id)
     }
 
-    /// Takes the block that is next to go: a blank one, else the least recently used. `None`: all are in use.
+    /// Takes the next block to reuse: a blank one, else the least recently used. `None` if all are in use.
     pub(super) fn allocate(&mut self) -> Option<BlockId> {
         let id = self.block(HEAD).next;
         if id == HEAD {
@@ -135,8 +135,8 @@ impl BlockPool {
         Some(id)
     }
 
-    /// Makes a used block findable. Where a block of this hash is cached already, the fresher one takes its
-    /// place; where it is in use, that one stays and this one remains unnamed.
+    /// Makes a used block findable by `hash`. If a block of the same hash is cached and unused, `id` takes its place.
+    /// If that block is in use, it stays and `id` remains unnamed.
     pub(super) fn name(&mut self, id: BlockId, hash: u64) {
         if self.block(id).hash.is_some() {
             return;
@@ -155,8 +155,8 @@ impl BlockPool {
         self.block_mut(id).hash = Some(hash);
     }
 
-    /// Gives up one reference to each block of a sequence, the last first: the tail is evicted before the
-    /// prefix that others may share.
+    /// Gives up one reference to each block of a sequence, the last block first. So the tail is evicted before the
+    /// prefix, which others may share.
     pub(super) fn release(&mut self, sequence: &[BlockId]) {
         for &id in sequence.iter().rev() {
             let block = self.block_mut(id);
@@ -199,7 +199,7 @@ impl BlockPool {
         (block.prev, block.next) = (prev, next);
     }
 
-    /// Counts everything anew and compares. `held` are the blocks of all sequences, one entry per reference.
+    /// Counts everything anew and compares. `held` has the blocks of all sequences, one entry for each reference.
     #[cfg(test)]
     pub(super) fn check(&self, held: impl Iterator<Item = BlockId>) {
         let mut refs = vec![0; self.blocks.len()];

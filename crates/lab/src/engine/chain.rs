@@ -1,10 +1,10 @@
-//! Block hashes of a token sequence: each full block's hash covers everything before it, so equal hashes mean
-//! equal prefixes. The model never sees tokens, only these.
+//! Block hashes of a token sequence. The hash of a full block covers everything before the block too, so equal hashes
+//! mean equal prefixes. The model sees only these hashes, never tokens.
 
-/// One token, as far as the cache can tell.
+/// Identity of one token, as far as the cache can tell.
 pub type TokenId = u64;
 
-/// Hashes of the full blocks of a growing sequence.
+/// Hashes of the full blocks of a sequence that grows.
 #[derive(Clone, Debug)]
 pub struct Chain {
     block_size: usize,
@@ -31,8 +31,8 @@ impl Chain {
         }
     }
 
-    /// Appends tokens number `start..start + len` of an endless imaginary text `stream`: what a simulation
-    /// uses in place of real text.
+    /// Appends tokens number `start..start + len` of an endless imaginary text `stream`, which a simulation uses in
+    /// place of real text.
     pub fn push_stream(&mut self, stream: u64, start: u64, len: u64) {
         let stream = mix(stream);
         for offset in start..start + len {
@@ -57,7 +57,7 @@ impl Chain {
         &self.hashes
     }
 
-    /// A hash of the whole sequence, its last partial block too.
+    /// A hash of the whole sequence, its last partial block included.
     #[must_use]
     pub fn digest(&self) -> u64 {
         mix(self.state ^ self.tokens as u64)

@@ -1,4 +1,4 @@
-//! How long one iteration of the engine takes.
+//! Time that one iteration of the engine takes.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use std::time::Duration;
 /// where `n` is the tokens of a prefill chunk and `ctx` the tokens already computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Costs {
-    /// Of any iteration.
+    /// Time of any iteration.
     pub t0: f64,
-    /// Per prefilled token.
+    /// Time per prefilled token.
     pub tp: f64,
-    /// Per prefilled token and token before it.
+    /// Time per prefilled token and per token before it.
     pub tq: f64,
-    /// Per decoded token.
+    /// Time per decoded token.
     pub td: f64,
-    /// Per decoded token and token before it.
+    /// Time per decoded token and per token before it.
     pub tkv: f64,
 }
 
-/// The sum of one iteration.
+/// Sum of the times of one iteration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Iteration<'a> {
     costs: &'a Costs,
@@ -29,13 +29,13 @@ pub(super) struct Iteration<'a> {
 // === impl Costs ===
 
 impl Costs {
-    /// GLM-4.6-FP8 on 8×H100; plausible, not measured.
+    /// Times of GLM-4.6-FP8 on 8×H100; plausible, not measured.
     pub const GLM: Self = Self { t0: 0.020, tp: 83e-6, tq: 1.4e-9, td: 0.1e-3, tkv: 20e-9 };
 
-    /// Qwen3-32B on 2×H100; plausible, not measured.
+    /// Times of Qwen3-32B on 2×H100; plausible, not measured.
     pub const QWEN: Self = Self { t0: 0.016, tp: 110e-6, tq: 3e-9, td: 0.08e-3, tkv: 47e-9 };
 
-    /// An engine that prefills `prefill_tps` tokens a second and whose every iteration takes `decode_ms` besides.
+    /// An engine that prefills `prefill_tps` tokens a second. Every iteration takes `decode_ms` milliseconds besides.
     #[must_use]
     pub fn simple(prefill_tps: f64, decode_ms: f64) -> Self {
         Self { t0: decode_ms / 1e3, tp: 1.0 / prefill_tps, tq: 0.0, td: 0.0, tkv: 0.0 }
@@ -70,7 +70,7 @@ impl Iteration<'_> {
         self.seconds += self.costs.td + self.costs.tkv * context as f64;
     }
 
-    /// At least a nanosecond, so that time always moves.
+    /// The time of the iteration. The result is at least a nanosecond, so that time always moves.
     pub(super) fn duration(&self) -> Duration {
         Duration::from_nanos((self.seconds * 1e9).round().max(1.0) as u64)
     }

@@ -1,4 +1,4 @@
-//! Runs the model in real time, and hands each request its tokens.
+//! Runs the model in real time, and passes each request its tokens.
 
 use super::model::{Counters, Engine, EngineEvent, EventKind, Gauges, Request, RequestId, Unfit, Usage};
 use parking_lot::Mutex;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// Upper bounds of the time-to-first-token histogram, in seconds: vLLM's.
+/// Upper bounds of the time-to-first-token histogram, in seconds. They are vLLM's.
 pub(super) const BOUNDS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -17,20 +17,20 @@ pub(super) const BOUNDS: [f64; 22] = [
 /// Histogram of the times to first token.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FirstTokens {
-    /// Counts by bucket, not cumulative; times above the last bound are in `count` alone.
+    /// Counts by bucket, not cumulative. Times above the last bound count in `count` alone.
     pub buckets: [u64; BOUNDS.len()],
     pub count: u64,
     pub sum: f64,
 }
 
-/// An engine whose clock is the real one. Cheap to clone.
+/// An engine that runs in real time. A clone is cheap and stands for the same engine.
 #[derive(Clone)]
 pub(super) struct Driver(Arc<Shared>);
 
 struct Shared {
     began: Instant,
     state: Mutex<State>,
-    /// The model's next event may have changed.
+    /// Signal that the time of the model's next event may have changed.
     changed: Notify,
 }
 
@@ -42,10 +42,10 @@ struct State {
     next_id: RequestId,
 }
 
-/// News for a request.
+/// An event of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
-    /// One more token is there.
+    /// One more token has come.
     Token,
     Done(Usage),
 }
@@ -57,7 +57,7 @@ pub(super) struct Generation {
     signals: mpsc::UnboundedReceiver<Signal>,
 }
 
-/// Everything `/metrics` tells of the engine.
+/// State of the engine that `/metrics` tells.
 pub(super) struct Snapshot {
     pub counters: Counters,
     pub gauges: Gauges,
@@ -81,7 +81,7 @@ impl Driver {
         }))
     }
 
-    /// Lets time pass, for ever.
+    /// Runs the model in real time, for ever.
     pub(super) async fn run(self) {
         loop {
             let next = {
@@ -100,7 +100,7 @@ impl Driver {
         }
     }
 
-    /// Starts a request; its `id` is given here.
+    /// Starts a request, which gets its `id` here.
     pub(super) fn submit(&self, mut request: Request) -> Result<Generation, Unfit> {
         let (sender, signals) = mpsc::unbounded_channel();
         let mut state = self.0.state.lock();
@@ -150,7 +150,7 @@ impl State {
                 Signal::Done(_) => self.listeners.remove(&event.id),
                 Signal::Token => self.listeners.get(&event.id).cloned(),
             };
-            // A listener that has gone aborts its request by itself.
+            // Sending may fail: a listener that has gone aborts its request by itself.
             let _ = listener.map(|listener| listener.send(signal));
         }
     }
@@ -176,7 +176,7 @@ impl Generation {
         self.signals.recv().await
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the request.
     pub(super) async fn finished(&mut self) -> Option<Usage> {
         loop {
             if let Signal::Done(usage) = self.next().await? {

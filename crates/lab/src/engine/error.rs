@@ -1,4 +1,4 @@
-//! Errors in vLLM's words.
+//! Errors in the wording of vLLM.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -39,7 +39,7 @@ impl ApiError {
         Self::invalid("missing", "body", "Field required", "None", "")
     }
 
-    /// `offset` is where the parser stopped, in bytes.
+    /// Error for a body that is no JSON. `offset` is the position in bytes where the parser stopped.
     pub(super) fn bad_json(offset: usize) -> Self {
         Self::invalid(
             "json_invalid",
@@ -69,7 +69,7 @@ impl ApiError {
         Self { status: StatusCode::BAD_REQUEST, kind: "BadRequestError", message, param: Some(param.to_owned()) }
     }
 
-    /// A parameter out of its range.
+    /// Error for a parameter out of its range.
     pub(super) fn value(problem: &str, param: &str, value: &str) -> Self {
         let message = format!("{problem} (parameter={param}, value={value})");
         Self::bad_parameter(message, param)
@@ -89,7 +89,7 @@ impl ApiError {
         }
     }
 
-    /// Anthropic's shape, for `/v1/messages`.
+    /// The error in Anthropic's form, for `/v1/messages`.
     pub(super) fn into_anthropic(self) -> Response {
         let body = json!({"type": "error", "error": {"type": self.kind, "message": self.message}});
         (self.status, Json(body)).into_response()

@@ -1,4 +1,4 @@
-//! What stands behind the endpoints: reads a request, checks it, and starts it on the model.
+//! The code behind the endpoints: reads a request, checks it, and starts it on the model.
 
 use super::answer::{Author, Bounds};
 use super::chain::{Chain, mix};
@@ -27,16 +27,16 @@ pub enum Flavor {
 /// State that all handlers share.
 pub(super) struct Face {
     pub model: String,
-    /// Tokens of prompt and output together at most.
+    /// Number of tokens of prompt and output together, at most.
     pub max_model_len: usize,
     pub flavor: Flavor,
     pub shape: Shape,
-    /// One for each data-parallel rank.
+    /// Drivers, one for each data-parallel rank.
     pub drivers: Vec<Driver>,
     pub author: Author,
     /// Start of the server, in seconds since 1970.
     pub started: f64,
-    /// Inference requests received.
+    /// Number of inference requests received.
     pub received: AtomicU64,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Api {
     Generate,
 }
 
-/// The body as an object.
+/// Reads the body as a JSON object.
 pub(super) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE);
     let kind = kind.and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -69,7 +69,7 @@ pub(super) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError>
     if value.is_object() { Ok(value) } else { Err(ApiError::not_an_object(&value)) }
 }
 
-/// Seconds since 1970.
+/// The present time in seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "clients are told the time of day")]
 pub(super) fn unix_time() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -78,7 +78,7 @@ pub(super) fn unix_time() -> f64 {
 // === impl Face ===
 
 impl Face {
-    /// Reads a request and starts it. Also says whether the answer is to be streamed.
+    /// Reads a request and starts it. Also tells whether the answer is to be streamed.
     pub(super) fn begin(
         &self,
         api: Api,
@@ -121,13 +121,13 @@ impl Face {
         Ok((reply, generation, stream))
     }
 
-    /// Tokens that one rank can hold.
+    /// Number of tokens that one rank can hold.
     pub(super) fn capacity(&self) -> usize {
         (self.shape.kv_blocks as usize).saturating_sub(1) * self.shape.block_size
     }
 
-    /// The rank that the header names, or the one with the fewest requests. Of vLLM 0.32's endpoints `/v1/responses`
-    /// does not read the header; what is no number counts as absent.
+    /// The driver of the rank that the header names, else of the rank with the fewest requests. Of vLLM 0.32's
+    /// endpoints, `/v1/responses` does not read the header. A header that is no number counts as absent.
     fn driver(&self, api: Api, headers: &HeaderMap) -> Result<&Driver, ApiError> {
         let named = headers.get("x-data-parallel-rank").filter(|_| api != Api::Responses);
         let named = named.and_then(|value| value.to_str().ok()?.parse::<i64>().ok());
@@ -150,7 +150,7 @@ impl Face {
         }
     }
 
-    /// Length that the answer may have: the requested one, checked against the model's limit.
+    /// Limits on the length of the answer. The requested length is checked against the model's limit.
     fn bounds(&self, api: Api, body: &Value, prompt: usize) -> Result<Bounds, ApiError> {
         let limit = self.max_model_len;
         let (name, asked) = api.max_tokens(body);
@@ -206,7 +206,7 @@ impl Face {
     }
 }
 
-/// Parameters that this server refuses as vLLM does, or cannot honour.
+/// Checks for parameters that this server refuses as vLLM does, or cannot honour.
 fn check_parameters(api: Api, body: &Value, stream: bool) -> Result<(), ApiError> {
     if !stream && !body["stream_options"].is_null() {
         return Err(ApiError::stream_options());
@@ -239,7 +239,7 @@ impl Api {
         }
     }
 
-    /// Where the sampling parameters stand.
+    /// The object that has the sampling parameters.
     fn sampling(self, body: &Value) -> &Value {
         match self {
             Self::Generate => &body["sampling_params"],
@@ -247,7 +247,7 @@ impl Api {
         }
     }
 
-    /// The name of the limit on the output, and its value: the requested one, else the API's default.
+    /// The name and the value of the limit on the output. The value is the requested one, else the API's default.
     fn max_tokens(self, body: &Value) -> (&'static str, Option<i64>) {
         let (name, default) = match self {
             Self::Chat if !body["max_completion_tokens"].is_null() => ("max_completion_tokens", None),

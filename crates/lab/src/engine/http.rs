@@ -65,7 +65,7 @@ fn inference<W: Wire>(api: Api, wire: fn() -> W) -> MethodRouter<Arc<Face>> {
     })
 }
 
-/// Writes events as the tokens come. When the client goes, hyper drops the body and with it the generation.
+/// Writes events as the tokens come. When the client leaves, hyper drops the body, and the generation with it.
 fn streamed<W: Wire>(wire: W, reply: Reply, generation: Generation) -> Response {
     let events = stream::unfold((wire, reply, generation, 0), |(mut wire, reply, mut generation, mut at)| async move {
         loop {

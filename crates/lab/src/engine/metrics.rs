@@ -1,18 +1,18 @@
-//! `/metrics` under vLLM's and SGLang's names, as far as a scraper needs them.
+//! Page `/metrics` under vLLM's and SGLang's names, with as much as a scraper needs.
 
 use super::driver::{BOUNDS, Snapshot};
 use super::model::{Counters, Shape};
 use std::fmt::Write;
 
-/// Writes one exposition.
+/// Writer of one page.
 struct Exposition<'a> {
     out: String,
     model: &'a str,
-    /// One for each engine.
+    /// State of each engine.
     ranks: &'a [Snapshot],
 }
 
-/// A further label, and the value of its series.
+/// A further label, with the value of its series.
 type Series<'a> = (&'a str, fn(&Snapshot) -> f64);
 
 /// vLLM's page. `started` is in seconds since 1970.
@@ -122,7 +122,8 @@ impl Exposition<'_> {
         }
     }
 
-    /// As real vLLM has it: the blocks of all engines on the line of each, but the tokens of one.
+    /// Writes the size of the cache as real vLLM does: the line of each engine has the blocks of all engines, but the
+    /// tokens of that engine alone.
     fn cache_config(&mut self, shape: &Shape) {
         let (size, blocks) = (shape.block_size, shape.kv_blocks);
         let all = blocks as usize * self.ranks.len();
@@ -146,7 +147,7 @@ impl Exposition<'_> {
         }
     }
 
-    /// Several series; each with a label that sorts after vLLM's common ones.
+    /// Writes several series, each with a label that sorts after vLLM's common ones.
     fn many(&mut self, name: &str, kind: &str, series: &[Series<'_>]) {
         self.head(name, kind);
         for (at, rank) in self.ranks.iter().enumerate() {
@@ -161,7 +162,7 @@ impl Exposition<'_> {
         format!("engine=\"{rank}\",model_name=\"{}\"", self.model)
     }
 
-    /// SGLang's, of its schedulers.
+    /// Writes a metric of SGLang's schedulers, one series for each rank.
     fn by_rank(&mut self, name: &str, kind: &str, more: &str, value: impl Fn(&Snapshot) -> f64) {
         let name = format!("sglang:{name}");
         self.head(&name, kind);
@@ -171,7 +172,7 @@ impl Exposition<'_> {
         }
     }
 
-    /// SGLang's, of all requests together.
+    /// Writes a counter of SGLang's for all requests together.
     fn total(&mut self, name: &str, more: &str, value: impl Fn(&Counters) -> u64) {
         let name = format!("sglang:{name}");
         self.head(&name, "counter");
@@ -184,7 +185,7 @@ impl Exposition<'_> {
         let _ = writeln!(self.out, "# HELP {name} Simulated.\n# TYPE {name} {kind}");
     }
 
-    /// `{value:?}` writes a float as Python does, with a point.
+    /// Writes one sample. `{value:?}` writes a float as Python does, with a point.
     fn line(&mut self, name: &str, labels: &str, value: f64) {
         let _ = writeln!(self.out, "{name}{{{labels}}} {value:?}");
     }

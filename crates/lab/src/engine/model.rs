@@ -1,10 +1,10 @@
-//! The engine in virtual time: prefix cache, continuous batching, preemption. Sans I/O: every method is given
-//! the time, and the same calls always give the same events.
+//! The engine in virtual time: prefix cache, continuous batching, preemption. The model does no I/O: every method is
+//! given the time, and the same calls always give the same events.
 //!
-//! It schedules as vLLM's v1 scheduler does: each iteration has a budget of tokens; running sequences come
-//! first, in the order of their admission (so decodes before the one unfinished prefill); when blocks run out
-//! the youngest is preempted and recomputed later; then the queue is admitted in order, as long as the whole
-//! prompt of its head fits.
+//! The model schedules as vLLM's v1 scheduler does. Each iteration has a budget of tokens. Running sequences come
+//! first, in the order of their admission, so decodes come before the one unfinished prefill. When blocks run out, the
+//! youngest sequence is preempted and recomputed later. Then sequences are admitted from the queue in order, as long as
+//! the whole prompt of the queue's head fits.
 
 use super::blocks::{BlockId, BlockPool};
 use super::cost::{Costs, Iteration};
@@ -15,46 +15,46 @@ use std::time::Duration;
 /// The shape of one engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// Blocks of KV cache; one of them is the null block and holds nothing.
+    /// Number of blocks of KV cache. One of them is the null block and holds nothing.
     pub kv_blocks: u32,
-    /// Tokens in a block.
+    /// Number of tokens in a block.
     pub block_size: usize,
-    /// Sequences in one batch at most.
+    /// Number of sequences in one batch, at most.
     pub max_num_seqs: usize,
-    /// Tokens in one iteration at most.
+    /// Number of tokens in one iteration, at most.
     pub max_num_batched_tokens: usize,
     pub costs: Costs,
 }
 
-/// Names a request; the caller must not reuse it while it lives.
+/// Name of a request. The caller must not give the name to another request while this one lives.
 pub type RequestId = u64;
 
-/// A request, its answer known beforehand.
+/// A request, whose answer is known beforehand.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub id: RequestId,
-    /// Hashes of the full blocks of prompt and output together (see [`super::chain::Chain`]). Blocks past its
-    /// end are taken as never to be found again.
+    /// Hashes of the full blocks of prompt and output together (see [`super::chain::Chain`]). Blocks past the end of
+    /// the chain can never be found again.
     pub chain: Arc<[u64]>,
     pub prompt_tokens: usize,
-    /// At least 1.
+    /// Length of the answer in tokens, at least 1.
     pub output_tokens: usize,
-    /// Tokens at its start that need not be computed where they are not cached: something below the cache
-    /// brings them back at no cost. Plain vLLM has no such thing: 0.
+    /// Number of tokens at the start of the request that need not be computed even if they are not cached: a store
+    /// below the cache brings them back at no cost. Plain vLLM has no such store: 0.
     pub recalled: usize,
     pub finish: Finish,
-    /// Report every token, not only the first and the last.
+    /// Whether every token is reported, not only the first and the last.
     pub stream: bool,
 }
 
-/// Why an answer ends.
+/// Reason why an answer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     Stop,
     Length,
 }
 
-/// Why a request cannot be taken.
+/// Reason why a request cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     #[error("prompt and output must have at least one token each")]
@@ -63,7 +63,7 @@ pub enum Unfit {
     TooLarge,
 }
 
-/// Something that happened to a request.
+/// An event of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineEvent {
     pub at: Duration,
@@ -73,13 +73,13 @@ pub struct EngineEvent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// Time from submission to the first token.
+    /// The first token came. `after` is the time since the submission.
     FirstToken { after: Duration },
-    /// A further token (of requests with `stream` only).
+    /// A further token came; only for requests with `stream`.
     Token,
     /// The request's blocks were taken away; the request waits to be computed again.
     Preempted,
-    /// Follows the event of its last token.
+    /// The request has finished. This event follows that of the last token.
     Finished(Usage),
 }
 
@@ -92,34 +92,34 @@ pub struct Usage {
     pub output: usize,
 }
 
-/// Totals since the start. Token counts are booked as vLLM books them.
+/// Totals since the start. Tokens are counted as in vLLM.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counters {
-    /// Tokens looked up in the prefix cache, at first admission.
+    /// Number of tokens looked up in the prefix cache, at first admission.
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub preemptions: u64,
-    /// Prompt tokens of requests whose first token came.
+    /// Number of prompt tokens of requests whose first token came.
     pub prompt_tokens: u64,
-    /// Of these, found in the cache.
+    /// Number of these tokens that were found in the cache.
     pub prompt_cached: u64,
     pub generation_tokens: u64,
-    /// All prefill work done, recomputation after preemption too.
+    /// Number of tokens prefilled, recomputation after preemption included.
     pub prefilled: u64,
     pub finished_stop: u64,
     pub finished_length: u64,
     pub aborted: u64,
     pub iterations: u64,
-    /// Time spent in iterations.
+    /// Virtual time spent in iterations.
     pub busy: Duration,
 }
 
-/// The state of the moment.
+/// Present state of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gauges {
     pub running: usize,
     pub waiting: usize,
-    /// Share of the usable blocks that running requests hold, 0–1.
+    /// Share of the usable blocks that running requests hold, from 0 to 1.
     pub kv_usage: f64,
 }
 
@@ -128,11 +128,12 @@ pub struct Gauges {
 pub struct Engine {
     shape: Shape,
     pool: BlockPool,
-    /// In the order of admission.
+    /// Sequences in the order of their admission.
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
     phase: Phase,
-    /// Something changed that could let the head of the queue in: it need not be tried again before.
+    /// Whether something has changed that could let the head of the queue in. Without a change, the head need not be
+    /// tried again.
     retry: bool,
     counters: Counters,
 }
@@ -140,7 +141,7 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Idle,
-    /// The next iteration is to be put together at this time.
+    /// Nothing runs; the next iteration is to be put together at this time.
     Due(Duration),
     /// An iteration runs until this time.
     Busy(Duration),
@@ -151,14 +152,14 @@ struct Sequence {
     request: Request,
     arrived: Duration,
     blocks: Vec<BlockId>,
-    /// How many of `blocks` are full and offered to the cache.
+    /// Number of `blocks` that are full and offered to the cache.
     named: usize,
-    /// Tokens whose KV is there.
+    /// Number of tokens whose KV is there.
     computed: usize,
     generated: usize,
-    /// Tokens of the iteration under way.
+    /// Number of tokens in the iteration under way.
     scheduled: usize,
-    /// Prompt tokens found at first admission.
+    /// Number of prompt tokens found in the cache at first admission.
     cached: Option<usize>,
 }
 
@@ -184,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// Tokens that one sequence can have at most.
+    /// Number of tokens that one sequence can have, at most.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.pool.usable() * self.shape.block_size
@@ -215,7 +216,7 @@ impl Engine {
         if request.prompt_tokens == 0 || request.output_tokens == 0 {
             return Err(Unfit::Empty);
         }
-        // The last token is only sampled, its KV never computed.
+        // The last token is only sampled; its KV is never computed.
         if request.prompt_tokens + request.output_tokens - 1 > self.capacity() {
             return Err(Unfit::TooLarge);
         }
@@ -227,7 +228,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Drops a request and frees its blocks; the iteration under way goes on. False: there is no such request.
+    /// Drops a request and frees its blocks. The iteration under way goes on. `false` if there is no such request.
     pub fn abort(&mut self, id: RequestId) -> bool {
         let found = if let Some(at) = self.running.iter().position(|s| s.request.id == id) {
             Some(self.running.remove(at))
@@ -242,7 +243,7 @@ impl Engine {
         true
     }
 
-    /// When `advance` will next have something to do.
+    /// The time at which `advance` will next have something to do.
     #[must_use]
     pub fn next_event_at(&self) -> Option<Duration> {
         match self.phase {
@@ -251,7 +252,7 @@ impl Engine {
         }
     }
 
-    /// Lives through everything up to `now` and appends what happened to `events`, in order.
+    /// Runs everything up to `now`, and appends the events to `events`, in order.
     pub fn advance(&mut self, now: Duration, events: &mut Vec<EngineEvent>) {
         while let Some(at) = self.next_event_at().filter(|&at| at <= now) {
             if matches!(self.phase, Phase::Busy(_)) {
@@ -264,7 +265,7 @@ impl Engine {
         }
     }
 
-    /// Puts an iteration together; how long it takes, or `None` when there is nothing to do.
+    /// Puts an iteration together. Returns the time that it takes, or `None` if there is nothing to do.
     fn schedule(&mut self, now: Duration, events: &mut Vec<EngineEvent>) -> Option<Duration> {
         let costs = self.shape.costs;
         let mut time = costs.iteration();
@@ -294,7 +295,8 @@ impl Engine {
         Some(duration)
     }
 
-    /// Preempts the youngest sequences until the one at `at` can grow by `tokens`. False: that one was preempted too.
+    /// Preempts the youngest sequences until the one at `at` can grow by `tokens`. `false` if this one was preempted
+    /// too.
     fn make_room(&mut self, at: usize, tokens: usize, now: Duration, events: &mut Vec<EngineEvent>) -> bool {
         let need = self.running[at].blocks_missing(tokens, self.shape.block_size);
         while self.pool.free() < need {
@@ -314,14 +316,14 @@ impl Engine {
         true
     }
 
-    /// Admits from the queue while there is budget, a place in the batch, and room for the whole prompt.
+    /// Admits sequences from the queue while there is budget, a place in the batch, and room for the whole prompt.
     fn admit(&mut self, budget: &mut usize, time: &mut Iteration<'_>) {
         let size = self.shape.block_size;
         while self.retry && *budget > 0 && self.running.len() < self.shape.max_num_seqs {
             let Some(head) = self.waiting.front() else {
                 break;
             };
-            // At least the last token is computed anew: its logits are needed.
+            // At least the last token is computed anew, because its logits are needed.
             let findable = ((head.total() - 1) / size).min(head.request.chain.len());
             let hit = self.pool.lookup(&head.request.chain[..findable]);
             if head.total().div_ceil(size) - hit.shared > self.pool.free() {
@@ -351,7 +353,7 @@ impl Engine {
         }
     }
 
-    /// Ends the iteration: sequences whose tokens are all computed get their next one.
+    /// Ends the iteration. Sequences whose tokens are all computed get their next token.
     fn complete(&mut self, now: Duration, events: &mut Vec<EngineEvent>) {
         let mut at = 0;
         while at < self.running.len() {
@@ -389,7 +391,7 @@ impl Engine {
         }
     }
 
-    /// Recounts every block.
+    /// Recounts every block, and compares.
     #[cfg(test)]
     pub(crate) fn check(&self) {
         let held = self.running.iter().chain(&self.waiting);
@@ -411,17 +413,17 @@ impl Sequence {
         Self { request, arrived, blocks: Vec::new(), named: 0, computed: 0, generated: 0, scheduled: 0, cached: None }
     }
 
-    /// Tokens known so far: the prompt and the generated ones.
+    /// Number of tokens known so far: the prompt and the generated tokens.
     fn total(&self) -> usize {
         self.request.prompt_tokens + self.generated
     }
 
-    /// Tokens still to be computed before the next can be sampled.
+    /// Number of tokens still to be computed before the next can be sampled.
     fn outstanding(&self) -> usize {
         self.total() - self.computed
     }
 
-    /// True where only the last generated token is left to compute.
+    /// Whether only the last generated token is left to compute.
     fn decodes(&self) -> bool {
         self.generated > 0 && self.outstanding() == 1
     }
@@ -430,8 +432,8 @@ impl Sequence {
         (self.computed + tokens).div_ceil(block_size) - self.blocks.len()
     }
 
-    /// Schedules the next `tokens`: takes blocks for them, and offers blocks that become full to the cache.
-    /// True: a prefix was offered that others may share (a decoded text is nobody else's).
+    /// Schedules the next `tokens` tokens: takes blocks for them, and offers blocks that become full to the cache.
+    /// `true` if a prefix was offered that other requests may share; a decoded text belongs to this request alone.
     fn grow(&mut self, tokens: usize, block_size: usize, pool: &mut BlockPool) -> bool {
         for _ in 0..self.blocks_missing(tokens, block_size) {
             let block = pool.allocate();
@@ -450,7 +452,7 @@ impl Sequence {
         offers
     }
 
-    /// Adds the scheduled tokens to the iteration's time. Returns how many of them are prefill.
+    /// Adds the scheduled tokens to the iteration's time. Returns the number of prefilled tokens among them.
     fn charge(&self, time: &mut Iteration<'_>) -> u64 {
         if self.decodes() {
             time.decode(self.computed);
@@ -469,7 +471,7 @@ impl Sequence {
         }
     }
 
-    /// Forgets all computed KV; the generated tokens stay known.
+    /// Forgets all computed KV. The generated tokens stay known.
     fn forget(&mut self) {
         if self.request.recalled > 0 {
             self.request.recalled = self.computed;

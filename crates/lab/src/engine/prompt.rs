@@ -1,4 +1,4 @@
-//! What each API's request body says, in tokens.
+//! The content of each API's request body, in tokens.
 
 use super::chain::TokenId;
 use super::error::ApiError;
@@ -9,14 +9,14 @@ use serde_json::Value;
 #[derive(Debug, Default)]
 pub(super) struct Prompt {
     pub tokens: Vec<TokenId>,
-    /// How many messages of the assistant it contains: which step of its conversation this is.
+    /// Number of the assistant's messages in the prompt, which tells the step of the conversation.
     pub replies: usize,
 }
 
 // === impl Prompt ===
 
 impl Prompt {
-    /// `/v1/chat/completions`, and `/tokenize` with messages.
+    /// Reads a body of `/v1/chat/completions`, or of `/tokenize` with messages.
     pub(super) fn chat(body: &Value) -> Result<Self, ApiError> {
         let mut prompt = Self::default();
         prompt.tools(body);
@@ -26,7 +26,7 @@ impl Prompt {
         Ok(prompt.ready())
     }
 
-    /// `/v1/messages`.
+    /// Reads a body of `/v1/messages`.
     pub(super) fn anthropic(body: &Value) -> Result<Self, ApiError> {
         let mut prompt = Self::default();
         prompt.tools(body);
@@ -40,7 +40,7 @@ impl Prompt {
         Ok(prompt.ready())
     }
 
-    /// `/v1/responses`.
+    /// Reads a body of `/v1/responses`.
     pub(super) fn responses(body: &Value) -> Result<Self, ApiError> {
         let mut prompt = Self::default();
         prompt.tools(body);
@@ -59,7 +59,8 @@ impl Prompt {
         Ok(prompt.ready())
     }
 
-    /// `/v1/completions`, and `/tokenize` with a prompt: `field` is a text, its tokens, or a list of one of these.
+    /// Reads a body of `/v1/completions`, or of `/tokenize` with a prompt. The field `field` is a text, its tokens, or
+    /// a list of one of these.
     pub(super) fn raw(body: &Value, field: &str) -> Result<Self, ApiError> {
         let mut prompt = Self::default();
         let mut value = &body[field];
@@ -115,7 +116,7 @@ impl Prompt {
         }
     }
 
-    /// A text, or parts of which texts, tool calls and tool results are known.
+    /// Adds a text, or a list of parts. Of the parts, texts, tool calls and tool results are known.
     fn content(&mut self, content: &Value) {
         match content {
             Value::Null => {}
@@ -137,7 +138,7 @@ impl Prompt {
         }
     }
 
-    /// Items of the Responses API; what the assistant said in several items is one reply.
+    /// Adds items of the Responses API. Several items in a row of the assistant are one reply.
     fn items(&mut self, items: &[Value]) {
         let mut replying = false;
         for item in items {
@@ -170,7 +171,7 @@ pub(super) fn call_token(name: &str) -> TokenId {
     special(&format!("call {name}"))
 }
 
-/// Arguments of a call in one spelling, whether they came as an object or as its text.
+/// The arguments of a call in one spelling, whether they came as an object or as the text of an object.
 pub(super) fn canonical(arguments: &Value) -> String {
     match arguments {
         Value::Null => String::new(),

@@ -20,12 +20,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// An idle connection is closed after this long: uvicorn's default, which vLLM keeps.
+/// Time after which an idle connection is closed: uvicorn's default, which vLLM keeps.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A simulated engine on the current tokio runtime; killed when dropped.
 pub struct Server {
-    /// Where it listens; the port is known even where 0 was asked for.
+    /// Address where the server listens. The port is the real one even if 0 was asked for.
     pub addr: SocketAddr,
     config: EngineConfig,
     face: Arc<Face>,
@@ -33,7 +33,7 @@ pub struct Server {
     task: JoinHandle<()>,
 }
 
-/// Why a server cannot start.
+/// Reason why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
@@ -49,7 +49,7 @@ pub enum StartError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Serve,
-    /// Refuse new connections and requests, finish the ones under way.
+    /// Refuse new connections and requests, and finish those under way.
     Stop,
     Kill,
 }
@@ -94,7 +94,7 @@ impl Server {
         Ok(Self { addr, config, face, mode, task })
     }
 
-    /// `http://HOST:PORT`.
+    /// URL of the server, `http://HOST:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
@@ -117,13 +117,13 @@ impl Server {
         Self::start(config).await
     }
 
-    /// Inference requests received since the start, the refused ones too.
+    /// Number of inference requests received since the start, refused ones included.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.face.received.load(Ordering::Relaxed)
     }
 
-    /// Running and waiting requests, and use of the cache, of the first rank.
+    /// Number of running and waiting requests, and use of the cache, of the first rank.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
         self.face.drivers[0].snapshot().gauges
@@ -136,7 +136,7 @@ impl Server {
     }
 
     /// # Panics
-    /// When there is no such rank.
+    /// If there is no such rank.
     #[must_use]
     pub fn counters_of(&self, rank: usize) -> Counters {
         self.face.drivers[rank].snapshot().counters
@@ -144,7 +144,7 @@ impl Server {
 
     async fn end(self, mode: Mode) {
         self.mode.send_replace(mode);
-        // At worst the task ended by a panic of its own; then the server is over too.
+        // At worst the task has ended by a panic of its own. The server is over then too.
         let _ = self.task.await;
     }
 }
@@ -163,7 +163,7 @@ async fn serve(listener: TcpListener, app: Router, mut mode: watch::Receiver<Mod
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, app.clone(), mode.clone()));
                 }
-                // Out of file descriptors, most likely: let some connections end first.
+                // Most likely there are no file descriptors left. The pause lets some connections end first.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
         }
@@ -176,7 +176,7 @@ async fn serve(listener: TcpListener, app: Router, mut mode: watch::Receiver<Mod
 }
 
 async fn connection(stream: TcpStream, app: Router, mut mode: watch::Receiver<Mode>) {
-    // Without it, small events would wait for the acknowledgement of the one before.
+    // Without this option, a small event would wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,4 +1,4 @@
-//! Endpoints for probes and scrapers: health, models, metrics. They differ between the flavors.
+//! Endpoints for probes and scrapers: health, models, metrics. They differ between the flavors of engine.
 
 use super::chain::mix;
 use super::driver::{Driver, Snapshot};
@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// vLLM's version that is imitated.
+/// Version of vLLM that is imitated.
 const VERSION: &str = "0.32.0";
 
 type SharedFace = State<Arc<Face>>;

@@ -12,7 +12,7 @@ fn fast() -> EngineConfig {
     EngineConfig::default()
 }
 
-/// An engine that would take hours for a long answer.
+/// Settings of an engine that would take hours for a long answer.
 fn slow() -> EngineConfig {
     let mut config = fast();
     config.shape.costs = Costs::simple(1e6, 1000.0);
@@ -34,7 +34,7 @@ async fn post(server: &Server, path: &str, body: &Value) -> Value {
     answer.json().await.unwrap()
 }
 
-/// The whole of a streamed answer.
+/// The whole text of a streamed answer.
 async fn stream(server: &Server, path: &str, body: &Value) -> String {
     let mut body = body.clone();
     body["stream"] = true.into();
@@ -46,7 +46,7 @@ async fn stream(server: &Server, path: &str, body: &Value) -> String {
     answer.text().await.unwrap()
 }
 
-/// The JSON of each `data:` line but `[DONE]`.
+/// The JSON of each `data:` line except `[DONE]`.
 fn events(text: &str) -> Vec<Value> {
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     let data = data.filter(|data| *data != "[DONE]");
@@ -71,7 +71,7 @@ fn ask(text: &str, max_tokens: u64) -> Value {
     json!({"model": "sim", "messages": [user(text)], "max_tokens": max_tokens, "ignore_eos": true})
 }
 
-/// Keys in their order, with the kind of each value in its place.
+/// The keys in their order, each with the kind of its value.
 fn skeleton(value: &Value) -> Value {
     match value {
         Value::Object(map) => {

@@ -1,10 +1,10 @@
-//! The tokeniser: text in pieces of four bytes, counted from the start of each message, so that a reply sent
-//! back in the next prompt becomes the very tokens that were generated.
+//! The tokeniser. A text is cut into pieces of four bytes, counted from the start of each message. So a reply that is
+//! sent back in the next prompt becomes the very tokens that were generated.
 
 use super::chain::{TokenId, mix};
 
 const PIECE: usize = 4;
-/// Least id of a special token. Ids of pieces are smaller: a length bit above at most four bytes.
+/// Least id of a special token. The ids of pieces are smaller: at most four bytes, with one bit above them.
 const SPECIAL: TokenId = 1 << 40;
 
 /// Cuts a text into pieces of at most four bytes, between characters.
@@ -18,12 +18,12 @@ pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The id of a piece: its bytes, below a bit that tells how many they are.
+/// The id of a piece: its bytes, below a bit that tells their number.
 pub(super) fn token_of(piece: &str) -> TokenId {
     piece.bytes().fold(1, |id, byte| id << 8 | TokenId::from(byte))
 }
 
-/// The text of a token; empty for special ones and for ids that are no token.
+/// The text of a token; empty for special tokens, and for ids that are no token.
 pub(super) fn piece_of(token: TokenId) -> String {
     let bytes = token.to_be_bytes();
     let start = bytes.iter().position(|&byte| byte > 0);

@@ -1,4 +1,4 @@
-//! How an answer is written: one module per API.
+//! The forms of an answer, one module for each API.
 
 mod chat;
 mod completion;
@@ -20,12 +20,12 @@ pub(super) use responses::Responses;
 
 pub(super) const FINGERPRINT: &str = "vllm-0.32.0-f0000000";
 
-/// Everything that an answer says of its request.
+/// Data that the answer tells of its request.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// Sixteen hexadecimal digits.
+    /// Id of the answer: sixteen hexadecimal digits.
     pub id: String,
-    /// Seconds since 1970.
+    /// Time of the answer in seconds since 1970.
     pub created: u64,
     pub model: String,
     pub answer: Answer,
@@ -34,7 +34,7 @@ pub(super) struct Reply {
     pub include_usage: bool,
 }
 
-/// One API's way to write an answer.
+/// The form of an answer in one API.
 pub(super) trait Wire: Send + 'static {
     /// The body of an answer in one piece.
     fn whole(&self, reply: &Reply, usage: &Usage) -> Value;
@@ -51,7 +51,7 @@ pub(super) trait Wire: Send + 'static {
 // === impl Reply ===
 
 impl Reply {
-    /// The finish reason, once token number `at` is out.
+    /// The finish reason, if token number `at` is the last.
     fn finish_after(&self, at: usize) -> Option<&'static str> {
         (at + 1 == self.answer.tokens.len()).then(|| self.answer.finish_reason())
     }
@@ -62,14 +62,14 @@ impl Reply {
         format!("{:016x}", mix(seed ^ (part as u64 + 1)))
     }
 
-    /// This part's first token is token number `at`.
+    /// Whether token number `at` is the first of its part.
     fn opens_part(&self, at: usize) -> bool {
         let tokens = &self.answer.tokens;
         at == 0 || tokens[at - 1].part != tokens[at].part
     }
 }
 
-/// OpenAI's `usage`; what its `prompt_tokens_details` hold differs between the endpoints.
+/// OpenAI's `usage`. The `prompt_tokens_details` differ between the endpoints.
 fn openai_usage(usage: &Usage, details: Value) -> Value {
     json!({
         "prompt_tokens": usage.prompt, "total_tokens": usage.prompt + usage.output, "completion_tokens": usage.output,
@@ -77,7 +77,7 @@ fn openai_usage(usage: &Usage, details: Value) -> Value {
     })
 }
 
-/// One event of OpenAI's. Without a usage event, the last chunk has the fingerprint.
+/// One event in OpenAI's form. Without a usage event, the last chunk has the fingerprint.
 fn openai_event(reply: &Reply, mut chunk: Value, last: bool) -> String {
     if last && !reply.include_usage {
         chunk["system_fingerprint"] = FINGERPRINT.into();
@@ -85,7 +85,7 @@ fn openai_event(reply: &Reply, mut chunk: Value, last: bool) -> String {
     data(chunk)
 }
 
-/// The end of OpenAI's streams: `chunk` with the usage, if the client asked for it.
+/// The end of a stream in OpenAI's form: `chunk` with the usage, if the client asked for usage.
 fn openai_end(reply: &Reply, mut chunk: Value, usage: Value) -> String {
     if !reply.include_usage {
         return data("[DONE]");
@@ -99,7 +99,7 @@ fn data(value: impl Display) -> String {
     format!("data: {value}\n\n")
 }
 
-/// An event with a name: its `type`.
+/// An event whose name is its `type`.
 fn event(value: &Value) -> String {
     let name = value["type"].as_str().unwrap_or("message");
     format!("event: {name}\ndata: {value}\n\n")

@@ -1,4 +1,4 @@
-//! Which programs come, and when.
+//! The programs of a run, and the times at which they start.
 
 use super::rng::Rng;
 use super::script::Script;
@@ -6,21 +6,21 @@ use super::trace::Trace;
 use super::workload::Workload;
 use std::time::Duration;
 
-/// Where scripts come from.
+/// Source of the scripts.
 #[derive(Clone, Debug)]
 pub enum Source {
     Workload(Workload),
     Trace(Trace),
 }
 
-/// When programs start.
+/// Times at which programs start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arrivals {
-    /// A constant number of programs: as one ends, the next begins.
+    /// A constant number of programs: when one ends, the next begins.
     Closed(u64),
-    /// Poisson arrivals; the rate is in programs per minute.
+    /// Poisson arrivals at this rate, in programs per minute.
     Rate(f64),
-    /// As recorded in the trace.
+    /// Times as recorded in the trace.
     Recorded,
 }
 
@@ -31,16 +31,17 @@ pub struct Demand {
     pub seed: u64,
 }
 
-/// Programs of a closed loop start within this time of each other: containers take a while to come up.
+/// Time within which the programs of a closed loop start: containers take a while to come up.
 const STAGGER: Duration = Duration::from_secs(60);
-/// Streams of the random generator; a program's own stream has the program's number.
+/// Numbers of streams of the random generator. A program's own stream has the program's number.
 const STARTS: u64 = 1 << 60;
 const BYTES: u64 = 2 << 60;
 
 // === impl Demand ===
 
 impl Demand {
-    /// Script of program `number`. It depends on the seed and the number alone, so every policy meets the same programs.
+    /// The script of program `number`. The script depends on the seed and the number alone, so every policy meets the
+    /// same programs.
     #[must_use]
     pub fn script(&self, number: u64) -> Script {
         match &self.source {
@@ -53,7 +54,7 @@ impl Demand {
         }
     }
 
-    /// When the programs start that do not follow another, counted from the start of the one before.
+    /// Start times of the programs that do not follow another. Each is counted from the start of the one before.
     pub fn starts(&self) -> Box<dyn Iterator<Item = Duration> + '_> {
         let mut rng = Rng::new(self.seed, STARTS);
         match (self.arrivals, &self.source) {

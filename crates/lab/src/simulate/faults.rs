@@ -3,21 +3,21 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One fault, as named on the command line.
+/// One fault, under its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// An engine starts anew every so often, each in its turn: steps there fail, its cache is lost, and it is
-    /// away for 30 s.
+    /// Period after which an engine restarts, each engine in its turn. Steps there fail, the cache is lost, and the
+    /// engine is away for 30 s.
     Restart(Duration),
-    /// Factor on the bytes that come after a program's first prompt.
+    /// Factor on the bytes that a program adds after its first prompt.
     Estimate(f64),
-    /// Answers come without usage.
+    /// Answers without usage.
     NoUsage,
-    /// Programs are never released.
+    /// Programs that are never released.
     NoRelease,
     /// Factor on the capacity that engines report.
     Capacity(f64),
-    /// Tokens in the first prompt of one further program, which starts at the end of the warm-up.
+    /// Size in tokens of the first prompt of one further program, which starts at the end of the warm-up.
     Giant(usize),
     /// Number of further programs that all start at the end of the warm-up.
     Burst(u64),
@@ -96,7 +96,7 @@ fn positive(text: &str) -> Option<f64> {
     text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0)
 }
 
-/// A whole number up to a hundred million, with `k` for thousands.
+/// A whole number up to a hundred million; `k` stands for thousands.
 fn count(text: &str) -> Option<usize> {
     let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1.0), |digits| (digits, 1e3));
     positive(digits).map(|value| value * unit).filter(|value| (1.0..=1e8).contains(value)).map(|value| value as usize)

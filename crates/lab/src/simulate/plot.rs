@@ -1,11 +1,11 @@
-//! Plots of a run over time, one line for each policy, as SVG.
+//! Plots of a run over time as SVG, one line for each policy.
 
 use super::tally::{Minute, Tally, percentile};
 use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
 
-/// One plot: its file, its title, and the figure it draws of each minute.
+/// One plot: its file, its title, and the value that it draws for each minute.
 struct Plot {
     file: &'static str,
     title: &'static str,
@@ -49,10 +49,10 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
 ];
 
-/// Writes every plot into the directory `dir`; makes the directory where it is missing.
+/// Writes every plot into the directory `dir`, which is made if it is missing.
 ///
 /// # Errors
-/// What could not be written.
+/// The error of the file that could not be written.
 pub fn write(dir: &Path, runs: &[(String, &Tally)]) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(dir)?;
     for plot in &PLOTS {

@@ -1,5 +1,5 @@
-//! Who decides where a step runs, and when. A policy is told exactly what the proxy's scheduler is told,
-//! in the same words, and nothing of the engines' inner state: that barrier is the type of [`Policy::handle`].
+//! The policies, which decide where a step runs, and when. A policy is told exactly what the proxy's scheduler is told,
+//! in the same words, and nothing of the engines' inner state. The type of [`Policy::handle`] makes sure of this.
 
 mod cap;
 mod fleet;
@@ -17,8 +17,8 @@ use thundergate_scheduler::{Decision, Event, Scheduler};
 
 /// A policy under test.
 pub trait Policy {
-    /// Takes in what happened at `now` and appends what is to be done. Only `Dispatch` and `Refuse` have an
-    /// effect; every step that arrives must in the end get one of them.
+    /// Takes in what happened at `now`, and appends the decisions. Only `Dispatch` and `Refuse` have an effect. Every
+    /// step that arrives must get one of these two in the end.
     fn handle(&mut self, now: Duration, event: Event, decisions: &mut Vec<Decision>);
 }
 
@@ -33,23 +33,23 @@ impl Policy for Scheduler {
 pub enum Choice {
     /// The scheduler of this proxy.
     Ours,
-    /// ThunderAgent (arXiv 2602.13692): `fixed` stops marking once enough is marked, `decay` halves the weight
-    /// of idle programs every second.
+    /// ThunderAgent's scheduler (arXiv 2602.13692). With `fixed`, marking stops once enough is marked. With `decay`,
+    /// the weight of idle programs halves every second.
     ThunderAgent {
         fixed: bool,
         decay: bool,
     },
     RoundRobin,
     LeastConnections,
-    /// By a hash of the program.
+    /// A hash of the program chooses the backend.
     Sticky,
-    /// Longest known prefix, unless the load is out of balance.
+    /// The backend with the longest known prefix, unless the load is out of balance.
     PrefixAware,
-    /// At most this many programs on an engine, first come first served.
+    /// At most this many programs on an engine, first come, first served.
     Cap(usize),
-    /// Bound: nothing is ever evicted.
+    /// Bound in which nothing is ever evicted.
     InfiniteCache,
-    /// Bound: the cache has its true size, but evicted tokens come back at no cost.
+    /// Bound in which the cache has its true size, but evicted tokens come back at no cost.
     ZeroRecompute,
 }
 
@@ -67,13 +67,13 @@ const NAMES: [(&str, Choice); 11] = [
     ("zero-recompute", Choice::ZeroRecompute),
 ];
 
-/// Blocks of an engine that never evicts: more than an hour of any workload fills.
+/// Number of blocks of an engine that never evicts: more than an hour of any workload fills.
 const ENDLESS: u32 = 2 << 20;
 
 // === impl Choice ===
 
 impl Choice {
-    /// The policy; `ours` with these settings.
+    /// The policy. `ours` has these settings.
     #[must_use]
     pub fn build(self, ours: &thundergate_scheduler::Policy) -> Box<dyn Policy> {
         match self {

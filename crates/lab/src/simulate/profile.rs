@@ -13,19 +13,19 @@ pub enum Profile {
     Qwen,
 }
 
-/// A profile in a JSON file. Keys that are absent have the value of `glm`.
+/// A profile in a JSON file. A key that is absent has the value of `glm`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
-    /// Milliseconds of any iteration.
+    /// Time of any iteration in milliseconds.
     t0_ms: f64,
-    /// Microseconds per prefilled token.
+    /// Time per prefilled token in microseconds.
     tp_us: f64,
-    /// Nanoseconds per prefilled token and token before it.
+    /// Time per prefilled token and per token before it, in nanoseconds.
     tq_ns: f64,
-    /// Milliseconds per decoded token.
+    /// Time per decoded token in milliseconds.
     td_ms: f64,
-    /// Nanoseconds per decoded token and token before it.
+    /// Time per decoded token and per token before it, in nanoseconds.
     tkv_ns: f64,
     kv_tokens: usize,
     block_size: usize,
@@ -48,7 +48,7 @@ impl Profile {
 /// An engine that holds `kv_tokens`, with vLLM's usual limits on a batch.
 fn shape(costs: Costs, kv_tokens: usize, block_size: usize) -> Shape {
     Shape {
-        // One more is the null block.
+        // One more block is the null block.
         kv_blocks: u32::try_from(kv_tokens / block_size + 1).unwrap_or(u32::MAX),
         block_size,
         max_num_seqs: 256,
@@ -60,7 +60,7 @@ fn shape(costs: Costs, kv_tokens: usize, block_size: usize) -> Shape {
 /// Reads an engine file.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A text that says what is wrong with the file.
 pub fn read(path: &Path) -> Result<Shape, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let file: File = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;

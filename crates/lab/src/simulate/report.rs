@@ -1,4 +1,4 @@
-//! The outcome as a table or as JSON.
+//! The outcome of the runs, as a table or as JSON.
 
 use super::tally::Figures;
 use comfy_table::{CellAlignment, Table, TableComponent, presets};
@@ -22,7 +22,7 @@ impl Format {
     }
 }
 
-/// One object a line, for diffs.
+/// Writes one object a line, so that two outputs can be compared with diff.
 fn json(figures: &[Figures]) -> String {
     let line = |figures: &Figures| serde_json::to_string(figures).unwrap_or_default();
     let lines: Vec<String> = figures.iter().map(line).collect();

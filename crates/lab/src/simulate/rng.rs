@@ -1,5 +1,5 @@
-//! Random numbers that are the same on every run: SplitMix64 (Steele, Lea and Flood 2014) and the few
-//! distributions that workloads need.
+//! Random numbers that are the same on every run: SplitMix64 (Steele, Lea and Flood 2014), with the few distributions
+//! that workloads need.
 
 use crate::engine::chain::mix;
 use std::f64::consts::TAU;
@@ -22,29 +22,29 @@ impl Rng {
         value
     }
 
-    /// In [0, 1).
+    /// A number in [0, 1).
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in [low, high).
+    /// A uniform number in [low, high).
     pub fn between(&mut self, (low, high): (f64, f64)) -> f64 {
         low + (high - low) * self.unit()
     }
 
-    /// Uniform whole number from `low` to `high`, both included.
+    /// A uniform whole number from `low` to `high`, both included.
     pub fn whole(&mut self, (low, high): (usize, usize)) -> usize {
         low + (self.unit() * (high - low + 1) as f64) as usize
     }
 
-    /// Exponential, as gaps between independent arrivals are.
+    /// An exponential number, for gaps between independent arrivals.
     pub fn exponential(&mut self, mean: f64) -> f64 {
         -mean * (1.0 - self.unit()).ln()
     }
 
-    /// Log-normal with this median; `sigma` is the standard deviation of its logarithm.
+    /// A log-normal number with this median; `sigma` is the standard deviation of its logarithm.
     pub fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
-        // Box and Muller.
+        // This is the method of Box and Muller.
         let normal = (-2.0 * (1.0 - self.unit()).ln()).sqrt() * (TAU * self.unit()).cos();
         median * (sigma * normal).exp()
     }

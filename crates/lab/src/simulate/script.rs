@@ -8,38 +8,40 @@ use std::time::Duration;
 /// One agent run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Script {
-    /// Programs of one class share the start of their prompts.
+    /// Class of the program. Programs of one class share the start of their prompts.
     pub class: u64,
-    /// At least one.
+    /// Steps, at least one.
     pub steps: Vec<Step>,
 }
 
 /// One inference request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Time since the end of the step before, while a tool runs; for a first step, since the start of the program before.
+    /// Time since the end of the step before, while a tool runs. For a first step: time since the start of the program
+    /// before.
     pub gap: Duration,
     pub prompt: usize,
-    /// Tokens at the start of the prompt that every program of the class has.
+    /// Number of tokens at the start of the prompt that every program of the class has.
     pub shared: usize,
     pub output: usize,
-    /// Size of the prompt as text: what a proxy sees.
+    /// Size of the prompt as text, in bytes: the size that a proxy sees.
     pub bytes: u64,
 }
 
 /// The block hashes of a program's steps.
 #[derive(Clone, Debug)]
 pub struct Texts {
-    /// Hashes of each stretch of steps in which every prompt extends the one before.
+    /// Hashes of each series of steps in which every prompt extends the one before.
     chains: Vec<Arc<[u64]>>,
-    /// For each step: the index of its chain, and the tokens of its prompt that earlier steps had computed.
+    /// Index of the chain of each step, and the number of tokens of its prompt that earlier steps had computed.
     steps: Vec<(usize, usize)>,
 }
 
 // === impl Script ===
 
 impl Script {
-    /// Gives every prompt a size in bytes: languages and tools differ, so do the messages of one program.
+    /// Gives every prompt a size in bytes. Languages and tools differ in bytes per token, and so do the messages of one
+    /// program.
     pub fn write_bytes(&mut self, rng: &mut Rng) {
         let own = rng.between((3.4, 4.6));
         let (mut tokens, mut bytes) = (0usize, 0.0);
@@ -74,7 +76,7 @@ impl Script {
         }
     }
 
-    /// The texts of program number `number`: its own, save for the prefix of its class.
+    /// The texts of program number `number`. Only the prefix of the program's class is shared with others.
     #[must_use]
     pub fn texts(&self, number: u64, block_size: usize) -> Texts {
         let mut texts = Texts { chains: Vec::new(), steps: Vec::new() };
@@ -104,13 +106,14 @@ impl Script {
 // === impl Texts ===
 
 impl Texts {
-    /// Hashes of at least the full blocks of step `at`.
+    /// Hashes of the full blocks of step `at`, and maybe of more blocks.
     #[must_use]
     pub fn chain(&self, at: usize) -> Arc<[u64]> {
         Arc::clone(&self.chains[self.steps[at].0])
     }
 
-    /// Tokens at the start of step `at`'s prompt that an earlier step has computed, or another program of the class.
+    /// Number of tokens at the start of step `at`'s prompt that an earlier step, or another program of the class, has
+    /// computed.
     #[must_use]
     pub fn known(&self, at: usize) -> usize {
         self.steps[at].1

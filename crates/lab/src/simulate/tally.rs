@@ -1,9 +1,9 @@
-//! The counts of a run, and the figures made of them.
+//! Counts of a run, and the figures computed from them.
 
 use serde::Serialize;
 use std::time::Duration;
 
-/// Counts of one run. Only what happens after the warm-up counts, save in `series`.
+/// Counts of one run. Only events after the warm-up count, except in `series`.
 #[derive(Debug)]
 pub struct Tally {
     warmup: Duration,
@@ -25,37 +25,38 @@ pub struct Minute {
     pub steps: u64,
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
-    /// Times to first token of the steps that got theirs in this minute.
+    /// Times to first token of the steps whose first token came in this minute.
     pub waits: Vec<Duration>,
-    /// Sum over samples of the share of KV blocks in use by running steps, of steps held, and how many samples.
+    /// Sums over samples, first of the share of KV blocks that running steps use, then of held steps; and the number of
+    /// samples.
     pub kv_usage: f64,
     pub held: u64,
     pub samples: u64,
 }
 
-/// The figures of a run. Times in seconds; rates per minute; `null` where nothing was there to be measured.
+/// Figures of a run. Times are in seconds and rates per minute. A figure is `null` if there was nothing to measure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figures {
     pub policy: String,
     pub seed: u64,
     pub steps_per_min: f64,
-    /// Programs that ended.
+    /// Number of programs that ended, per minute.
     pub programs_per_min: f64,
     /// Share of the prompt tokens of finished steps that were found in the prefix cache.
     pub hit_rate: Option<f64>,
-    /// From arrival at the proxy to the last token.
+    /// Time from a step's arrival at the proxy to its last token.
     pub step_p50_s: Option<f64>,
     pub step_p95_s: Option<f64>,
     pub step_p99_s: Option<f64>,
-    /// From a program's first arrival to its last token.
+    /// Time from a program's first arrival to its last token.
     pub completion_p50_s: Option<f64>,
     pub completion_p95_s: Option<f64>,
-    /// Longest time from arrival to first token, steps that still wait at the end included.
+    /// Longest time from arrival to first token. Steps that still wait at the end are included.
     pub longest_wait_s: f64,
-    /// Longest such time among all but the first steps of programs.
+    /// Longest such time, the first steps of programs left out.
     pub longest_started_wait_s: f64,
     pub preemptions: u64,
-    /// Steps finished on the busiest engine, over the mean of all.
+    /// Ratio of the steps finished on the busiest engine to the mean of all engines.
     pub imbalance: Option<f64>,
     /// Steps per minute of the same programs if no token ever had to be computed twice.
     pub bound_steps_per_min: f64,
@@ -112,13 +113,13 @@ impl Tally {
         }
     }
 
-    /// A step has its first token.
+    /// Notes the wait of a step that has its first token.
     pub fn waited(&mut self, now: Duration, wait: Duration, started: bool) {
         self.minute(now).waits.push(wait);
         self.still_waits(now, wait, started);
     }
 
-    /// Notes the wait of a step that may go on waiting.
+    /// Notes the wait so far of a step that may go on waiting.
     pub fn still_waits(&mut self, now: Duration, wait: Duration, started: bool) {
         if self.counts(now) {
             self.longest_wait = self.longest_wait.max(wait);
@@ -139,7 +140,7 @@ impl Tally {
         minute.samples += 1;
     }
 
-    /// Whole minutes only: a part of one would look like a fall.
+    /// The whole minutes of the run. A partial minute would look like a fall.
     #[must_use]
     pub fn series(&self) -> &[Minute] {
         let whole = (self.end.as_secs() / 60) as usize;
@@ -187,13 +188,13 @@ fn sorted(times: &[Duration]) -> Vec<Duration> {
     sorted
 }
 
-/// In seconds, by nearest rank.
+/// A percentile in seconds, by nearest rank.
 pub(super) fn percentile(sorted: &[Duration], share: f64) -> Option<f64> {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).map(|time| rounded(time.as_secs_f64()))
 }
 
-/// To thousandths: more would be noise.
+/// The value rounded to thousandths. Further digits would be noise.
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

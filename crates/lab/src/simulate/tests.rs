@@ -1,5 +1,5 @@
-//! The simulator is honest: blocks are conserved (every run here recounts them every minute of virtual
-//! time), rates come out as they must, nobody sees the future.
+//! Tests that the simulator is honest: blocks are conserved (every run here recounts them every minute of virtual
+//! time), rates come out as they must, and no policy sees the future.
 
 mod robust;
 
@@ -100,7 +100,7 @@ fn the_same_arguments_and_seed_print_the_same_bytes() {
     assert_ne!(first, print(2));
 }
 
-/// Programs one after the other, so that each finds what the ones before have left.
+/// Programs one after the other, so that each finds in the cache what the earlier ones have left.
 fn trace() -> Trace {
     let mut scripts: Vec<Script> = (0..4).map(|number| Workload::Swe.script(1, number)).collect();
     for script in &mut scripts {
@@ -129,7 +129,7 @@ fn at_infinite_capacity_exactly_the_new_tokens_miss() {
         for Step { prompt, output, .. } in &script.steps {
             prompts += prompt;
             cached += block(known.min(*prompt));
-            // The last token's KV is never computed: the block that it would fill is not found again.
+            // The KV of the last token is never computed, so the block that this token would fill is not found again.
             known = prompt + output;
         }
     }
@@ -142,7 +142,7 @@ fn at_infinite_capacity_exactly_the_new_tokens_miss() {
     }
 }
 
-/// Writes down what its policy is told.
+/// A policy that writes down every event and passes it on to another policy.
 struct Spy(Box<dyn Policy>, Rc<RefCell<Vec<(Duration, Event)>>>);
 
 impl Policy for Spy {
@@ -152,7 +152,7 @@ impl Policy for Spy {
     }
 }
 
-/// Everything told until the first step of `output` tokens ends.
+/// All events until the first step of `output` tokens ends.
 fn told(trace: Trace, output: usize) -> Vec<(Duration, Event)> {
     let told = Rc::new(RefCell::new(Vec::new()));
     let setup = replay(trace);
@@ -200,7 +200,7 @@ fn a_policy_sees_bytes_and_never_tokens_of_a_prompt() {
     assert!(least < 3.7 && most > 4.3, "bytes a token vary: {least} to {most}");
 }
 
-/// The paper's Figure 1 in little: one engine in place of eight GPUs' worth of four.
+/// The paper's Figure 1 on a small scale: one engine in place of four on eight GPUs.
 #[test]
 fn a_pinned_fleet_collapses_past_its_capacity_and_admission_does_not() {
     let steps = |programs, name| {
@@ -327,7 +327,7 @@ fn plots_have_a_line_for_each_policy() {
     for file in ["throughput.svg", "hit-rate.svg", "waits.svg", "kv-occupancy.svg", "held.svg"] {
         let svg = std::fs::read_to_string(dir.path().join("new").join(file)).unwrap();
         assert!(svg.contains("<svg") && svg.contains("sticky") && svg.contains("the bound"), "{file}");
-        // A curve and its key.
+        // A policy has two strokes: its curve and its key.
         let strokes = ["#0072B2", "#D55E00"].map(|colour| svg.matches(colour).count());
         assert_eq!(strokes, [2, 2], "{file}");
     }

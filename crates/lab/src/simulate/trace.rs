@@ -5,11 +5,11 @@
 //! {"program": "a", "step": 2, "arrive_gap_s": 1.7, "prompt_tokens": 3900, "shared_tokens": 1500, "output_tokens": 180}
 //! ```
 //!
-//! Steps of a program stand in order, counted up by one; programs may be interleaved. `arrive_gap_s`: seconds from
-//! the end of the program's step before it; of a first step, from the start of the program before it in the file.
-//! `shared_tokens`: how much of the prompt's start every program has (of the same `class`, a name, if that is
-//! given). A prompt that is not shorter than the one before extends it; a shorter one is taken as rewritten after
-//! its shared part. Blank lines are skipped.
+//! The steps of a program stand in order, counted up by one. Programs may be interleaved. `arrive_gap_s` is the time
+//! from the end of the program's step before; for a first step, from the start of the program before it in the file.
+//! `shared_tokens` is how much of the prompt's start every program has; if a `class` (a name) is given, only programs
+//! of the same class. A prompt that is not shorter than the one before extends it. A shorter prompt is taken as
+//! rewritten after its shared part. Blank lines are skipped.
 
 use super::script::{Script, Step};
 use crate::engine::chain::mix;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Programs in the order of their first lines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace {
-    /// At least one; sizes in bytes are not filled in.
+    /// Scripts, at least one. Sizes in bytes are not filled in.
     pub scripts: Vec<Script>,
 }
 
@@ -38,7 +38,7 @@ struct Line {
     class: String,
 }
 
-/// More than any model's context; keeps a slip of the pen from filling the memory.
+/// Number of tokens beyond any model's context. The limit keeps a slip of the pen from filling the memory.
 const LONGEST: usize = 100_000_000;
 
 // === impl Trace ===
@@ -47,7 +47,7 @@ impl Trace {
     /// Reads a file.
     ///
     /// # Errors
-    /// A sentence with the file's name and the number of the line that is wrong.
+    /// A sentence with the file's name and the number of the wrong line.
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Self::parse(&text).map_err(|problem| format!("{}: {problem}", path.display()))
@@ -68,7 +68,7 @@ impl Trace {
     }
 
     fn take(&mut self, text: &str, programs: &mut HashMap<String, (usize, u64)>) -> Result<(), String> {
-        // Each line stands alone: the parser's own line number would only confuse.
+        // Each line is parsed alone, so the parser's own line number would only confuse.
         let parsed = serde_json::from_str(text);
         let line: Line = parsed.map_err(|error| error.to_string().replace(" at line 1 column", ", column"))?;
         let step = line.step()?;

@@ -1,4 +1,4 @@
-//! Synthetic workloads: agents as they were seen in the field, in a few numbers each.
+//! Synthetic workloads: agents as they were seen in the field, described by a few numbers each.
 
 use super::rng::Rng;
 use super::script::{Script, Step};
@@ -19,19 +19,19 @@ pub enum Workload {
     Chat,
 }
 
-/// Ranges are uniform; token counts unless said otherwise.
+/// Numbers of a workload. Ranges are uniform; numbers are token counts unless said otherwise.
 struct Shape {
     steps: (usize, usize),
-    /// At the start of every prompt.
+    /// Tokens at the start of every prompt.
     shared: usize,
-    /// The first prompt, its shared part included.
+    /// Tokens of the first prompt, its shared part included.
     start: (usize, usize),
     /// Growth of the context from one step to the next, the output included.
     growth: (usize, usize),
-    /// Most answers are a thought and a command; few are long: a median, and limits.
+    /// Output tokens of a step: a median, and limits. Most answers are a thought and a command; few are long.
     output_median: f64,
     output_limits: (f64, f64),
-    /// Tool time: median in seconds, and a range of its 95th percentile that each program draws from.
+    /// Tool time: its median in seconds, and a range from which each program draws its 95th percentile.
     tool_median: f64,
     tool_p95: (f64, f64),
     tool_limits: (f64, f64),
@@ -85,7 +85,7 @@ const CHAT: Shape = Shape {
     tool_limits: (1.0, 300.0),
 };
 
-/// Of the logarithm of an answer's length.
+/// Standard deviation of the logarithm of an answer's length.
 const OUTPUT_SIGMA: f64 = 0.4;
 /// The 95th percentile of a normal distribution, in standard deviations.
 const Z95: f64 = 1.645;
@@ -93,7 +93,7 @@ const Z95: f64 = 1.645;
 // === impl Workload ===
 
 impl Workload {
-    /// Program number `number` of this workload: a function of the seed and the number alone.
+    /// The script of program number `number`, which depends on the seed and the number alone.
     #[must_use]
     pub fn script(self, seed: u64, number: u64) -> Script {
         let mut rng = Rng::new(seed, number);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use thundergate_scheduler::{BackendId, Decision, Event, Outcome, ProgramKey, RefuseReason, StepId};
 
-/// Everything that a run depends on, besides the policy.
+/// Setup of a run: everything that the run depends on besides the policy.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub demand: Demand,
@@ -28,7 +28,7 @@ pub struct Setup {
 
 struct World<'a> {
     setup: &'a Setup,
-    /// Tokens that were computed once come back at no cost.
+    /// Whether tokens that were computed once come back at no cost.
     recall: bool,
     policy: Box<dyn Policy>,
     machines: Vec<Machine>,
@@ -49,7 +49,7 @@ struct World<'a> {
 struct Machine {
     engine: Engine,
     up: bool,
-    /// Prompt tokens computed up to the last report.
+    /// Number of prompt tokens computed up to the last report.
     computed: Option<u64>,
 }
 
@@ -58,28 +58,28 @@ struct Live {
     script: Script,
     texts: Texts,
     key: ProgramKey,
-    /// Its present step.
+    /// Index of the present step.
     at: usize,
     began: Duration,
-    /// When its present step came to the proxy for the first time.
+    /// Time when the present step came to the proxy for the first time.
     arrived: Duration,
-    /// The present step has come and has no first token yet.
+    /// Whether the present step has come and has no first token yet.
     waiting: bool,
-    /// When it ends, another begins.
+    /// Whether another program begins when this one ends.
     followed: bool,
 }
 
 struct Flight {
     program: u64,
     on: Option<usize>,
-    /// Tokens that have come.
+    /// Number of tokens that have come.
     output: u64,
 }
 
-/// What will happen.
+/// An event that will happen.
 #[derive(Clone, Copy)]
 enum Plan {
-    /// The next of `starts`.
+    /// The next of `starts` begins.
     Start,
     Begin {
         program: u64,
@@ -92,19 +92,19 @@ enum Plan {
     Back(usize),
 }
 
-/// Between two looks at an engine's metrics, as the proxy's fleet does it by default.
+/// Time between two readings of an engine's metrics, the default of the proxy's fleet.
 pub const REPORT: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
 /// Time that a restarted engine is away.
 const AWAY: Duration = Duration::from_secs(30);
-/// A client whose step failed tries again after this time.
+/// Time after which a client whose step failed tries again.
 const RETRY: Duration = Duration::from_secs(5);
-/// Programs that come by a fault have numbers from here on, so that the others keep theirs.
+/// First number of the programs that come by a fault, so that the other programs keep their numbers.
 const EXTRA: u64 = 1 << 40;
-/// Steps of the giant.
+/// Number of steps of the giant.
 const GIANT_STEPS: usize = 5;
 
-/// Lets `choice` live through the setup. `progress` is told the virtual time every 5 s of it.
+/// Runs the setup under `choice`. `progress` is told the virtual time every 5 s of it.
 #[must_use]
 pub fn run(setup: &Setup, choice: Choice, progress: &dyn Fn(Duration)) -> Tally {
     let recall = choice == Choice::ZeroRecompute;
@@ -265,7 +265,7 @@ impl<'a> World<'a> {
         let program = flight.program;
         flight.on = Some(on);
         if machine.engine.submit(self.now, request).is_err() {
-            // Longer than the engine's context: an agent has no answer to that error.
+            // The prompt is longer than the engine's context. An agent has no answer to that error.
             self.flights.remove(&id);
             self.inbox.push_back(Event::End { step: id, outcome: Outcome::Rejected });
             self.done(program, RETRY);
@@ -280,7 +280,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// Lets any policy live through the setup, on the engines of the setup.
+/// Runs the setup under any policy, on the engines of the setup.
 #[cfg(test)]
 pub fn run_policy(setup: &Setup, policy: Box<dyn Policy>) -> Tally {
     live(World::new(setup, policy, &setup.shape, false), &|_| ())

@@ -1,4 +1,4 @@
-//! Random bodies in random spelling, against an oracle that parses them.
+//! Random bodies in random spelling, against an oracle that parses the same bodies.
 
 use super::super::*;
 use proptest::collection::vec;
@@ -17,7 +17,7 @@ enum Node {
     Object(Vec<(String, Node)>),
 }
 
-/// A value as parsed: order, duplicates and spelling of atoms kept.
+/// A value as parsed. Order, duplicates and the spelling of atoms are kept.
 #[derive(Clone, Debug, PartialEq)]
 enum Parsed {
     Atom(String),
@@ -91,7 +91,7 @@ impl Parsed {
         Self::Object(kept)
     }
 
-    /// Whether the answer is one for which usage is not asked.
+    /// Whether the answer has several choices, in which case the proxy does not ask for usage.
     fn has_several_choices(&self) -> bool {
         let value = |name: &str| Some(&self.members().iter().rfind(|(key, _)| key == name)?.1);
         let one = match value("n") {
@@ -138,7 +138,7 @@ impl Parsed {
     }
 }
 
-/// The source of a body's spelling: random enough, and the same for a seed.
+/// The source of a body's spelling: random, and the same for the same seed.
 struct Pen {
     seed: u64,
     out: String,
@@ -244,7 +244,7 @@ fn node() -> impl Strategy<Value = Node> + Clone {
     })
 }
 
-/// Members for Thundergate, and the objects in which they count.
+/// Members that are written for Thundergate, and the objects in which they count.
 fn ours() -> impl Strategy<Value = (String, Node)> {
     let name = prop_oneof![Just("program_id"), Just("docker_ids")].prop_map(str::to_owned);
     let member = (name, node());

@@ -1,4 +1,4 @@
-//! Random streams in random spelling and random chunks, against the list of events they were made of.
+//! Random streams in random spelling and random chunks, against the list of events that each stream was made of.
 
 use super::super::*;
 use super::usage as tokens;
@@ -8,18 +8,18 @@ use proptest::sample::Index;
 
 const CASES: u32 = 1000;
 
-/// One event with what stands around it.
+/// One event with the lines around it.
 #[derive(Clone, Debug)]
 struct Block {
-    /// Comment lines in front, which are not part of the event.
+    /// Comment lines in front of the event, which are not part of it.
     comments: Vec<String>,
     lines: Vec<String>,
-    /// What this event reports: tokens of prompt and completion.
+    /// Usage that this event reports: tokens of prompt and completion.
     usage: Option<(u64, u64)>,
     only_usage: bool,
-    /// Carries output.
+    /// Whether the event carries output.
     output: bool,
-    /// More blank lines than needed behind it.
+    /// Number of blank lines behind the event, beyond the one needed.
     blanks: usize,
     line_end: &'static str,
 }
@@ -38,7 +38,7 @@ impl Block {
     }
 }
 
-/// Lines of an event, whether it only reports usage, what it reports, whether it carries output.
+/// Lines of an event; whether the event only reports usage; the usage that it reports; whether it carries output.
 type Event = (Vec<String>, bool, Option<(u64, u64)>, bool);
 
 fn usage_object() -> impl Strategy<Value = (String, (u64, u64))> {
@@ -55,7 +55,7 @@ fn usage_object() -> impl Strategy<Value = (String, (u64, u64))> {
     })
 }
 
-/// A token whose text tries to look like something else.
+/// A token whose text tries to look like JSON or another part of an event.
 fn token() -> impl Strategy<Value = String> {
     prop_oneof![
         "[ -~é😀]{0,20}",
@@ -132,7 +132,7 @@ fn block() -> impl Strategy<Value = Block> {
     let comments = vec(comment.prop_map(str::to_owned), 0..2);
     (comments, event, blanks, line_end).prop_map(|(comments, event, blanks, line_end)| {
         let (lines, only_usage, usage, output) = event;
-        // A block that starts with a bare LF would join a CR in front of it.
+        // A block that starts with a bare LF would join with a CR in front of it.
         let nothing = comments.is_empty() && (lines.is_empty() || only_usage);
         Block { comments, lines, usage, only_usage, output, blanks: if nothing { 0 } else { blanks }, line_end }
     })

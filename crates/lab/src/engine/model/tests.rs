@@ -8,7 +8,7 @@ fn shape(kv_blocks: u32) -> Shape {
     Shape { kv_blocks, block_size: 4, max_num_seqs: 8, max_num_batched_tokens: 64, costs: COSTS }
 }
 
-/// A request whose text is `stream`'s first `prompt` tokens, answered with the stream's next ones.
+/// A request whose text is `stream`'s first `prompt` tokens. Its answer is the next tokens of the stream.
 fn request(id: RequestId, stream: u64, prompt: usize, output: usize) -> Request {
     let mut chain = Chain::new(4);
     chain.push_stream(stream, 0, (prompt + output) as u64);
@@ -52,7 +52,7 @@ fn run_one(engine: &mut Engine, request: Request) -> Usage {
 }
 
 impl Engine {
-    /// Some time at which nothing is under way.
+    /// A time late enough that nothing is under way.
     fn now(&self) -> Duration {
         self.counters.busy + Duration::from_secs(1000 * self.counters.iterations)
     }
@@ -62,9 +62,9 @@ impl Engine {
 fn a_growing_conversation_finds_all_its_full_blocks_again_but_never_its_last_token() {
     let mut engine = Engine::new(shape(1000));
     assert_eq!(run_one(&mut engine, request(1, 1, 41, 8)).cached, 0);
-    // 48 of its 49 tokens have their KV; 12 blocks are full.
+    // Of 49 tokens, 48 have their KV; 12 blocks are full.
     assert_eq!(run_one(&mut engine, request(2, 1, 60, 8)).cached, 48);
-    // Prompt of whole blocks, all cached: the last block is computed again.
+    // The prompt consists of whole blocks, all of them cached. The last block is computed again.
     assert_eq!(run_one(&mut engine, request(3, 1, 60, 8)).cached, 56);
     let counters = engine.counters();
     assert_eq!(counters.prefix_queries, 41 + 60 + 60);
@@ -90,7 +90,7 @@ fn the_conversation_used_least_recently_loses_its_cache_first() {
     run_one(&mut engine, request(5, 5, 36, 4));
     assert_eq!(run_one(&mut engine, request(6, 1, 37, 1)).cached, 36);
     assert_eq!(run_one(&mut engine, request(7, 3, 37, 1)).cached, 36);
-    // Ten blocks were taken: three blank ones and seven of the second's nine, from its tail.
+    // Ten blocks were taken: three blank ones, and seven of the second request's nine, from its tail.
     assert_eq!(run_one(&mut engine, request(8, 2, 37, 1)).cached, 8);
 }
 
@@ -263,8 +263,8 @@ proptest! {
     }
 }
 
-/// What `thundergate simulate` needs: an hour of four engines and 160 programs in a few seconds.
-/// Run with `cargo test --release -- --ignored`.
+/// Test of what `thundergate simulate` needs: an hour of four engines and 160 programs in a few seconds. The test runs
+/// with `cargo test --release -- --ignored`.
 #[test]
 #[ignore = "prints a speed; meaningful in a release build only"]
 fn speed_of_an_hour_of_one_engine_with_forty_programs() {
@@ -328,7 +328,7 @@ fn what_is_recalled_takes_blocks_but_no_time() {
     let plain = run_one(&mut engine, request(1, 1, 41, 1));
     let busy = engine.counters().busy;
     let recalled = run_one(&mut engine, Request { recalled: 41, ..request(2, 2, 41, 1) });
-    // All but the last block, whose logits are needed.
+    // All blocks are recalled but the last, whose logits are needed.
     assert_eq!((plain.cached, recalled.cached), (0, 0));
     assert_eq!(engine.counters().prefilled, 41 + 1);
     assert!(engine.counters().busy < busy * 2);

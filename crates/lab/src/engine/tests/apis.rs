@@ -1,4 +1,4 @@
-//! The APIs besides chat, and scripts.
+//! The APIs other than chat, and scripts.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Clients that leave, servers that end.
+//! Clients that leave, and servers that end.
 
 use super::*;
 

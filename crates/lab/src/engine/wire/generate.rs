@@ -15,7 +15,7 @@ impl Wire for Generate {
         body(reply, &reply.answer.text(), count, Some(usage))
     }
 
-    /// The last token's event waits for the usage.
+    /// The event of the last token is not written here: it needs the usage, so `end` writes it.
     fn token(&mut self, reply: &Reply, at: usize) -> String {
         self.text.push_str(&reply.answer.tokens[at].text);
         if reply.finish_after(at).is_some() {

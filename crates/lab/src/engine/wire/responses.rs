@@ -128,7 +128,7 @@ fn text_part(text: &str) -> Value {
     json!({"annotations": [], "text": text, "type": "output_text", "logprobs": []})
 }
 
-/// An output item, empty as it opens or whole as it closes.
+/// An output item: empty when it opens, whole when it closes.
 fn item(reply: &Reply, part: usize, whole: bool) -> Value {
     let status = if whole { "completed" } else { "in_progress" };
     match &reply.answer.parts[part] {

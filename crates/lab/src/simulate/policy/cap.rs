@@ -1,5 +1,5 @@
-//! A plain cap: at most so many programs on a backend, first come first served. A program has its place from
-//! its first step to its end.
+//! A plain cap on the number of programs on a backend, first come, first served. A program keeps its place from its
+//! first step to its end.
 
 use super::Policy;
 use super::fleet::Fleet;
@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 use thundergate_scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, StepId};
 
-/// A program without a step for this long has lost its place: many clients never say that they are done.
+/// Time without a step after which a program has lost its place: many clients never say that they are done.
 const GONE: Duration = Duration::from_secs(600);
 
 pub(super) struct Cap {
     most: usize,
     fleet: Fleet,
     places: BTreeMap<ProgramKey, Place>,
-    /// Programs on each backend.
+    /// Number of programs on each backend.
     taken: HashMap<BackendId, usize>,
     queue: VecDeque<Arrival>,
     running: HashMap<StepId, Arrival>,

@@ -1,4 +1,4 @@
-//! The backends as a simple policy sees them: which are up, and how many steps run on each.
+//! The backends as a simple policy sees them: whether each is up, and how many steps run on it.
 
 use std::collections::{BTreeMap, HashMap};
 use thundergate_scheduler::units::Tokens;
@@ -7,7 +7,7 @@ use thundergate_scheduler::{BackendId, Event, Outcome, StepId};
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
     backends: BTreeMap<BackendId, Backend>,
-    /// Steps in flight.
+    /// Steps in flight, with their backends.
     running: HashMap<StepId, BackendId>,
 }
 
@@ -19,7 +19,7 @@ struct Backend {
 }
 
 impl Fleet {
-    /// Takes in what concerns backends and ends of steps.
+    /// Takes in events of backends and ends of steps.
     pub(super) fn note(&mut self, event: &Event) {
         match event {
             Event::BackendAdded { backend, .. } => {
@@ -56,7 +56,7 @@ impl Fleet {
         self.backends.iter().filter(|(_, backend)| backend.up).map(|(&id, _)| id)
     }
 
-    /// Steps in flight there.
+    /// Number of steps in flight on a backend.
     pub(super) fn load(&self, id: BackendId) -> usize {
         self.backends.get(&id).map_or(0, |backend| backend.load)
     }
@@ -76,7 +76,7 @@ impl Fleet {
     }
 }
 
-/// Prompt and output together, when the step ended well and its usage is known.
+/// Tokens of the prompt, and of prompt and output together, if the step ended well and its usage is known.
 pub(super) fn total(outcome: &Outcome) -> Option<(Tokens, Tokens)> {
     match outcome {
         Outcome::Completed(Some(usage)) => Some((usage.prompt, usage.prompt + usage.completion)),

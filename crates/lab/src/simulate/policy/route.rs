@@ -1,4 +1,4 @@
-//! Policies that only choose a place and never make a step wait: what plain load balancers do.
+//! Policies that only choose a backend and never make a step wait, as plain load balancers do.
 
 use super::Policy;
 use super::fleet::Fleet;
@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use thundergate_scheduler::{Arrival, BackendId, Decision, DispatchKind, Event, ProgramKey, RefuseReason, StepId};
 
-/// How a place is chosen.
+/// The way in which a backend is chosen.
 pub(super) trait Choose {
     fn choose(&mut self, step: &Arrival, fleet: &Fleet) -> Option<BackendId>;
-    /// The step went there.
+    /// Notes that the step went to this backend.
     fn sent(&mut self, _step: &Arrival, _on: BackendId) {}
     fn ended(&mut self, _program: &ProgramKey) {}
 }
@@ -18,35 +18,35 @@ pub(super) trait Choose {
 pub(super) struct Router<C> {
     fleet: Fleet,
     choose: C,
-    /// Steps in flight, in case one must be sent again.
+    /// Steps in flight, kept in case one must be sent again.
     steps: HashMap<StepId, Arrival>,
 }
 
-/// Each backend in turn.
+/// Choice of each backend in turn.
 #[derive(Default)]
 pub(super) struct RoundRobin(Option<BackendId>);
 
-/// Fewest steps in flight.
+/// Choice of the backend with the fewest steps in flight.
 pub(super) struct LeastConnections;
 
-/// A hash of the program: a program stays on its backend.
+/// Choice by a hash of the program: a program stays on its backend.
 pub(super) struct Sticky;
 
-/// The backend that has seen the longest part of the prompt, unless it is much busier than another; where
-/// hardly anything is known of the prompt, the one that has been sent least. As cache-aware routers do it:
-/// from the text alone, for what the engines have evicted they do not know.
+/// Choice of the backend that has seen the longest part of the prompt, unless this backend is much busier than another.
+/// If hardly anything is known of the prompt, the backend that was sent the least is chosen. As in cache-aware routers,
+/// the choice uses the text alone: such routers do not know what the engines have evicted.
 #[derive(Default)]
 pub(super) struct PrefixAware {
-    /// Bytes of the program's conversation that each backend has seen.
+    /// Number of bytes of the program's conversation that each backend has seen.
     seen: HashMap<ProgramKey, BTreeMap<BackendId, u64>>,
-    /// Bytes of prompt each has been sent.
+    /// Number of bytes of prompts that each backend was sent.
     sent: BTreeMap<BackendId, u64>,
 }
 
-/// A prefix must cover this share of the prompt to count (SGLang's router: `--cache-threshold`).
+/// Share of the prompt that a prefix must cover to count (SGLang's router: `--cache-threshold`).
 const MATCH: f64 = 0.5;
-/// Out of balance: more than this many steps and this many times apart
-/// (SGLang's router: `--balance-abs-threshold`, `--balance-rel-threshold`).
+/// Difference and ratio of steps between two backends, beyond both of which the load is out of balance (SGLang's
+/// router: `--balance-abs-threshold`, `--balance-rel-threshold`).
 const APART: (usize, f64) = (32, 1.1);
 
 // === impl Router ===
@@ -110,7 +110,7 @@ impl Choose for Sticky {
             let bytes = step.program.iter().flat_map(|program| program.id.bytes());
             bytes.fold(seed, |hash, byte| mix(hash ^ u64::from(byte)))
         };
-        // Rendezvous hashing: a backend that goes moves its own programs only.
+        // The choice uses rendezvous hashing: when a backend goes, only its own programs move.
         fleet.usable().max_by_key(|id| hash(u64::from(id.0)))
     }
 }

@@ -1,10 +1,10 @@
-//! The rivals do what they are said to do.
+//! Each rival policy does what its description says.
 
 use super::*;
 use thundergate_scheduler::units::Tokens;
 use thundergate_scheduler::{Arrival, BackendId, BackendReport, Outcome, ProgramKey, StepId, Usage};
 
-/// A policy under test, and where each of its steps went.
+/// A policy under test, with the present time and the number of its next step.
 struct Bench {
     policy: Box<dyn Policy>,
     now: Duration,
@@ -16,7 +16,7 @@ fn key(name: &str) -> ProgramKey {
 }
 
 impl Bench {
-    /// Backends of 1000 tokens each.
+    /// A policy with backends of 1000 tokens each.
     fn new(name: &str, backends: u32) -> Self {
         let choice: Choice = name.parse().unwrap();
         let mut bench =
@@ -30,7 +30,7 @@ impl Bench {
         bench
     }
 
-    /// Steps dispatched, and where to.
+    /// Tells the policy an event. Returns the dispatched steps, each with its backend.
     fn tell(&mut self, event: Event) -> Vec<(u64, u32)> {
         let mut decisions = Vec::new();
         self.policy.handle(self.now, event, &mut decisions);
@@ -41,7 +41,7 @@ impl Bench {
         decisions.iter().filter_map(dispatched).collect()
     }
 
-    /// A step of five bytes a token: its number, and where it went.
+    /// Sends a step, five bytes a token. Returns its number, and the backend that it went to.
     fn arrive(&mut self, program: &str, tokens: u64) -> (u64, Option<u32>) {
         let step = self.next;
         self.next += 1;
@@ -132,7 +132,7 @@ fn a_cap_lets_in_as_many_programs_as_it_says_in_the_order_they_came() {
     assert_eq!(bench.arrive("a", 20).1, Some(0));
     assert_eq!(bench.tell(Event::Release(key("a"))), [(c, 0)]);
     bench.end(c, 10, 1);
-    // Without a word it loses its place after ten minutes.
+    // Without any step, the program loses its place after ten minutes.
     assert_eq!(bench.wait(602), [(d, 0)]);
 }
 
@@ -159,13 +159,14 @@ fn thunderagent_pauses_idle_programs_first_and_the_smallest_of_them() {
     bench.end(steps[1], 150, 60);
     bench.end(steps[2], 250, 260);
     bench.wait(5);
-    // 260 + 210 + 510 and three buffers are 1,280 of 1,000: without b it fits.
+    // Contexts of 260 + 210 + 510 and three buffers are 1,280 of 1,000 tokens. Without b the step fits.
     assert_eq!(bench.arrive("c", 510).1, Some(0));
     assert_eq!(bench.arrive("a", 260).1, Some(0));
     assert_eq!(bench.arrive("b", 210).1, None);
 }
 
-/// How many of three running programs are paused as their steps end, after the backend went over by a little.
+/// Number of running programs, out of three, that are paused as their steps end, after the backend went over by a
+/// little.
 fn marked(name: &str) -> usize {
     let mut bench = Bench::new(name, 1);
     let names = ["a", "b", "c"];
@@ -173,7 +174,7 @@ fn marked(name: &str) -> usize {
     for (step, output) in steps.into_iter().zip([100, 150, 180]) {
         bench.end(step, 150, output);
     }
-    // They come back together before the check: 250 + 300 + 330 and three buffers are 1,180 of 1,000.
+    // All three steps come before the check: 250 + 300 + 330 and three buffers are 1,180 of 1,000 tokens.
     let steps = [(0, 250), (1, 300), (2, 330)].map(|(at, tokens)| bench.arrive(names[at], tokens).0);
     bench.wait(5);
     for (step, tokens) in steps.into_iter().zip([250, 300, 330]) {

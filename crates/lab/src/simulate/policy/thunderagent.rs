@@ -1,5 +1,5 @@
-//! ThunderAgent's program scheduler as published (arXiv 2602.13692), from its description: every five seconds
-//! it resumes paused programs as they fit, then pauses programs of overfull backends.
+//! ThunderAgent's program scheduler, built from its published description (arXiv 2602.13692). Every five seconds it
+//! resumes paused programs as they fit, then pauses programs of overfull backends.
 
 use super::Policy;
 use super::fleet::{Fleet, total};
@@ -11,21 +11,21 @@ use thundergate_scheduler::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Tokens kept free for every program on a backend.
+/// Number of tokens kept free for every program on a backend.
 const BUFFER: i64 = 100;
-/// A program that has been held for this long goes in whether it fits or not.
+/// Time after which a held program goes in, whether or not it fits.
 const FORCED: Duration = Duration::from_secs(1800);
-/// Bytes a token before any was counted, and the weight of a new sample.
+/// Bytes per token before any token was counted, and the weight of a new sample.
 const FIRST_RATIO: f64 = 5.0;
 const RATIO_WEIGHT: f64 = 0.2;
 
-/// Its order in maps of programs is that of their first steps.
+/// Place of a program among all, in the order of their first steps.
 type Order = u64;
 
 pub(super) struct ThunderAgent {
-    /// Marking stops once enough is marked.
+    /// Whether marking stops once enough is marked.
     fixed: bool,
-    /// Idle programs weigh 2^-t when room for resuming is counted.
+    /// Whether an idle program weighs 2^-t when room for resuming is counted.
     decay: bool,
     fleet: Fleet,
     ratio: Option<f64>,
@@ -41,7 +41,7 @@ struct Program {
     steps: u64,
     phase: Phase,
     place: Place,
-    /// Held until the program is resumed.
+    /// Steps held until the program is resumed.
     held: Vec<Arrival>,
 }
 
@@ -109,7 +109,7 @@ impl ThunderAgent {
                 self.send(arrival, Some(backend), decisions);
             }
             Place::Paused { since, .. } => {
-                // The limit counts from when something waits.
+                // The time limit counts from the first step that waits.
                 if program.held.is_empty() {
                     *since = now;
                 }
@@ -118,7 +118,7 @@ impl ThunderAgent {
         }
     }
 
-    /// The backend with the fewest tokens among those with room for a new program.
+    /// The backend with the fewest tokens, among those with room for a new program.
     fn open_to_new(&self, tokens: i64) -> Option<BackendId> {
         let open = self.fleet.usable().filter(|&id| self.remaining(id).is_none_or(|free| free >= tokens + BUFFER));
         open.min_by_key(|&id| (self.tokens_on(id), id))
@@ -132,13 +132,14 @@ impl ThunderAgent {
         self.on(id).map(|(_, program)| program.tokens).sum()
     }
 
-    /// Tokens still free on a backend, below zero when it is overfull; `None`: its capacity is not known.
+    /// Number of tokens still free on a backend, below zero if the backend is overfull; `None` if its capacity is not
+    /// known.
     fn remaining(&self, id: BackendId) -> Option<i64> {
         let capacity = self.fleet.capacity(id)?.0 as i64;
         Some(capacity - self.on(id).map(|(_, program)| program.tokens + BUFFER).sum::<i64>())
     }
 
-    /// Tokens free for resuming: with decay, idle programs count for less and less.
+    /// Number of tokens free for resuming. With decay, idle programs count for less and less.
     fn remaining_to_resume(&self, id: BackendId, now: Duration) -> Option<i64> {
         let faded = |program: &Program| match program.phase {
             Phase::Acting(since) if self.decay => {
@@ -152,7 +153,7 @@ impl ThunderAgent {
 
     fn ended(&mut self, now: Duration, step: StepId, outcome: &Outcome) {
         let Some((order, bytes)) = self.running.remove(&step) else { return };
-        // Without usage, ThunderAgent never learns that the step is over: the program stays as it is.
+        // Without usage, ThunderAgent never learns that the step is over, so the program stays as it is.
         let Some((prompt, total)) = total(outcome) else { return };
         let sample = bytes as f64 / prompt.as_f64().max(1.0);
         self.ratio = Some(self.ratio.map_or(sample, |ratio| ratio + RATIO_WEIGHT * (sample - ratio)));
@@ -191,8 +192,9 @@ impl ThunderAgent {
         decisions.push(Decision::Dispatch { step, backend, kind: DispatchKind::Unlabelled });
     }
 
-    /// Fills the room there is: started programs with a step held, new ones, then idle ones, the smallest first
-    /// until their sum is all the room; the largest of these is placed first, where there is most room.
+    /// Fills the free room: first with started programs that have a step held, then new ones, then idle ones. The
+    /// smallest are taken first, until their sum is all the room. The largest of those taken is placed first, on the
+    /// backend with the most room.
     fn resume_all(&mut self, now: Duration, decisions: &mut Vec<Decision>) {
         let room = |id| Some((self.remaining_to_resume(id, now)?, id)).filter(|&(free, _)| free > BUFFER);
         let mut rooms: Vec<(i64, BackendId)> = self.fleet.usable().filter_map(room).collect();
@@ -229,7 +231,7 @@ impl ThunderAgent {
         }
     }
 
-    /// Pauses idle programs, the smallest first, then marks running ones to be paused when their step ends.
+    /// Pauses idle programs, the smallest first. Then marks running programs, which are paused when their step ends.
     fn pause_overfull(&mut self, now: Duration, id: BackendId) {
         while self.remaining(id).is_some_and(|free| free < 0) {
             let idle = self.on(id).filter(|(_, program)| program.phase != Phase::Reasoning);
@@ -245,7 +247,7 @@ impl ThunderAgent {
         for (&order, program) in self.on(id) {
             match is_marked(program) {
                 false => running.push((program.tokens, order)),
-                // Marked programs will leave; as published, their tokens are not counted as free.
+                // Marked programs will leave. In the published version their tokens do not count as free.
                 true if self.fixed => free += program.tokens + BUFFER,
                 true => {}
             }

@@ -1,9 +1,9 @@
-//! What faults cost `ours`: throughput against the same run without the fault.
+//! The price of faults for `ours`: throughput against the same run without the fault.
 
 use super::*;
 
-/// Steps with the fault over steps without it. Runs are short and engines hold two or three full programs each, so that
-/// chance alone moves the ratio by a tenth: the limits have slack.
+/// Ratio of the steps with the fault to those without it. Runs are short and an engine holds two or three full
+/// programs, so chance alone moves the ratio by a tenth. Therefore the limits have slack.
 fn kept(faults: &[Fault]) -> f64 {
     let steps = |faults| {
         let setup = Setup {
@@ -27,7 +27,7 @@ fn missing_usage_on_every_step_costs_little() {
 #[test]
 fn programs_that_are_never_released_do_not_stop_the_others() {
     let kept = kept(&[Fault::NoRelease]);
-    // The dead are in the way until it has cost more to keep them than to recompute them.
+    // Dead programs take room until keeping them has cost more than recomputing them would.
     assert!(kept > 0.6, "{kept}");
 }
 

@@ -1,4 +1,4 @@
-//! What engines do, and how they fail.
+//! The events of the engines, and their failures.
 
 use super::{AWAY, Machine, Plan, REPORT, RETRY, World};
 use crate::engine::model::{Engine, EngineEvent, EventKind, Usage};
@@ -35,7 +35,7 @@ impl World<'_> {
         }
     }
 
-    /// One more token: told in portions, as the proxy does it.
+    /// Takes in one more token. The policy is told of tokens in portions, as the proxy's scheduler is.
     fn token(&mut self, id: StepId) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.output += 1;
@@ -77,7 +77,7 @@ impl World<'_> {
         }
     }
 
-    /// What the proxy's fleet makes of the engine's metrics page.
+    /// Reports the reading that the proxy's fleet would take from the engine's metrics page.
     fn report_one(&mut self, at: usize, restarted: bool) {
         let machine = &mut self.machines[at];
         let counters = machine.engine.counters();

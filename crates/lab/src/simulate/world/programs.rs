@@ -1,4 +1,4 @@
-//! The life of a program: begin, step after step, end.
+//! The life of a program: it begins, takes step after step, and ends.
 
 use super::{EXTRA, Flight, GIANT_STEPS, Live, Plan, World};
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl World<'_> {
         self.arrive(number);
     }
 
-    /// The program's present step comes to the proxy, for the first time or again.
+    /// Sends the program's present step to the proxy, for the first time or again.
     pub(super) fn arrive(&mut self, number: u64) {
         let Some(live) = self.programs.get_mut(&number) else { return };
         if !live.waiting {
@@ -52,7 +52,7 @@ impl World<'_> {
         self.tell(Event::Arrive(arrival));
     }
 
-    /// The present step was answered: on to the next, or the program is done.
+    /// Takes in that the present step was answered. The next step follows, or the program is done.
     pub(super) fn answered(&mut self, number: u64) {
         let Some(live) = self.programs.get_mut(&number) else { return };
         live.at += 1;
@@ -66,7 +66,7 @@ impl World<'_> {
         self.done(number, Duration::ZERO);
     }
 
-    /// The program is gone; the next of a closed loop begins after `pause`.
+    /// Ends a program. The next one of a closed loop begins after `pause`.
     pub(super) fn done(&mut self, number: u64, pause: Duration) {
         let Some(live) = self.programs.remove(&number) else { return };
         if !self.setup.faults.no_release {
