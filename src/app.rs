@@ -1,4 +1,4 @@
-//! What every part of a running proxy shares.
+//! The state that all parts of a running proxy share.
 
 mod live;
 mod open;
@@ -36,17 +36,17 @@ pub struct App {
     pub telemetry: Arc<Telemetry>,
     pub started: Instant,
     pub weight_sync: WeightSync,
-    /// Requests from arrival to the last byte of their answers.
+    /// Count of the requests between their arrival and the last byte of their answers.
     pub open: Arc<Open>,
     pub retries: Retries,
-    /// Programs whose clients send no id.
+    /// Table of the programs whose clients send no id.
     pub fingerprints: Arc<Fingerprints>,
-    /// Memory for request bodies.
+    /// Budget of the memory for request bodies.
     pub bodies: Arc<Budget>,
     draining: AtomicBool,
 }
 
-/// Why there is no app.
+/// The reason why an app cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     #[error("identity.sources: {0}")]
@@ -66,10 +66,10 @@ impl App {
         Self::with_flags(config, Flags::default())
     }
 
-    /// `flags` are what `config` was made of.
+    /// An app whose `config` was made from `flags`.
     ///
     /// # Errors
-    /// An identity source that validation would refuse; what [`Telemetry::new`] says.
+    /// An identity source that validation would refuse, or an error of [`Telemetry::new`].
     pub fn with_flags(config: Arc<Config>, flags: Flags) -> Result<Self, AppError> {
         let settings = Live::new(Arc::clone(&config))?;
         let telemetry = Arc::new(Telemetry::new(&config)?);
@@ -93,7 +93,7 @@ impl App {
         })
     }
 
-    /// The configuration up to the next reload. A caller must not hold the guard across an `await`.
+    /// The configuration as it is until the next reload. A caller must not hold the guard across an `await`.
     #[must_use]
     pub fn settings(&self) -> Guard<Arc<Live>> {
         self.settings.load()

@@ -1,5 +1,5 @@
-//! The async face of the scheduler: one lock a pool, one waker a held step, guards that give every
-//! charge back.
+//! The asynchronous side of the schedulers: one lock per pool, one waker per held step, and guards that give back every
+//! charge.
 
 mod freeze;
 mod record;
@@ -25,13 +25,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot};
 
-/// Decisions that a slow reader of `GET /events` may fall behind.
+/// Number of decisions that a slow reader of `GET /events` may fall behind.
 const EVENT_BACKLOG: usize = 1024;
 
-/// Where the schedulers' clock starts: what happened before this process began has a time too.
+/// Start of the schedulers' clock. It is above zero, so that what happened before this process began has a time too.
 const EPOCH: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What the scheduler said of a step that waited.
+/// The scheduler's decision on a step.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
     Go(BackendId, DispatchKind),
@@ -52,14 +52,14 @@ struct Inner {
     events: broadcast::Sender<Arc<str>>,
 }
 
-/// All pools. Cheap to clone.
+/// The schedulers of all pools. Cheap to clone.
 #[derive(Clone)]
 pub struct Gate(Arc<Inner>);
 
 // === impl Gate ===
 
 impl Gate {
-    /// One scheduler for each pool of the configuration; backends come by [`Gate::tell`].
+    /// A gate with one scheduler for each pool of the configuration. Backends come through [`Gate::tell`].
     #[must_use]
     pub fn new(config: &Config, telemetry: Arc<Telemetry>) -> Self {
         let pool = |pool: &config::Pool| {
@@ -76,36 +76,36 @@ impl Gate {
         }))
     }
 
-    /// Registers a step, and numbers it: `arrival.step` need not be set. Dropping the guard at any time gives
-    /// everything back.
+    /// Registers a step and numbers it, so `arrival.step` need not be set. Dropping the guard gives everything back, at
+    /// any time.
     #[must_use]
     pub fn enter(&self, pool: PoolId, arrival: Arrival) -> Step {
         let step = StepId(self.0.next_step.fetch_add(1, Ordering::Relaxed));
         Step::enter(self.clone(), pool, Arrival { step, ..arrival })
     }
 
-    /// What the fleet learns of a backend, and `Freeze`.
+    /// Tells the pool's scheduler an event: what the fleet learns of a backend, or `Freeze`.
     pub fn tell(&self, pool: PoolId, event: Event) {
         self.handle(pool, event);
     }
 
-    /// Takes over the settings of the scheduler; its pools are the same ones, in the same order.
+    /// Takes over the settings of the schedulers. The pools must be the same ones, in the same order.
     pub fn reload(&self, config: &Config) {
         self.0.policy.store(Arc::new(config.scheduler.clone()));
         for (pool, config_of) in self.0.pools.iter().zip(&config.models) {
             let policy = config.policy(config_of);
             pool.lock().scheduler.set_policy(policy);
         }
-        // There may be room now for some that wait.
+        // With the new settings, some held steps may fit.
         self.tell_all(&Event::Tick);
     }
 
-    /// `Freeze` in every pool.
+    /// Stops (`true`) or restarts dispatch in every pool.
     pub fn freeze(&self, frozen: bool) {
         self.tell_all(&Event::Freeze(frozen));
     }
 
-    /// Refuses held and new steps in every pool; those in flight go on.
+    /// Refuses held and new steps in every pool. Steps in flight go on.
     pub fn drain(&self) {
         self.tell_all(&Event::Drain);
     }
@@ -116,10 +116,11 @@ impl Gate {
         }
     }
 
-    /// Ends the program in every pool where it is known; false: in none.
+    /// Ends the program in every pool where it is known; false: no pool knows it.
     #[must_use]
     pub fn release(&self, program: &ProgramKey) -> bool {
-        // Looked up and ended under one lock: of two clients that release a program at once, one is told that it did.
+        // The program is looked up and ended under one lock. So of two clients that release it at once, only one is
+        // told that it ended it.
         let release = |pool: &mut Pool, now: Duration, decisions: &mut Vec<Decision>| {
             let known = pool.scheduler.knows(program);
             pool.handle(now, Event::Release(program.clone()), None, decisions);
@@ -159,33 +160,33 @@ impl Gate {
         self.0.pools.iter().enumerate().flat_map(all).collect()
     }
 
-    /// Steps in flight or held, all pools.
+    /// Number of steps in flight or held, in all pools.
     #[must_use]
     pub fn open_steps(&self) -> usize {
         self.0.pools.iter().map(|pool| pool.lock().scheduler.open_steps()).sum()
     }
 
-    /// Steps held, all pools.
+    /// Number of held steps, in all pools.
     #[must_use]
     pub fn held_steps(&self) -> usize {
         self.0.pools.iter().map(|pool| pool.lock().scheduler.held_steps()).sum()
     }
 
-    /// The first broken invariant of any pool's ledger (see [`Scheduler::check`]).
+    /// Checks the ledgers of all pools (see [`Scheduler::check`]).
     ///
     /// # Errors
-    /// A sentence that names it.
+    /// A sentence that names the first broken invariant.
     pub fn check(&self) -> Result<(), String> {
         self.0.pools.iter().try_for_each(|pool| pool.lock().scheduler.check())
     }
 
-    /// Scheduler decisions from now on, one JSON object each.
+    /// A receiver of the schedulers' decisions from now on, each as a JSON object.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Arc<str>> {
         self.0.events.subscribe()
     }
 
-    /// Lets the clock run; ends with the process.
+    /// Sends all pools their ticks. Does not return: it ends with the process.
     pub async fn run_ticks(&self) {
         loop {
             self.tell_all(&Event::Tick);
@@ -203,7 +204,8 @@ impl Gate {
         self.with(pool, |pool, now, decisions| pool.handle(now, event, None, decisions));
     }
 
-    /// The same for an event that asks where `step` may go: the verdict on the step, or what to wait on.
+    /// Hands over an event that asks where `step` may go. Gives the verdict on the step, or the channel on which it
+    /// will come.
     fn ask(&self, pool: PoolId, event: Event, step: StepId) -> Result<Verdict, oneshot::Receiver<Verdict>> {
         let ask = |pool: &mut Pool, now: Duration, decisions: &mut Vec<Decision>| {
             pool.handle(now, event, Some(step), decisions).ok_or(step).map_err(|step| {
@@ -215,7 +217,8 @@ impl Gate {
         self.with(pool, ask).unwrap_or(Ok(Verdict::Refuse(RefuseReason::NoBackend)))
     }
 
-    /// Does something with a pool under its lock, and records the decisions after it; `None`: there is no such pool.
+    /// Runs `act` on a pool under its lock, and records the decisions once the lock is free. `None`: there is no such
+    /// pool.
     fn with<T>(&self, pool: PoolId, act: impl FnOnce(&mut Pool, Duration, &mut Vec<Decision>) -> T) -> Option<T> {
         let mut decisions = Vec::new();
         let done = self.0.pools.get(pool.0).map(|pool| {
@@ -230,7 +233,7 @@ impl Gate {
 // === impl Pool ===
 
 impl Pool {
-    /// Hands an event to the scheduler and wakes the steps that it decides on, save `own`, whose verdict is returned.
+    /// Hands an event to the scheduler and wakes the steps that it decides on, except `own`, whose verdict is returned.
     fn handle(
         &mut self,
         now: Duration,
@@ -242,7 +245,7 @@ impl Pool {
         self.wake(decisions, own)
     }
 
-    /// Passes verdicts on to those who wait for them, save `own`, which is returned.
+    /// Passes verdicts on to the tasks that wait for them, except the verdict on `own`, which is returned.
     fn wake(&mut self, decisions: &[Decision], own: Option<StepId>) -> Option<Verdict> {
         let mut verdict = None;
         for decision in decisions {
@@ -254,7 +257,7 @@ impl Pool {
             if own == Some(step) {
                 verdict = Some(said);
             } else if let Some(waker) = self.waiting.remove(&step) {
-                // Where the receiver is gone, its guard is being dropped and tells the scheduler so.
+                // If the receiver is gone, the step's guard is being dropped and tells the scheduler so.
                 let _ = waker.send(said);
             }
         }

@@ -1,11 +1,11 @@
-//! The commands of `thundergate-lab`. As git and cargo do with theirs, this process is replaced by that program.
+//! Runs the commands of `thundergate-lab` by replacing this process with that program, as git and cargo do with theirs.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Why a command of `thundergate-lab` cannot be run.
+/// The reason why a command of `thundergate-lab` cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     #[error(
@@ -16,8 +16,8 @@ pub enum LabError {
     Broken(std::io::Error),
 }
 
-/// Runs `thundergate-lab` with `command` and `args`: the one beside this program, else the one in PATH. Returns only when
-/// that program cannot be started.
+/// Runs `thundergate-lab` with `command` and `args`: the program beside this one, or else the one in PATH. Returns only
+/// when it cannot be started.
 #[must_use]
 pub fn run(command: &str, args: &[OsString]) -> LabError {
     const NAME: &str = "thundergate-lab";

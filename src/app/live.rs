@@ -1,4 +1,4 @@
-//! The configuration as it is now, and the tables that are made from it once.
+//! The current configuration, and the tables that are built from it once.
 
 use crate::auth::Keys;
 use crate::config::Config;
@@ -6,7 +6,7 @@ use crate::identity::{SourceError, Sources};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// The configuration and its tables. A reload replaces all of it at once.
+/// A configuration and its tables. A reload replaces all of it at once.
 pub struct Live {
     config: Arc<Config>,
     pub sources: Sources,
@@ -17,7 +17,7 @@ pub struct Live {
 
 impl Live {
     /// # Errors
-    /// A name in `identity.sources` cannot be used, which validation refuses.
+    /// A name in `identity.sources` that cannot be used. Validation refuses such a name earlier.
     pub fn new(config: Arc<Config>) -> Result<Self, SourceError> {
         Ok(Self {
             sources: Sources::parse(&config.identity.sources, config.identity.max_bytes)?,

@@ -1,10 +1,10 @@
-//! Counts the requests that a drain waits for.
+//! The count of open requests, for which a drain waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// Counts requests from arrival to the last byte of the answer.
+/// Count of requests between arrival and the last byte of the answer.
 #[derive(Default)]
 pub struct Open {
     count: AtomicUsize,
@@ -12,13 +12,13 @@ pub struct Open {
     busy: Notify,
 }
 
-/// One request, counted until the guard is dropped.
+/// One open request, counted until the guard is dropped.
 pub struct OpenGuard(Arc<Open>);
 
 // === impl Open ===
 
 impl Open {
-    /// Counts one more.
+    /// Counts one more request.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> OpenGuard {
         if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
@@ -27,18 +27,18 @@ impl Open {
         OpenGuard(Arc::clone(self))
     }
 
-    /// How many are open now.
+    /// Number of requests that are open now.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Waits until none is open.
+    /// Waits until no request is open.
     pub async fn idle(&self) {
         self.until(&self.idle, |count| count == 0).await;
     }
 
-    /// Waits until one is open.
+    /// Waits until a request is open.
     pub async fn busy(&self) {
         self.until(&self.busy, |count| count > 0).await;
     }

@@ -1,7 +1,8 @@
-//! How many requests may be tried again: when a fleet fails, retries must not become its load.
+//! The retry budget: it limits how many requests are tried again, so that retries do not become the load of a failing
+//! fleet.
 //!
-//! `tower`'s `TpsBudget` has the same window and reserve, but rounds one over the share down to a whole number: a share of
-//! 0.7 would grant a retry for every request.
+//! `tower`'s `TpsBudget` has the same window and reserve, but rounds 1/share down to a whole number: with a share of
+//! 0.7 it would grant a retry for every request.
 
 use crate::gate::PoolId;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 /// Seconds that the budget looks back.
 const WINDOW: u64 = 10;
 
-/// Retries a second that are granted without any requests, since all steps of one backend may fail at the same moment.
+/// Retries a second that are granted even without requests, since all steps of one backend may fail at the same moment.
 /// Finagle and linkerd have the same reserve and window.
 const RESERVE: u64 = 10;
 
@@ -22,10 +23,10 @@ pub struct Retries {
     pools: Vec<[Second; WINDOW as usize]>,
 }
 
-/// Counts of one second. Two threads that enter a new second at once may lose a count, which harms nobody.
+/// Counts of one second. When two threads enter a new second at the same time, a count may be lost, which harms nobody.
 #[derive(Debug, Default)]
 struct Second {
-    /// Seconds since the start, plus one.
+    /// Number of the second: seconds since the start, plus one.
     number: AtomicU64,
     requests: AtomicU32,
     retries: AtomicU32,
@@ -47,7 +48,8 @@ impl Retries {
         }
     }
 
-    /// Takes one retry out of the budget, which is a share of the requests. `false`: the budget is used up.
+    /// Takes one retry out of the pool's budget. `budget` is the share of recent requests that may be tried again.
+    /// `false`: the budget is used up.
     #[must_use]
     pub fn take(&self, pool: PoolId, budget: f64) -> bool {
         let Some((second, number)) = self.now(pool) else {

@@ -1,4 +1,4 @@
-//! What the fleet tells goes to the schedulers, behind the gate.
+//! The gate as the fleet's sink: events of the fleet go to the schedulers through it.
 
 use crate::fleet::Sink;
 use crate::gate::Gate;

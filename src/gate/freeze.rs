@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The switch; its clones are one switch.
+/// The switch; all clones share one state.
 #[derive(Clone)]
 pub struct WeightSync {
     gate: Gate,
@@ -15,7 +15,8 @@ pub struct WeightSync {
 #[derive(Default)]
 struct Freeze {
     active: bool,
-    /// Count of begins and ends, so that a timer knows whether its own begin is still the last one.
+    /// Count of calls that begin or end a freeze. A timer compares it, to know whether its own begin is still the last
+    /// call.
     generation: u64,
 }
 
@@ -32,7 +33,7 @@ impl WeightSync {
         self.state.lock().active
     }
 
-    /// Stops dispatch for `timeout` at most. A second call starts the time anew. Needs a tokio runtime.
+    /// Stops dispatch for `timeout` at most. A second call starts the time anew. Needs a Tokio runtime.
     pub fn begin(&self, timeout: Duration) {
         let generation = self.set(true);
         let sync = self.clone();

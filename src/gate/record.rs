@@ -1,4 +1,4 @@
-//! Decisions for the record: metrics, and the stream of events.
+//! Records the schedulers' decisions in the metrics and in the stream of events.
 
 use super::{Gate, PoolId};
 use crate::scheduler::{Decision, DispatchKind, EndKind, ProgramKey};
@@ -11,12 +11,12 @@ impl Gate {
         for decision in decisions {
             self.count(decision);
         }
-        // Without a listener, which is the usual case, no event is made.
+        // Usually nobody listens, and then no event is made.
         if self.0.events.receiver_count() == 0 {
             return;
         }
         for event in decisions.iter().filter_map(|decision| describe(pool, decision)) {
-            // Listeners that have gone since are no loss.
+            // An error only means that the last listener has gone since.
             let _ = self.0.events.send(event.to_string().into());
         }
     }

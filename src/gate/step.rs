@@ -13,11 +13,12 @@ use tokio::sync::oneshot;
 pub struct Admission {
     pub backend: BackendId,
     pub kind: DispatchKind,
-    /// From arrival to dispatch.
+    /// Time from arrival to dispatch.
     pub held: Duration,
 }
 
-/// `Waiting ─▶ Running ─▶ Over`, and back from `Running` when it could not be delivered.
+/// The state of a step: `Waiting ─▶ Running ─▶ Over`, and from `Running` back to `Waiting` when it could not be
+/// delivered.
 #[derive(Debug)]
 enum State {
     Waiting(oneshot::Receiver<Verdict>),
@@ -26,7 +27,7 @@ enum State {
     Over,
 }
 
-/// A guard for one step. Dropped before [`Step::finish`]: the client has gone.
+/// A guard for one step. If it is dropped before [`Step::finish`], the client counts as gone.
 #[derive(Debug)]
 pub struct Step {
     gate: Gate,
@@ -35,6 +36,7 @@ pub struct Step {
     entered: Instant,
     /// Whether the step had to wait, if only for a moment.
     waited: bool,
+    /// Output tokens of the last progress that the scheduler was told.
     reported: u64,
     state: State,
 }
@@ -48,14 +50,14 @@ impl Step {
         step
     }
 
-    /// Waits until the step may go; at once when it may already. Cancel-safe: a wait given up may be
+    /// Waits until the step may go, or returns at once if it already may. Cancel-safe: a wait that was given up may be
     /// taken up again.
     ///
     /// # Errors
-    /// Why the step will never go: it is out of the ledger then.
+    /// The reason why the step will never go. It is out of the ledger then.
     pub async fn admitted(&mut self) -> Result<Admission, Refusal> {
         if let State::Waiting(verdict) = &mut self.state {
-            // A sender that is dropped without a word went down with its gate.
+            // The sender is dropped without a verdict only when its gate goes away.
             let verdict = verdict.await.unwrap_or(Verdict::Refuse(RefuseReason::Draining));
             self.state = self.decided(verdict);
             self.count_hold();
@@ -67,14 +69,14 @@ impl Step {
         }
     }
 
-    /// The first output came.
+    /// Tells the scheduler that the first output came.
     pub fn first_token(&mut self) {
         if matches!(self.state, State::Running(_)) {
             self.gate.handle(self.pool, Event::FirstToken(self.id));
         }
     }
 
-    /// Output tokens seen so far.
+    /// Tells the scheduler the count of output tokens so far, once every [`PROGRESS`] tokens.
     pub fn progress(&mut self, output: u64) {
         if output >= self.reported + PROGRESS && matches!(self.state, State::Running(_)) {
             self.reported = output;
@@ -82,8 +84,8 @@ impl Step {
         }
     }
 
-    /// Nothing reached the backend: the step goes to another one ([`Step::admitted`] again). `false`: there is none
-    /// now, and it waits.
+    /// Takes the dispatch back, because nothing reached the backend. The step goes to another backend (see
+    /// [`Step::admitted`]). `false`: there is none now, and the step waits.
     pub fn undelivered(&mut self) -> bool {
         if matches!(self.state, State::Running(_)) {
             let answer = self.gate.ask(self.pool, Event::Undelivered(self.id), self.id);
@@ -92,7 +94,7 @@ impl Step {
         !matches!(self.state, State::Waiting(_))
     }
 
-    /// The step is over. A second call changes nothing.
+    /// Ends the step. A second call changes nothing.
     pub fn finish(&mut self, outcome: Outcome) {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Waiting(_) => self.give_up(),

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 const POOL: PoolId = PoolId(0);
 const BACKEND: BackendId = BackendId(1);
 
-/// As if nothing grew.
+/// A configuration whose forecast never holds a program back.
 fn config() -> Config {
     let mut config = Config { models: vec![config::Pool::unnamed(Vec::new())], ..Config::default() };
     config.scheduler.forecast.slack = 9.0;
@@ -34,7 +34,7 @@ fn step(gate: &Gate, program: &str, tokens: u64) -> Step {
     gate.enter(POOL, Arrival { program: Some(key(program)), prompt_bytes: tokens * 4, ..Arrival::default() })
 }
 
-/// Polls once: `None` while it waits.
+/// Polls the future once; `None`: it is not ready.
 fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -162,7 +162,7 @@ async fn a_reload_that_makes_room_lets_a_held_step_in() {
 
     gate.reload(&self::config());
     assert!(now(b.admitted()).unwrap().is_ok());
-    // And a backend that is given another size.
+    // A backend that is given another size lets a held step in too.
     let mut d = step(&gate, "d", 8_000);
     assert!(now(d.admitted()).is_none());
     gate.tell(POOL, Event::BackendAdded { backend: BACKEND, weight: 2, capacity: Some(Tokens(40_000)) });

@@ -1,5 +1,5 @@
-//! One backend's ledger: what is leased and charged there, what runs there, and what was promised. Its fields change
-//! through its own methods only, so a sum and its parts change together.
+//! The ledger of one backend: the programs leased and charged there, the steps that run there, and the prefill promised
+//! to them. Its fields change through its own methods only, so a sum and its parts change together.
 
 mod capacity;
 mod speed;
@@ -21,46 +21,47 @@ pub struct BackendLedger {
     weight: u32,
     up: bool,
     draining: bool,
-    /// The backend has been down after it had been up.
+    /// Whether the backend has been down after it had been up.
     went: bool,
-    /// The time of its return after that, until it has its full share again.
+    /// Time of its return after that; `None` when it has its full share again.
     returned: Option<Duration>,
-    /// The part of its weight that counts for load: below one for a while after a return.
+    /// Part of its weight that counts for load, 0–1. It is below 1 for a while after a return.
     ramp: f64,
-    /// Which life of the server the last report came from.
+    /// Life of the server that the last report came from.
     life: Option<Life>,
-    /// What was known of the backend before this process began; `None` once it is up.
+    /// Knowledge of the backend from before this process began; `None` once the backend is up.
     restored: Option<RestoredBackend>,
-    /// The capacity was given by hand: no report changes it.
+    /// Whether the capacity was given by hand. Then no report changes it.
     fixed: bool,
     capacity: Option<Tokens>,
     /// Σ charges of the programs leased here.
     claims: Tokens,
-    /// The part of `claims` that belongs to idle programs.
+    /// Part of `claims` that belongs to idle programs.
     idle_claims: Tokens,
     leased: BTreeSet<Pid>,
     /// Leased programs without a step in flight, longest idle first.
     idle: BTreeSet<(Duration, Pid)>,
-    /// Programs leased here by class: a shared prefix is in the cache once.
+    /// Number of programs leased here per class. A shared prefix is in the cache only once.
     classes: BTreeMap<u64, usize>,
-    /// Steps in flight, those without a program too.
+    /// Number of steps in flight, including those without a program.
     in_flight: usize,
+    /// Moving average of `in_flight` over [`LOAD_TICKS`](crate::policy::LOAD_TICKS) ticks.
     mean_in_flight: f64,
-    /// Forced steps in flight.
+    /// Number of forced steps in flight.
     forced: usize,
-    /// Prefill time of steps that were dispatched here and have no first token yet.
+    /// Prefill time of the steps that were dispatched here and have no first token yet.
     promised: Duration,
     shadow: Shadow,
-    /// Empty when it has to be computed anew.
+    /// The forecast; empty when it has to be computed anew.
     forecast: OnceCell<PeakForecast>,
     feedback: CapacityFeedback,
-    /// KV use in each of the last reports that is not ours.
+    /// Tokens of the cache that others used, in each of the last reports.
     foreign: VecDeque<Tokens>,
-    /// Prompt tokens a second.
+    /// Prefill speed, prompt tokens a second.
     rate: Option<f64>,
 }
 
-/// What was known of a backend before this process began.
+/// Knowledge of a backend from before this process began.
 #[derive(Debug)]
 pub struct RestoredBackend {
     pub life: Option<Life>,
@@ -114,12 +115,12 @@ impl BackendLedger {
         self.draining
     }
 
-    /// New programs and unlabelled steps may go here.
+    /// Whether new programs and unlabelled steps may go to this backend.
     pub fn usable(&self) -> bool {
         self.up && !self.draining
     }
 
-    /// Nothing is leased or runs here.
+    /// Whether no program is leased and no step runs here.
     pub fn empty(&self) -> bool {
         self.leased.is_empty() && self.in_flight == 0
     }
@@ -175,8 +176,8 @@ impl BackendLedger {
 
     // === leases ===
 
-    /// The program gets its lease; it is idle until [`BackendLedger::mark_busy`]. `comes_to`: what it will need in the
-    /// end; asked for only where there is a forecast to go into.
+    /// Records the program's lease. The program is idle until [`BackendLedger::mark_busy`]. `comes_to` is the number of
+    /// tokens that it will need at its end; only a ledger that has a forecast asks for it.
     pub fn lease(&mut self, (idle_since, pid): (Duration, Pid), class: u64, comes_to: Option<Tokens>) {
         self.leased.insert(pid);
         self.lease_changed(comes_to);
@@ -184,7 +185,7 @@ impl BackendLedger {
         self.idle.insert((idle_since, pid));
     }
 
-    /// The program loses its lease, and `charge` with it.
+    /// Takes the program's lease and `charge` out of the ledger.
     pub fn unlease(&mut self, (idle_since, pid): (Duration, Pid), class: u64, charge: Tokens) {
         let leased = self.leased.remove(&pid);
         debug_assert!(leased, "{pid:?} is not leased here");
@@ -201,7 +202,7 @@ impl BackendLedger {
         }
     }
 
-    /// A leased program is charged with `charge` instead of `before`.
+    /// Charges a leased program with `charge` instead of `before`.
     pub fn recharge(&mut self, program: (Duration, Pid), before: Tokens, charge: Tokens, classes: &Classes) {
         self.claims = self.claims + charge - before;
         if self.idle.contains(&program) {
@@ -211,7 +212,7 @@ impl BackendLedger {
         }
     }
 
-    /// The first step of a leased program starts: its blocks are pinned.
+    /// Marks a leased program as busy: a step of it starts, and pins its blocks in the cache.
     pub fn mark_busy(&mut self, (idle_since, pid): (Duration, Pid), charge: Tokens) {
         if self.idle.remove(&(idle_since, pid)) {
             self.idle_claims -= charge;
@@ -219,7 +220,7 @@ impl BackendLedger {
         self.shadow.take(pid);
     }
 
-    /// The last step of a leased program is over: it is idle from now on, and its blocks may be evicted.
+    /// Marks a leased program as idle: its last step is over, and its blocks may be evicted.
     pub fn mark_idle(&mut self, (now, pid): (Duration, Pid), charge: Tokens, classes: &Classes) {
         self.idle.insert((now, pid));
         self.idle_claims += charge;
@@ -227,7 +228,7 @@ impl BackendLedger {
         self.shrink_shadow(classes);
     }
 
-    /// The program is forgotten; what it left in the cache is no longer of use.
+    /// Forgets the program's prefix: nobody will use it again.
     pub fn forget_prefix(&mut self, pid: Pid) {
         self.shadow.take(pid);
     }
@@ -247,7 +248,7 @@ impl BackendLedger {
         self.promised = self.promised.saturating_sub(run.promise);
     }
 
-    /// A step's first token has come, which keeps `promise`. True when this opens the prefill gate.
+    /// Subtracts `promise`, because the step's first token has come. True: this opens the prefill gate.
     pub fn promise_kept(&mut self, promise: Duration) -> bool {
         let closed = self.promised >= PREFILL_GATE;
         self.promised = self.promised.saturating_sub(promise);
@@ -256,7 +257,7 @@ impl BackendLedger {
 
     // === coming and going ===
 
-    /// The backend is up, and no longer draining.
+    /// Marks the backend as up and no longer draining.
     pub fn rise(&mut self, now: Duration, slow_start: Duration) {
         if !self.up && self.went {
             self.returned = Some(now);
@@ -275,7 +276,7 @@ impl BackendLedger {
         self.draining = true;
     }
 
-    /// The server started anew: its cache is empty.
+    /// Forgets all that was true of the server before it started anew, with an empty cache.
     pub fn restarted(&mut self) {
         self.shadow.clear();
         self.promised = Duration::ZERO;
@@ -288,18 +289,18 @@ impl BackendLedger {
         self.life = life.or(self.life);
     }
 
-    /// Keeps what was known of the backend until it is up.
+    /// Keeps the knowledge from before this process until the backend is up.
     pub fn keep_restored(&mut self, restored: RestoredBackend) {
         self.restored = Some(restored);
     }
 
-    /// Takes over what was known of the backend, if the server is still the one that it was: its cache holds what it
-    /// held. Gives the programs that had leases then.
+    /// Takes over the knowledge from before this process, if the server is still in the same life: then its cache holds
+    /// what it held. Gives the programs that had leases then.
     pub fn take_restored(&mut self, classes: &Classes) -> Option<BTreeSet<Pid>> {
         let restored = self.restored.take()?;
         let same = match (self.life, restored.life) {
             (Some(now), Some(before)) => now.continues(before),
-            // A server that tells nothing of itself gets the benefit of the doubt.
+            // A server that reports nothing of its life gets the benefit of the doubt.
             (None, None) => true,
             _ => false,
         };
@@ -331,7 +332,8 @@ impl BackendLedger {
         self.forecast.take();
     }
 
-    /// The forecast takes in a lease that came, with what its program needs in the end, or one that went.
+    /// Tells the forecast of a new lease, with the tokens that its program will need at its end, or of a lease that
+    /// went.
     fn lease_changed(&mut self, came: Option<Tokens>) {
         if self.forecast.get_mut().is_some_and(|forecast| !forecast.absorbs_change(came)) {
             self.forecast.take();

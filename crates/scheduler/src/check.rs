@@ -9,10 +9,10 @@ use crate::units::Tokens;
 use std::time::Duration;
 
 impl Scheduler {
-    /// The first invariant that does not hold, in words.
+    /// Checks all invariants of the ledgers.
     ///
     /// # Errors
-    /// A sentence naming the invariant and the program, step or backend that breaks it.
+    /// A sentence that names the first broken invariant and the program, step or backend that breaks it.
     pub fn check(&self) -> Result<(), String> {
         for (id, backend) in &self.backends {
             self.check_backend(*id, backend)?;
@@ -74,7 +74,7 @@ impl Scheduler {
         ensure(over || !program.presumed_over, || format!("{pid:?} counts as ended and is not idle"))
     }
 
-    /// Its key belongs to a later program by now.
+    /// Whether the program has ended and its key belongs to a later program by now.
     fn reused(&self, pid: Pid, program: &Program) -> bool {
         program.ended && self.keys.get(&program.key).is_some_and(|&other| other != pid)
     }

@@ -1,4 +1,4 @@
-//! What the scheduler answers.
+//! The decisions of the scheduler, and their reasons.
 
 use crate::event::{BackendId, ProgramKey, StepId};
 use crate::units::Tokens;
@@ -9,13 +9,13 @@ use std::time::Duration;
 pub enum DispatchKind {
     /// Its program already held a lease.
     Leased,
-    /// First step of a program that had no context yet.
+    /// Its program has no context yet, and gets a lease.
     New,
-    /// A started program that had lost its lease.
+    /// Its program has context, and gets a lease again.
     Resumed,
-    /// Let in although it does not fit (see `scheduler.hold.on_timeout`).
+    /// It is let in although it does not fit (see `scheduler.hold.on_timeout`).
     Forced,
-    /// Without a program: by load.
+    /// It has no program, and goes by load.
     Unlabelled,
 }
 
@@ -24,37 +24,37 @@ pub enum DispatchKind {
 pub enum HoldReason {
     /// Its tokens do not fit on any backend yet.
     NoRoom,
-    /// It fits now, but not what it and the others will grow to.
+    /// It fits now, but will not once it and the other programs have grown.
     NoRoomAhead,
-    /// Room is there, but enough prefill is promised already.
+    /// There is room, but enough prefill is promised already.
     PrefillBusy,
-    /// The backends with room for it are kept for programs that have waited too long.
+    /// The backends with room for it are reserved for programs that have waited too long.
     Reserved,
     /// Others wait before it.
     Queued,
     /// No backend is usable.
     NoBackend,
-    /// See [`Event::Freeze`](crate::Event::Freeze).
+    /// Dispatch is frozen: see [`Event::Freeze`](crate::Event::Freeze).
     Frozen,
 }
 
 /// Why a program lost its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PauseReason {
-    /// Idle for longer than it costs to recompute it, and another needed the room.
+    /// It was idle for longer than recomputing it takes, and another program needed the room.
     Evicted,
-    /// Its backend went over capacity.
+    /// Its backend would have gone over capacity with the next turn of a program there.
     OverCapacity,
     /// A program that had waited too long needed the room.
     MadeWay,
     /// Its prefix is no longer in the cache.
     CacheLost,
-    /// Idle for so long that it is taken for finished.
+    /// It was idle for so long that it is taken for finished.
     PresumedGone,
     BackendDown,
     /// Its backend is being drained.
     Draining,
-    /// Its step failed, so what the backend still holds of it is not known.
+    /// Its step failed, so nobody knows what the backend still holds of it.
     Error,
 }
 
@@ -69,7 +69,7 @@ pub enum RefuseReason {
     NoBackend,
     /// Its program ended while the step was held.
     Released,
-    /// See [`Event::Drain`](crate::Event::Drain).
+    /// The scheduler drains: see [`Event::Drain`](crate::Event::Drain).
     Draining,
 }
 
@@ -93,13 +93,13 @@ pub enum EndKind {
     Released,
     /// Its last step said so (`x-program-final`).
     Final,
-    /// Idle longer than `programs.idle_ttl`.
+    /// It was idle for longer than `programs.idle_ttl`.
     Expired,
-    /// The longest idle one when there were more than `programs.max`.
+    /// It was the longest idle program when a new one would have exceeded `programs.max`.
     Displaced,
 }
 
-/// What is to be done, in this order.
+/// One thing to do or to record. Decisions are to be carried out in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Dispatch {
@@ -111,7 +111,7 @@ pub enum Decision {
         step: StepId,
         reason: RefuseReason,
     },
-    /// For the record: the step waits. Given once per hold.
+    /// For the record: the step waits. Given once for each time that the step is held.
     Held {
         step: StepId,
         reason: HoldReason,
@@ -122,15 +122,15 @@ pub enum Decision {
         backend: BackendId,
         reason: PauseReason,
     },
-    /// For the record: the program was dispatched on another backend than last time; `lost`: because that
-    /// one is down, draining or gone.
+    /// For the record: the program was dispatched on another backend than last time. `lost`: the old backend is down,
+    /// draining or removed.
     Moved {
         program: ProgramKey,
         from: BackendId,
         to: BackendId,
         lost: bool,
     },
-    /// For the record: what a step was expected to come to, and what the backend counted.
+    /// For the record: the tokens that were estimated for a step, and those that its backend counted.
     Measured {
         estimate: Tokens,
         reported: Tokens,

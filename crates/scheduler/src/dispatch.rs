@@ -1,4 +1,4 @@
-//! A step that runs: it starts, tells of its progress, or turns out not to have been delivered.
+//! The life of a step while it runs: it starts, reports progress, or turns out not to have been delivered.
 
 use crate::backend::BackendLedger;
 use crate::decision::{Decision, DispatchKind, PauseReason, RefuseReason};
@@ -9,11 +9,11 @@ use crate::scheduler::Scheduler;
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// Only a prompt of this many uncached tokens tells prefill speed well: a shorter one is mostly overhead.
+/// Least number of uncached prompt tokens whose prefill tells the speed well: a shorter prefill is mostly overhead.
 const TELLING_PROMPT: u64 = 512;
 
 impl Scheduler {
-    /// Starts a step of a leased program where the lease is.
+    /// Starts a step of a leased program on the backend of the lease.
     pub(crate) fn dispatch(&mut self, id: StepId, kind: DispatchKind) {
         let pid = self.steps.get(&id).and_then(|step| step.program);
         let lease = pid.and_then(|pid| self.programs.get(&pid)).and_then(|program| program.lease);
@@ -21,7 +21,7 @@ impl Scheduler {
         self.start(id, on, kind);
     }
 
-    /// Starts a step on a backend: counts it, charges it, promises its prefill.
+    /// Starts a step on a backend: counts the step, charges it, and adds its prefill to the promises.
     pub(crate) fn start(&mut self, id: StepId, on: BackendId, kind: DispatchKind) {
         self.unhold(id);
         let (Some(step), Some(backend)) = (known(self.steps.get(&id)), known(self.backends.get(&on))) else { return };
@@ -31,7 +31,7 @@ impl Scheduler {
         self.decide(Decision::Dispatch { step: id, backend: on, kind });
     }
 
-    /// What is expected of the step on this backend.
+    /// The expected tokens and times of the step on this backend.
     fn run_of(&self, step: &StepState, on: BackendId, backend: &BackendLedger, kind: DispatchKind) -> Run {
         let program = step.program.and_then(|pid| self.programs.get(&pid));
         let prompt = self.learned.prompt(program, step.prompt_bytes);
@@ -82,7 +82,7 @@ impl Scheduler {
 
     pub(crate) fn first_token(&mut self, id: StepId) {
         let Some(run) = self.steps.get_mut(&id).and_then(|step| step.run.as_mut()) else {
-            // It is held again, or over: the answer crossed that event.
+            // The step is held again, or over: two events crossed.
             return;
         };
         if std::mem::replace(&mut run.first_token, true) {
@@ -90,13 +90,13 @@ impl Scheduler {
         }
         let promise = std::mem::take(&mut run.promise);
         let Some(backend) = self.backends.get_mut(&run.backend) else {
-            // Removed while the step ran there.
+            // The backend was removed while the step ran there.
             return;
         };
         if backend.promise_kept(promise) {
             self.dirty.backends.insert(run.backend);
         }
-        // Without a counter to read, the TTFT of a lone step tells the speed.
+        // A backend without a prefill counter shows its speed in the TTFT of a lone step.
         let taken = self.now.saturating_sub(run.dispatched);
         if run.alone && backend.rate().is_none() && run.uncached.0 >= TELLING_PROMPT && taken > Duration::ZERO {
             backend.saw_rate(run.uncached.as_f64() / taken.as_secs_f64());
@@ -105,11 +105,11 @@ impl Scheduler {
 
     pub(crate) fn progress(&mut self, id: StepId, output: Tokens) {
         let Some(step) = self.steps.get_mut(&id) else {
-            // Over: the answer crossed that event.
+            // The step is over: two events crossed.
             return;
         };
         let Some(run) = step.run.as_mut() else {
-            // Held again.
+            // The step is held again: two events crossed.
             return;
         };
         run.output = run.output.max(output.min(LARGEST));
@@ -124,7 +124,7 @@ impl Scheduler {
     /// Nothing reached the backend: the step goes back to the queue, in its old place.
     pub(crate) fn undelivered(&mut self, id: StepId) {
         let Some(run) = self.steps.get_mut(&id).and_then(|step| step.run.take()) else {
-            // Not in flight: there is nothing to take back.
+            // The step is not in flight, so there is nothing to take back.
             return;
         };
         self.leave(&run);
@@ -134,7 +134,7 @@ impl Scheduler {
             if let Some(program) = known(self.programs.get_mut(&pid)) {
                 program.running.retain(|&running| running != id);
             }
-            // Whoever else runs there will end soon as well; the step must be free to go elsewhere.
+            // The program's other steps there will fail soon as well, and this step must be free to go elsewhere.
             self.cancel_reservation(pid);
             self.unlease(pid, Some(PauseReason::BackendDown));
         }
@@ -145,10 +145,10 @@ impl Scheduler {
         }
     }
 
-    /// Gives back what the step took of its backend.
+    /// Gives back what the step took on its backend: its place in flight and its promised prefill.
     pub(crate) fn leave(&mut self, run: &Run) {
         let Some(backend) = self.backends.get_mut(&run.backend) else {
-            // Removed while the step ran there.
+            // The backend was removed while the step ran there.
             return;
         };
         backend.step_left(run);
@@ -156,7 +156,7 @@ impl Scheduler {
     }
 }
 
-/// What the program's own running steps keep in the cache of the backend.
+/// Tokens that the program's own running steps keep in the backend's cache.
 fn pinned(program: Option<&Program>, on: BackendId) -> Tokens {
     program.filter(|p| p.lease == Some(on) && !p.running.is_empty()).map_or(Tokens::ZERO, |p| p.charge)
 }

@@ -1,9 +1,10 @@
-//! Durations as people write them: `250ms`, `1.5s`, `30s`, `5m`, `1h`, `1d`; for `#[serde(with = "duration")]`.
+//! Durations as people write them: `250ms`, `1.5s`, `30s`, `5m`, `1h`, `1d`. For use with `#[serde(with =
+//! "duration")]`.
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 use std::time::Duration;
 
-/// Far beyond any use, and far below where adding it to an `Instant` overflows.
+/// Longest duration that is accepted: far beyond any use, and far too short to overflow an `Instant`.
 const LONGEST: Duration = Duration::from_secs(1000 * 365 * 86_400);
 
 /// Seconds in each unit.
@@ -12,7 +13,7 @@ const UNITS: &[(&str, f64)] = &[("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_
 /// Reads a duration above zero: digits with at most one point, and a unit.
 ///
 /// # Errors
-/// What was expected.
+/// A sentence that says what was expected.
 pub fn parse(text: &str) -> Result<Duration, &'static str> {
     seconds(text)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())

@@ -1,4 +1,5 @@
-//! What is learned from the traffic: output lengths, bytes a token, tool gaps, shared prefixes; and estimates made of it.
+//! Values learned from the traffic (output lengths, bytes per token, tool gaps, shared prefixes), and the estimates
+//! made from them.
 
 use crate::policy::LARGEST;
 use crate::program::Program;
@@ -9,19 +10,19 @@ use std::time::Duration;
 
 /// Weight of a new sample in a moving average.
 const EWMA: f64 = 0.05;
-/// Output of a step before any was seen, in tokens: agents write a thought and a command.
+/// Output of a step in tokens, used before any was seen: agents write a thought and a command.
 const FIRST_OUTPUT: f64 = 200.0;
-/// Tool gaps remembered, and how many are needed before a percentile means something; programs that did not come back
-/// count as well, for they had the time to.
+/// Number of tool gaps that are remembered; and the number of samples from which on a percentile means something. A
+/// program that did not come back is a sample too, because it had the time to.
 const GAPS: usize = 500;
 const GAPS_NEEDED: usize = 100;
-/// A tool may always take this long.
+/// Least value of the 99th percentile of tool gaps: a tool may always take this long.
 const GAP_FLOOR: Duration = Duration::from_secs(5);
 
-/// Classes known; more than that are not worth the space, and share nothing.
+/// Largest number of known classes. More are not worth the space: programs of a further class share nothing.
 const MOST_CLASSES: usize = 4096;
 
-/// Learned in one pool per model.
+/// Values learned from the traffic of one model pool.
 #[derive(Debug)]
 pub struct Learned {
     output: Option<f64>,
@@ -29,7 +30,7 @@ pub struct Learned {
     gaps: VecDeque<Duration>,
     gap_p99: Option<Duration>,
     gaps_since: usize,
-    /// Programs that have not come back.
+    /// Number of programs that have not come back.
     over: usize,
 }
 
@@ -63,20 +64,20 @@ impl Learned {
         }
     }
 
-    /// A program came back this long after its last step.
+    /// Notes that a program came back `gap` after its last step.
     pub fn saw_gap(&mut self, gap: Duration) {
         if self.gaps.len() == GAPS {
             self.gaps.pop_front();
         }
         self.gaps.push_back(gap);
         self.gaps_since += 1;
-        // One sort for every tenth part: the percentile of 500 moves slowly.
+        // The gaps are ranked anew only when a tenth of them is new: the percentile of 500 gaps moves slowly.
         if self.gaps_since * 10 >= self.gaps.len() {
             self.rank_gaps();
         }
     }
 
-    /// A program has not come back in all the time that tools take; and then it has.
+    /// Notes that a program has not come back in all the time that tools take.
     pub fn saw_no_return(&mut self) {
         self.over += 1;
         if self.gap_p99.is_none() {
@@ -84,6 +85,7 @@ impl Learned {
         }
     }
 
+    /// Notes that a program of [`Learned::saw_no_return`] has come back after all.
     pub fn saw_return(&mut self) {
         self.over = self.over.saturating_sub(1);
     }
@@ -99,23 +101,24 @@ impl Learned {
         self.gap_p99 = Some(p99.max(GAP_FLOOR));
     }
 
-    /// 99th percentile of tool gaps; `None` before 100 programs have come back or not.
+    /// 99th percentile of tool gaps; `None` until 100 programs were seen to come back or to stay away.
     pub fn gap_p99(&self) -> Option<Duration> {
         self.gap_p99
     }
 
-    /// What hardly any tool takes longer than.
+    /// Time that hardly any tool exceeds.
     pub fn longest_gap(&self) -> Duration {
         self.gap_p99.unwrap_or(GAP_FLOOR)
     }
 
-    /// Output to expect of a step whose request allows `limit` tokens.
+    /// Tokens of output to expect of a step whose request allows `limit` tokens.
     pub fn output(&self, limit: Option<Tokens>) -> Tokens {
         let mean = Tokens(self.output.unwrap_or(FIRST_OUTPUT).ceil() as u64).min(LARGEST);
         limit.map_or(mean, |limit| mean.min(limit))
     }
 
-    /// The prompt of a step of `bytes`, in tokens. Of a known conversation only the new part is estimated.
+    /// Tokens of the prompt of a step, estimated from its `bytes`. Where the start of the conversation is known, only
+    /// the new part is estimated.
     pub fn prompt(&self, program: Option<&Program>, bytes: u64) -> Tokens {
         let known = program.filter(|program| program.last_prompt > Tokens::ZERO && program.last_bytes > 0);
         let Some(program) = known else {
@@ -124,7 +127,7 @@ impl Learned {
         let own = program.last_bytes as f64 / program.last_prompt.as_f64();
         match bytes.checked_sub(program.last_bytes) {
             Some(new) => program.context.max(program.last_prompt + at(new, own)),
-            // Shorter than before: the history was edited, or a subagent speaks.
+            // The prompt is shorter than the one before: the history was edited, or a subagent speaks.
             None => at(bytes, own),
         }
     }
@@ -140,20 +143,22 @@ fn average(mean: &mut Option<f64>, sample: f64) {
 
 #[derive(Debug, Default)]
 struct Class {
-    /// Smallest non-zero `cached_tokens` on the first step of a program, and how many programs told.
+    /// Smallest non-zero `cached_tokens` that a first step of a program reported; and the number of programs that
+    /// reported any.
     smallest: Tokens,
     told: u32,
 }
 
-/// Programs of one model and system message share the start of their prompts.
+/// All classes. The programs of one class have the same model and system message, and so share the start of their
+/// prompts.
 #[derive(Debug, Default)]
 pub struct Classes {
     classes: HashMap<u64, Class>,
 }
 
 impl Classes {
-    /// Tokens of the prefix that all programs of the class share. One program alone tells nothing: a
-    /// conversation that was replayed would make its whole context the shared prefix.
+    /// Tokens of the prefix that all programs of the class share. One program alone proves nothing: if its conversation
+    /// was replayed, all of its context is cached.
     pub fn shared(&self, class: u64) -> Tokens {
         self.classes.get(&class).filter(|class| class.told >= 2).map_or(Tokens::ZERO, |class| class.smallest)
     }
@@ -167,7 +172,8 @@ impl Classes {
         self.classes.extend(classes.map(|&(id, smallest, told)| (id, Class { smallest, told })));
     }
 
-    /// The first step of a program of this class found `cached` tokens. True when `shared` changed.
+    /// Notes that the first step of a program of this class found `cached` tokens in the cache. True: `shared` has
+    /// changed.
     pub fn saw_first_step(&mut self, class: u64, cached: Tokens) -> bool {
         if cached == Tokens::ZERO || (self.classes.len() >= MOST_CLASSES && !self.classes.contains_key(&class)) {
             return false;

@@ -1,27 +1,27 @@
-//! What the scheduler is told.
+//! The events that the scheduler is told.
 
 use crate::policy::LARGEST;
 use crate::units::Tokens;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Output tokens between two [`Event::Progress`] of a step: a step's charge need not be exact to the token while it grows,
-/// and each event costs the caller a lock.
+/// Output tokens between two [`Event::Progress`] of a step. The charge of a growing step need not be exact to the
+/// token, and each event costs the caller a lock.
 pub const PROGRESS: u64 = 64;
 
-/// One step, unique for the life of the process.
+/// Number of a step, unique for the life of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StepId(pub u64);
 
-/// One model pool: its index in the configuration. Each pool has a scheduler of its own.
+/// Index of a model pool in the configuration. Each pool has a scheduler of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId(pub usize);
 
-/// One backend, unique for the life of the process; never reused for another URL.
+/// Number of a backend, unique for the life of the process. It is never used again for another URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BackendId(pub u32);
 
-/// Names a program within one model pool.
+/// Name of a program, unique within one model pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProgramKey {
     /// Tenant of the API key that the step came with; empty without authentication.
@@ -30,12 +30,12 @@ pub struct ProgramKey {
     pub id: Arc<str>,
 }
 
-/// What a backend's own `/metrics` said since the last time.
+/// Values from a backend's `/metrics` since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BackendReport {
-    /// KV cache size, all engines (data-parallel ranks) of the server together.
+    /// Size of the KV cache, summed over all engines (data-parallel ranks) of the server.
     pub capacity: Option<Tokens>,
-    /// Whether the server's process started anew since the last report: its cache is empty then.
+    /// Whether the server's process started anew since the last report. Its cache is empty then.
     pub restarted: bool,
     /// Life of the server that the report comes from.
     pub life: Option<Life>,
@@ -45,7 +45,7 @@ pub struct BackendReport {
     pub kv_usage: Option<f64>,
 }
 
-/// What tells one life of a server (and of its cache) from the next.
+/// Values that tell one life of a server process (and of its cache) from the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     /// Start of its process, Unix time in milliseconds.
@@ -58,7 +58,7 @@ pub struct Life {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {
     pub step: StepId,
-    /// Program of the step; `None`: the step is routed by load at once, and not tracked.
+    /// Program of the step. `None`: the step is routed by load, and no program is tracked.
     pub program: Option<ProgramKey>,
     /// Hash of model and first system message: programs of one class share a prefix.
     pub class: u64,
@@ -77,12 +77,12 @@ pub struct Arrival {
 pub struct Usage {
     pub prompt: Tokens,
     pub completion: Tokens,
-    /// Prompt tokens found in the prefix cache, when the backend says so.
+    /// Prompt tokens found in the prefix cache; `None` where the backend does not report them.
     pub cached: Option<Tokens>,
 }
 
 impl Usage {
-    /// The usage, with counts cut to what can be true.
+    /// The usage, with counts cut to plausible sizes.
     pub(crate) fn bounded(self) -> Self {
         let Self { prompt, completion, cached } = self;
         let cached = cached.map(|cached| cached.min(LARGEST));
@@ -90,23 +90,23 @@ impl Usage {
     }
 }
 
-/// How a dispatched or held step ended.
+/// End of a dispatched or held step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The answer came whole (a success); usage when it was reported.
+    /// The whole answer came (a success), with its usage if the backend reported one.
     Completed(Option<Usage>),
-    /// The backend refused the step (a 4xx of its own): its cache is as before.
+    /// The backend refused the step (with a 4xx of its own). Its cache is as before.
     Rejected,
-    /// The backend failed, or broke off: what it still holds is not known.
+    /// The backend failed or broke off. Nobody knows what its cache still holds of the program.
     Failed,
-    /// The client went away, while held or in flight.
+    /// The client went away, while the step was held or in flight.
     Abandoned,
 }
 
-/// What happens. Times are given beside the event.
+/// Something that happened. The time is passed beside the event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A backend joins, down until `BackendUp`; or one that is there gets other settings. A `capacity` given here
+    /// A backend joins, and is down until `BackendUp`; or a known backend gets other settings. A `capacity` given here
     /// overrides every report.
     BackendAdded {
         backend: BackendId,
@@ -115,7 +115,7 @@ pub enum Event {
     },
     BackendUp(BackendId),
     BackendDown(BackendId),
-    /// Nothing new goes there; steps in flight go on to their end. `BackendUp` takes this back.
+    /// New programs no longer go to the backend; its steps in flight go on to their end. `BackendUp` takes this back.
     BackendDraining(BackendId),
     BackendRemoved(BackendId),
     Report {
@@ -123,7 +123,7 @@ pub enum Event {
         report: BackendReport,
     },
     Arrive(Arrival),
-    /// The first output of a dispatched step came.
+    /// The first output of a dispatched step has come.
     FirstToken(StepId),
     /// A dispatched step has produced this many output tokens so far.
     Progress {
@@ -137,17 +137,17 @@ pub enum Event {
         outcome: Outcome,
     },
     Release(ProgramKey),
-    /// Stops (`true`) or restarts all dispatch, as while a trainer broadcasts weights.
+    /// Stops (`true`) or restarts all dispatch, for example while a trainer broadcasts weights.
     Freeze(bool),
-    /// Refuses held and new steps from now on; those in flight go on.
+    /// Refuses held and new steps from now on. Steps in flight go on.
     Drain,
-    /// Time goes on: to be told every [`Settings::tick`](crate::Settings::tick).
+    /// Time has passed. The caller sends this event every [`Settings::tick`](crate::Settings::tick).
     Tick,
 }
 
 impl Life {
-    /// This is still the life that was `before`. One process always tells the same start; the margin is for exporters
-    /// that round. Without it the counter has to do.
+    /// Whether this is still the same life as `before`. One process always reports the same start; the margin of 10 ms
+    /// is for exporters that round. Where no start is reported, the count of prompt tokens decides.
     #[must_use]
     pub fn continues(self, before: Self) -> bool {
         match self.started_ms.zip(before.started_ms) {

@@ -1,4 +1,4 @@
-//! How programs begin and end, and what the clock does to them.
+//! How programs begin and end, and all that happens because time has passed.
 
 use crate::backend::BackendLedger;
 use crate::decision::{Decision, DispatchKind, EndKind, PauseReason, RefuseReason};
@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 impl Scheduler {
-    /// The program of this key, made if it is not known. It is active from now on.
+    /// Finds the program of this key, or begins a new one. If the program was inactive, its tool gap ends here.
     pub(crate) fn program_of(&mut self, key: ProgramKey, class: u64) -> Pid {
         if let Some(&pid) = self.keys.get(&key) {
             if let Some(program) = self.programs.get_mut(&pid)
@@ -49,12 +49,12 @@ impl Scheduler {
         }
     }
 
-    /// Ends the program: held steps are refused, its lease goes as soon as nothing of it runs, and its key
-    /// is free at once.
+    /// Ends the program. Its held steps are refused, its key is free at once, and its lease goes as soon as none of its
+    /// steps runs.
     pub(crate) fn end_program(&mut self, pid: Pid, how: EndKind) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         if program.ended {
-            // Released while its last step, which said so, was in flight.
+            // The program has ended already: a release came while its last step ran.
             return;
         }
         program.ended = true;
@@ -73,11 +73,11 @@ impl Scheduler {
         }
     }
 
-    /// Removes a program that has no step left. What it leaves in the cache fades there by itself.
+    /// Removes a program that has no step left. Its prefix stays in the shadow of a cache until newer ones push it out.
     pub(crate) fn forget(&mut self, pid: Pid) {
         self.unlease(pid, None);
         let Some(program) = known(self.programs.remove(&pid)) else { return };
-        // Where the size of the cache is not known, nothing ever fades.
+        // Where the size of a cache is not known, nothing pushes a prefix out of the shadow.
         for backend in self.backends.values_mut().filter(|backend| backend.capacity().is_none()) {
             backend.forget_prefix(pid);
         }
@@ -107,7 +107,8 @@ impl Scheduler {
             }
             self.end_program(pid, EndKind::Expired);
         }
-        // Most clients never release a program: one that is idle for far longer than tools take is gone.
+        // Most clients never release a program. A program that is idle for far longer than tools take is taken for
+        // gone.
         let (floor, ceiling) = GONE_LIMITS;
         let limit = self.learned.gap_p99().map_or(ceiling, |gap| (gap * GONE_FACTOR).clamp(floor, ceiling));
         let idle = |backend: &BackendLedger| {
@@ -122,8 +123,8 @@ impl Scheduler {
         }
     }
 
-    /// A program that is idle for longer than tools take has probably ended: most do not say so. Whether it has a lease
-    /// or was evicted makes no difference.
+    /// Counts each program as ended that has been idle for longer than tools take: most clients do not say so. Whether
+    /// the program has a lease or was evicted makes no difference.
     fn presume_over(&mut self) {
         let until = self.over_since();
         let from = self.presumed_over;
@@ -140,14 +141,14 @@ impl Scheduler {
         }
     }
 
-    /// The time since before which a program must be idle to count as ended.
+    /// The time before which a program must have gone idle to count as ended.
     pub(crate) fn over_since(&self) -> Duration {
         self.now.saturating_sub(self.learned.longest_gap() * OVER_FACTOR)
     }
 
     fn refuse_without_backend(&mut self) {
         let Some(since) = self.no_backend_since else {
-            // There is one.
+            // A backend is usable.
             return;
         };
         let (now, wait) = (self.now, self.policy.settings.no_backend_wait);
@@ -158,16 +159,16 @@ impl Scheduler {
         }
     }
 
-    /// No step waits for ever: past `scheduler.hold.max` a started program is let in although it does not
-    /// fit, one on a backend at a time; a new one is refused.
+    /// No step waits for ever. Past `scheduler.hold.max` a started program is forced in although it does not fit, one
+    /// program at a time on each backend. Steps of new programs are refused; with `on_timeout: reject`, all are.
     fn end_long_holds(&mut self) {
         let (now, most) = (self.now, self.policy.settings.hold.max);
         let late = |&&(since, _): &&(Duration, StepId)| now.saturating_sub(since) >= most;
         let late: Vec<StepId> = self.queue.steps.iter().take_while(late).map(|&(_, step)| step).collect();
         for id in late {
-            // One that went with another step of its program waits no longer.
+            // A step that was dispatched together with another one of its program waits no longer.
             let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else { continue };
-            // Leases are for routing by program alone.
+            // Only routing by program gives leases.
             let pid = step.program.filter(|_| self.policy.routing == Routing::Program);
             let started = pid.filter(|pid| self.programs.get(pid).is_some_and(Program::started));
             match (started, self.policy.settings.hold.on_timeout) {
@@ -180,14 +181,14 @@ impl Scheduler {
     fn force(&mut self, pid: Pid) {
         let Some(program) = known(self.programs.get(&pid)) else { return };
         if program.lease.is_some() || self.frozen {
-            // Frozen, nothing goes; a leased program waits for nothing else.
+            // While dispatch is frozen, nothing goes. A leased program waits only for the end of a freeze.
             return;
         }
         let room = |backend: &BackendLedger| {
             let effective = self.effective(backend, None).map_or(i64::MAX, |tokens| tokens.0 as i64);
             effective - backend.claims().0 as i64
         };
-        // Where it could not be delivered it goes only when there is nowhere else.
+        // A backend that a step could not be delivered to is the last choice.
         let open = self.backends.iter().filter(|(_, backend)| backend.usable() && backend.forced() == 0);
         let best =
             |&(&id, backend): &(&BackendId, &BackendLedger)| (!self.avoids(program, id), room(backend), Reverse(id));
@@ -199,7 +200,7 @@ impl Scheduler {
         self.start_held(pid, DispatchKind::Forced);
     }
 
-    /// Stops all dispatch, or lets it go on: leased programs first, for they never queue.
+    /// Stops all dispatch, or lets it go on. Held steps of leased programs then go first, because they need no room.
     pub(crate) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
         self.dirty.all = true;
@@ -214,7 +215,7 @@ impl Scheduler {
         }
     }
 
-    /// Refuses everything held; steps in flight go on.
+    /// Refuses all held steps. Steps in flight go on.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
         let held: Vec<StepId> = self.queue.steps.iter().map(|&(_, step)| step).collect();

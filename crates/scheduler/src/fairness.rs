@@ -1,5 +1,6 @@
-//! The bound on waiting. A started program that has waited for nearly `scheduler.fair.bound` gets a backend
-//! reserved: nothing else is admitted there until room is made, at the cost of programs that came after it.
+//! The bound on waiting. A started program that has waited for nearly `scheduler.fair.bound` gets a backend reserved.
+//! Nothing else is admitted to that backend until the program fits, and idle programs there make way, the youngest
+//! first.
 
 use crate::backend::BackendLedger;
 use crate::decision::{DispatchKind, PauseReason};
@@ -12,15 +13,15 @@ use crate::units::Tokens;
 use std::cmp::Reverse;
 use std::time::Duration;
 
-/// Share of the bound after which a backend is reserved. In simulation most are then admitted within
-/// seconds, the slowest within a tenth of the bound.
+/// Share of the bound after which a backend is reserved. In simulation, most programs are then admitted within seconds,
+/// and the slowest within a tenth of the bound.
 const RESERVE_AFTER: f64 = 0.9;
-/// A lease this old has been worth the prefill that it cost: its program may be asked to make way.
+/// Age of a lease that has been worth the prefill that it cost. A program with an older lease may be asked to make way.
 const LEASE_SETTLED: Duration = Duration::from_secs(60);
 
 impl Scheduler {
-    /// Reserves a backend for each program that has waited too long, longest wait first, and admits those programs
-    /// for which there is room by now.
+    /// Reserves a backend for each program that has waited too long, longest wait first, and admits each of these
+    /// programs that fits by now.
     pub(crate) fn serve_overdue(&mut self) {
         let limit = self.policy.settings.fair.bound.mul_f64(RESERVE_AFTER);
         let late = |&&(since, _): &&(Duration, Pid)| self.now.saturating_sub(since) >= limit;
@@ -37,7 +38,8 @@ impl Scheduler {
         }
     }
 
-    /// The unreserved backend where most is free or evictable, what it still holds of the program counted half.
+    /// Reserves the backend with the most room to gain: its free tokens, its evictable tokens, and half of the tokens
+    /// that its cache still holds of the program.
     fn reserve(&mut self, pid: Pid) -> Option<BackendId> {
         let program = self.programs.get(&pid)?;
         let room = |backend: &BackendLedger| {
@@ -52,7 +54,7 @@ impl Scheduler {
         Some(on)
     }
 
-    /// The program waits no longer, or not there.
+    /// Ends the program's reservation: it no longer waits, or it has to go to another backend.
     pub(crate) fn cancel_reservation(&mut self, pid: Pid) {
         for (&on, _) in self.reservations.iter().filter(|(_, of)| **of == pid) {
             self.dirty.backends.insert(on);
@@ -60,8 +62,8 @@ impl Scheduler {
         self.reservations.retain(|_, of| *of != pid);
     }
 
-    /// Frees room on the backend reserved for the program; true when it fits. It only has to fit now: neither
-    /// forecast nor promised prefill keep it out.
+    /// Frees room on the backend that is reserved for the program. True: the program fits. It only has to fit now:
+    /// neither the forecast nor promised prefill keeps it out.
     fn make_way(&mut self, pid: Pid, on: BackendId) -> bool {
         let (Some(program), Some(backend)) = (known(self.programs.get(&pid)), known(self.backends.get(&on))) else {
             return false;
@@ -75,7 +77,8 @@ impl Scheduler {
         }
         let fits = found.tokens >= missing;
         if !fits {
-            // Not yet. A program that ends its turn from now on goes if it is younger, and past the bound in any case.
+            // The program does not fit yet, but room that is freed now stays free for it. So younger programs that are
+            // idle make way now; past the bound, older ones do too.
             let patient = program.waited(self.now) < self.policy.settings.fair.bound;
             let age = (program.first_seen, pid);
             found = Evictable::default();
@@ -87,7 +90,8 @@ impl Scheduler {
         fits || self.backends.get(&on).is_some_and(BackendLedger::empty)
     }
 
-    /// Tokens by which the program's held steps exceed what is free there; `None`: they fit, or it would be alone.
+    /// Tokens that the program's held steps need on the backend beyond its free ones. `None`: they fit, the backend is
+    /// empty, or its limit is not known.
     fn missing(&self, program: &Program, on: BackendId, backend: &BackendLedger) -> Option<Tokens> {
         let effective = self.effective(backend, Some(program.class)).filter(|_| !backend.empty())?;
         let need = self.need_on(program, on, self.need(program).1);
@@ -95,7 +99,8 @@ impl Scheduler {
         Some(wanted + backend.claims() - effective).filter(|&missing| missing > Tokens::ZERO)
     }
 
-    /// Idle programs on leases that have paid off, youngest first, until `wanted` is reached.
+    /// Adds idle programs whose leases are at least [`LEASE_SETTLED`] old, youngest program first, until `wanted` is
+    /// reached.
     fn add_settled(
         &self,
         backend: &BackendLedger,

@@ -1,23 +1,25 @@
-//! Whether a backend has the capacity that it reports: prefixes that should be in its cache tell.
+//! Feedback from the prefix cache: it shows whether a backend really has the capacity that it reports.
 //!
-//! A step whose program was believed fully resident ought to find its whole previous prompt in the cache.
-//! Where prompts come back short again and again, the cache is smaller than was said, or others use it: the
-//! factor f on the capacity falls; while all is well it recovers slowly.
+//! A step whose program was believed to be fully cached ought to find its whole previous prompt in the cache. Where
+//! prompts come back short again and again, the cache is smaller than reported, or others use it. Then the factor f on
+//! the capacity falls. While all is well it recovers slowly.
 
 use crate::units::Tokens;
 
-/// Smaller contexts than this say little: the last block of a prompt is always computed again.
+/// Least size of a context that counts. A smaller one says little, because the last block of a prompt is always
+/// computed again.
 const LEAST: Tokens = Tokens(64 * BLOCK);
-/// A block of the KV cache, tokens: vLLM's default on GPUs.
+/// Tokens in a block of the KV cache: vLLM's default on GPUs.
 const BLOCK: u64 = 16;
 /// Weight of a new sample.
 const EWMA: f64 = 0.05;
-/// More than this share missing, over this many samples, and the factor falls …
+/// Missing share of prompts above which the factor falls, the samples that this takes, the factor of one fall, and the
+/// lowest value.
 const SHORT: f64 = 0.05;
 const SAMPLES: u32 = 10;
 const FALL: f64 = 0.97;
 const FLOOR: f64 = 0.3;
-/// … less than this, and it rises by so much a sample.
+/// Missing share of prompts below which the factor rises, and the rise with each sample.
 const WELL: f64 = 0.02;
 const RISE: f64 = 0.0001;
 
@@ -35,24 +37,24 @@ impl Default for CapacityFeedback {
 }
 
 impl CapacityFeedback {
-    /// What was told by [`CapacityFeedback::snapshot`]; what cannot be is put right.
+    /// The feedback of a [`CapacityFeedback::snapshot`]; impossible values are replaced.
     pub fn restore((factor, short): (f64, f64)) -> Self {
         let new = Self::default();
         let factor = if factor.is_finite() { factor.clamp(FLOOR, 1.0) } else { new.factor };
         Self { factor, short: if short.is_finite() { short } else { new.short }, ..new }
     }
 
-    /// The factor, and the share that is missing of late.
+    /// The factor, and the share of prompts that was missing of late.
     pub fn snapshot(&self) -> (f64, f64) {
         (self.factor, self.short)
     }
 
-    /// What the reported capacity is to be multiplied with, 0.3–1.
+    /// Factor on the reported capacity, 0.3–1.
     pub fn factor(&self) -> f64 {
         self.factor
     }
 
-    /// A step whose previous prompt was believed to be resident found `cached` tokens.
+    /// Takes in the `cached` tokens of a step whose `previous` prompt was believed to be resident.
     pub fn saw(&mut self, previous: Tokens, cached: Tokens) {
         if previous < LEAST {
             return;

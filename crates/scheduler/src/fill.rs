@@ -1,4 +1,5 @@
-//! Who goes next, and where: started programs by age, then new ones in the order they came.
+//! Which held program goes next, and to which backend: started programs by age, then new ones in the order of their
+//! arrival.
 
 use crate::backend::BackendLedger;
 use crate::decision::{Decision, DispatchKind, HoldReason, PauseReason};
@@ -14,39 +15,43 @@ use crate::settings::Routing;
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// What placing a program on a backend would take.
+/// A backend for a program, and the price of placing it there.
 struct Placement {
     backend: BackendId,
+    /// Seconds of prefill, with a share for free room and balance; the lowest wins.
     cost: f64,
+    /// Idle programs that lose their leases to make room.
     victims: Vec<Pid>,
 }
 
 impl Scheduler {
-    /// Dispatches whatever fits now.
+    /// Dispatches all held steps that fit now.
     pub(crate) fn fill(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         if self.frozen || self.draining || self.queue.len() == 0 {
             return;
         }
         self.fill_unlabelled();
-        // No backend stands empty while a step waits, whatever kept it from there.
+        // No backend may stand empty while a step waits. So all waiting programs are looked at again when one is empty.
         dirty.all |= self.backends.values().any(|backend| backend.usable() && backend.empty());
         if dirty.is_empty() {
             return;
         }
         self.serve_overdue();
-        // What does not fit lets smaller ones behind it pass, for it is looked at first whenever something
-        // ends; but not for ever: then everything behind it waits until there is room for it.
+        // A program that does not fit lets smaller ones behind it pass, because it is looked at first whenever
+        // something ends. After `fair.after` it lets none pass any more: then all programs behind it wait until it
+        // fits.
         let started: Vec<Pid> = self.queue.started.iter().take(LOOK_AHEAD).map(|&(_, pid)| pid).collect();
         for pid in started {
             if self.admit(pid, dirty.candidates(pid)) {
-                // Those behind it may not have been looked at before.
+                // The programs behind this one may never have been looked at: one that waits too long hides them, and
+                // so does `LOOK_AHEAD`.
                 dirty.all = true;
             } else if self.waited(pid) >= self.policy.settings.fair.after {
                 return;
             }
         }
-        // New programs wait until every started one runs: letting them in would only push those out again.
+        // New programs wait until every started one runs: to let them in would only push started ones out again.
         while self.queue.started.is_empty()
             && let Some(&(_, head)) = self.queue.fresh.first()
         {
@@ -63,7 +68,7 @@ impl Scheduler {
         }
         let waiting: Vec<StepId> = self.queue.unlabelled.iter().copied().collect();
         for id in waiting {
-            // One that must avoid the only backend stops nobody else.
+            // A step that must avoid the only usable backend does not stop the others.
             if let Some(on) = self.by_load(id) {
                 self.last_choice = Some(on);
                 self.start(id, on, DispatchKind::Unlabelled);
@@ -71,8 +76,8 @@ impl Scheduler {
         }
     }
 
-    /// The backend for a step that is not bound to one: the least loaded (a tie goes to the consistent
-    /// hash's choice, then to the first), or the next in turn.
+    /// The backend for a step that is not bound to one. By round robin: the next usable backend in turn. Otherwise the
+    /// least loaded one; a tie goes to the consistent hash's choice, then to the first backend.
     fn by_load(&self, id: StepId) -> Option<BackendId> {
         let step = self.steps.get(&id)?;
         let usable = || self.backends.iter().filter(|(id, backend)| backend.usable() && !step.avoid.contains(id));
@@ -88,7 +93,7 @@ impl Scheduler {
         least.map(|(&id, _)| id)
     }
 
-    /// Gives the program a lease and starts all its held steps, if there is room. True when they went.
+    /// Gives the program a lease and starts all its held steps, if there is room. True: the steps went.
     fn admit(&mut self, pid: Pid, candidates: Candidates<'_>) -> bool {
         let looked_at = |program: &&Program| !candidates.is_empty() && !self.awaits_home(pid, program);
         let Some(program) = known(self.programs.get(&pid)).filter(looked_at) else { return false };
@@ -102,7 +107,7 @@ impl Scheduler {
                 self.start_held(pid, kind);
                 true
             }
-            // It waits as it did before.
+            // None of the changed backends is one for it, so the reason for its wait stays the same.
             Err(HoldReason::NoBackend) if matches!(candidates, Candidates::Only(_)) => false,
             Err(reason) => {
                 if let Some(program) = self.programs.get_mut(&pid) {
@@ -120,7 +125,7 @@ impl Scheduler {
         }
     }
 
-    /// The cheapest feasible one of these backends, or why there is none.
+    /// The cheapest of the candidate backends that can take the program, or the reason why none can.
     fn choose(&self, pid: Pid, candidates: Candidates<'_>) -> Result<Placement, HoldReason> {
         let program = self.programs.get(&pid).ok_or(HoldReason::Queued)?;
         let usable: Vec<_> = self.backends.iter().filter(|(id, b)| b.usable() && !self.avoids(program, **id)).collect();
@@ -133,7 +138,8 @@ impl Scheduler {
                 (Ok(place), Ok(than)) if place.cost >= than.cost => {}
                 (Ok(place), _) => best = Ok(place),
                 (Err(_), Ok(_)) => {}
-                // Room is the nearer miss: where only prefill is in the way, that is the reason.
+                // A backend that has room now, and only lacks prefill time or room ahead, is nearer to taking the
+                // program than one without room. So its reason is reported.
                 (
                     Err(HoldReason::NoRoom | HoldReason::Reserved),
                     Err(HoldReason::PrefillBusy | HoldReason::NoRoomAhead),
@@ -144,12 +150,13 @@ impl Scheduler {
         best
     }
 
-    /// One of its held steps could not be delivered there.
+    /// Whether one of the program's held steps could not be delivered to the backend.
     pub(crate) fn avoids(&self, program: &Program, on: BackendId) -> bool {
         program.waiting.iter().any(|step| self.steps.get(step).is_some_and(|step| step.avoid.contains(&on)))
     }
 
-    /// Whether the program may go to this backend now, and at what cost in seconds of prefill and balance.
+    /// Whether the program may go to this backend now, and at what cost. The cost is in seconds of prefill, with a
+    /// share for free room and balance.
     fn consider(
         &self,
         pid: Pid,
@@ -168,7 +175,7 @@ impl Scheduler {
         let missing = |need: Tokens, (effective, free): (Tokens, i64)| {
             (need - shared).min(effective.scale(GIANT)).0 as i64 - free
         };
-        // It needs its context at the least: for most of a long queue that settles it.
+        // A program needs at least room for its context. This cheap test alone turns away most of a long queue.
         if limits.is_some_and(|limits| missing(program.context, limits) > self.forecast(backend).evictable.0 as i64) {
             return Err(HoldReason::NoRoom);
         }
@@ -199,11 +206,12 @@ impl Scheduler {
         Ok(Placement { backend: id, cost, victims: victims.programs })
     }
 
-    /// Whether the programs that stay leased and this one will still fit as they grow: a new program's whole
-    /// life is looked at, a started one's next minute.
+    /// Whether this program and those that stay leased will still fit as they grow. For a new program its whole life
+    /// counts, for a started one only the time within `forecast.horizon`.
     fn fits_ahead(&self, program: &Program, backend: &BackendLedger, need: Tokens, effective: Tokens) -> bool {
         let forecast = self.forecast(backend);
-        // Alone it goes in, however large it is or may become: no backend will ever suit it better.
+        // On a backend without other programs it goes in, however large it is or may become: no backend will ever suit
+        // it better.
         if forecast.is_empty() {
             return true;
         }
@@ -212,7 +220,7 @@ impl Scheduler {
         forecast.peak_with(need - self.shared(program.class), left, program.started()) <= limit
     }
 
-    /// The backend's forecast, made anew if need be.
+    /// The backend's forecast, computed anew if need be.
     fn forecast<'a>(&self, backend: &'a BackendLedger) -> &'a PeakForecast {
         backend.forecast(|| {
             let mut evictable = Tokens::ZERO;
@@ -224,7 +232,7 @@ impl Scheduler {
                 if leaves(program) {
                     evictable += program.charge;
                 } else {
-                    // Before its first step has ended, that step is all there is of it.
+                    // Until the program's first step ends, the charge of that step is all that is known of the program.
                     let alone = program.charge + self.shared(program.class);
                     let context = if program.started() { program.context } else { alone };
                     members.push(Member { context, footprint: program.charge });
@@ -240,7 +248,8 @@ impl Scheduler {
         self.programs.get(&pid).map_or(Duration::ZERO, |program| program.waited(self.now))
     }
 
-    /// Heavy prefill waits while enough is promised: the next first token would come after all of it.
+    /// Whether the prefill gate lets the program in. A step with much to prefill waits while enough prefill is
+    /// promised: its first token would come after all of it.
     fn passes_prefill_gate(&self, program: &Program, backend: &BackendLedger, recompute: Duration) -> bool {
         let waited = program.waited(self.now);
         backend.promised() < PREFILL_GATE
@@ -248,14 +257,15 @@ impl Scheduler {
             || (program.started() && waited >= PREFILL_PATIENCE)
     }
 
-    /// What the program would be charged with there: its steps in flight go on although its lease is lost.
+    /// Tokens that the program would be charged with on this backend, before its shared prefix is subtracted. Its steps
+    /// that run there count too, even if the lease was lost.
     pub(crate) fn need_on(&self, program: &Program, on: BackendId, held: Tokens) -> Tokens {
         let runs = program.running.iter().filter_map(|id| self.steps.get(id)?.run.as_ref());
         let running: Tokens = runs.filter(|run| run.backend == on).map(|run| run.estimate).sum();
         program.context.max(held + running)
     }
 
-    /// Prompt tokens of the largest held step, and what all held steps together come to.
+    /// Prompt tokens of the program's largest held step, and the sum of prompts and outputs over all its held steps.
     pub(crate) fn need(&self, program: &Program) -> (Tokens, Tokens) {
         let mut prompt = Tokens::ZERO;
         let mut all = Tokens::ZERO;
@@ -267,7 +277,7 @@ impl Scheduler {
         (prompt, all)
     }
 
-    /// Announces what the event under way has put in the queue and left there.
+    /// Announces each step that the event under way has put in the queue and that is still there.
     pub(crate) fn note_held(&mut self) {
         for id in std::mem::take(&mut self.queue.unannounced) {
             let Some(step) = self.steps.get(&id).filter(|step| step.run.is_none()) else {

@@ -1,15 +1,18 @@
-//! How much the programs of a backend will need at the worst moment ahead, if all go on as programs did.
+//! The tokens that the programs of a backend will need at their worst moment ahead, if they grow and end as earlier
+//! programs did.
 //!
-//! A program of context c ends at F(c) tokens. It grows by g tokens a second while it is leased, and so ends in
-//! T = (F − c)/g. When the j-th program ends, all that end later have grown for T_j: the peak is
+//! A program of context c ends at F(c) tokens. It grows by g tokens a second while it is leased, and so ends after
+//! T = (F − c)/g. When program j ends, each program that ends later has grown for T_j. So the peak is
 //! max_j Σ_{T_i ≥ T_j} (footprint_i + g·T_j).
 //!
-//! F is a survival estimate over the size of contexts (Kaplan and Meier 1958, with late entry): contexts are cut into bands, a
-//! quarter of a doubling each. Of the programs that were seen in band b, e ended there, at m tokens in the mean, and s grew
-//! beyond it, whether or not they have ended since: h_b = e/(e + s + PRIOR) is the chance to end there, and
-//! F_b = h_b·m + (1 − h_b)·F_{b+1}. Above all that was seen, and so before anything was, stands the guess of a cold start.
-//! A program that nobody releases counts as ended while it is idle for longer than tools take, and no longer
-//! once it comes back. A crowd of small programs tells of small programs only.
+//! F is a survival estimate over the size of contexts (Kaplan and Meier 1958, with late entry). Contexts are cut into
+//! bands, each a quarter of a doubling wide. Of the programs that were seen in band b, e ended there, with m tokens on
+//! average, and s grew beyond it, whether or not they have ended since. The chance to end there is
+//! h_b = e/(e + s + PRIOR), and F_b = h_b·m + (1 − h_b)·F_{b+1}. Above the largest known context, and before anything
+//! is known, a cold-start guess takes the place of F.
+//!
+//! A program that nobody releases counts as ended while it is idle for longer than tools take. It no longer counts as
+//! ended once it comes back. Bands keep sizes apart: a crowd of small programs tells nothing of large ones.
 
 use crate::policy::LARGEST;
 use crate::snapshot::Experience;
@@ -19,57 +22,60 @@ use crate::units::Tokens;
 use std::cell::OnceCell;
 use std::time::Duration;
 
-/// Bands that any number of tokens falls into.
+/// Number of bands: enough for any number of tokens.
 const BANDS: usize = 4 * 62;
-/// Weight that what was seen in a band loses with each program seen there later: some 200 count.
+/// Factor by which the counts of a band fade with each program that is seen there later, so that some 200 programs
+/// count.
 const BAND_FADE: f64 = 0.995;
-/// Where a band knows nothing its neighbours speak for it, with this weight each: estimates are off by a little. With
-/// `PRIOR` programs of its own the weight is half of it, and so on.
+/// Weight of each of the two neighbours of a band that knows nothing: estimates are off by a little. With `PRIOR`
+/// programs of its own in the band, the weight is half of this, and so on.
 const NEIGHBOUR: f64 = 0.5;
-/// As if so many programs had grown beyond each band.
+/// Number of programs that are taken to have grown beyond each band before any was seen.
 const PRIOR: f64 = 5.0;
-/// Fewer ends than this say nothing of what lies beyond the largest.
+/// Number of known ends from which on `BEYOND` replaces `COLD_GROWTH` as the factor beyond the largest end.
 const FINALS_NEEDED: f64 = 5.0;
-/// What a program is taken to grow to before anything is known, as a factor …
+/// Final context of a program before anything is known, as a factor on its present context …
 const COLD_GROWTH: f64 = 1.3;
-/// … and as a share of the capacity: without this floor a cold start admits far too many, and they then
-/// wait on each other for half an hour. Twice as much of both gains nothing over a simulated first hour (OpenHands
-/// 1%, SWE-agent −1%) and costs a tenth of the steps of the first ten minutes where all would have fitted.
+/// … and as a share of the capacity, whichever is more. Without this floor a cold start admits far too many programs,
+/// which then wait on each other for half an hour. Twice as much of both values gains nothing over a simulated first
+/// hour (OpenHands 1%, SWE-agent −1%), and costs a tenth of the steps of the first ten minutes where all would have
+/// fitted.
 const COLD_SHARE: f64 = 0.1;
-/// But no program ends at more than this many times its first prompt: agents end at 11 to 16 times (OpenHands, HLE,
-/// SWE-agent). Small ones are not held because a backend is large.
+/// Most that the share of the capacity may come to, as a multiple of the program's present context: agents end at 11 to
+/// 16 times their first prompt (OpenHands, HLE, SWE-agent). So small programs are not held because a backend is large.
 const COLD_LIFE: f64 = 16.0;
-/// A program larger than any that ended before it is taken to be near its end.
+/// Factor by which a program still grows that is larger than any that ended before it: it is taken to be near its end.
 const BEYOND: f64 = 1.1;
-/// Weight that a growth sample loses with each later one.
+/// Factor by which a growth sample fades with each later one.
 const FADE: f64 = 0.99;
 
-/// What is learned of how programs grow. One pool per model.
+/// Growth and ends of the programs of one model pool.
 #[derive(Debug)]
 pub struct Growth {
     bands: Box<[Band; BANDS]>,
-    /// The estimate made of `bands`; empty when it has to be computed anew.
+    /// The estimate made from `bands`; empty when it has to be computed anew.
     lives: OnceCell<Lives>,
+    /// Faded sums over turns: the tokens by which contexts grew, and the seconds that it took.
     tokens: f64,
     seconds: f64,
 }
 
-/// Programs seen with a context in this range.
+/// Faded counts of programs that were seen with a context in this band.
 #[derive(Clone, Copy, Debug, Default)]
 struct Band {
-    /// Programs that grew beyond the band.
+    /// Number of programs that grew beyond the band.
     beyond: f64,
-    /// Programs that ended in the band, and the sum of their contexts.
+    /// Number of programs that ended in the band, and the sum of their contexts in tokens.
     ended: f64,
     sum: f64,
 }
 
 #[derive(Debug)]
 struct Lives {
-    /// Two figures for each band: what the expected final context owes to known ends from there on, and the chance to
-    /// outlive them all.
+    /// Two values for each band: the part of the expected final context that comes from known ends in this band and
+    /// above, and the chance to outlive all of these ends.
     from: Box<[(f64, f64); BANDS]>,
-    /// Largest known end, and the factor by which a larger program is taken to grow still.
+    /// Largest known end in tokens, and the factor by which a larger program is taken to grow still.
     largest: f64,
     factor: f64,
 }
@@ -78,7 +84,7 @@ struct Lives {
 #[derive(Clone, Copy, Debug)]
 pub struct Member {
     pub context: Tokens,
-    /// What it is charged with now.
+    /// Tokens that it is charged with now.
     pub footprint: Tokens,
 }
 
@@ -105,7 +111,7 @@ impl Growth {
         }
     }
 
-    /// A program ended, or is taken to have ended, with this context.
+    /// Notes that a program ended, or is taken to have ended, with this context.
     pub fn saw_final(&mut self, context: Tokens) {
         let band = &mut self.bands[band(context)];
         band.fade();
@@ -114,7 +120,7 @@ impl Growth {
         self.lives.take();
     }
 
-    /// A program that was taken to have ended has come back.
+    /// Notes that a program has come back that was taken to have ended.
     pub fn saw_return(&mut self, context: Tokens) {
         let band = &mut self.bands[band(context)];
         let left = (band.ended - 1.0).max(0.0);
@@ -123,7 +129,7 @@ impl Growth {
         self.lives.take();
     }
 
-    /// A step made `to` of a context of `from`.
+    /// Notes that a step made a context grow from `from` to `to`.
     pub fn saw_growth(&mut self, from: Tokens, to: Tokens) {
         let passed = band(from)..band(to);
         if passed.is_empty() {
@@ -136,18 +142,19 @@ impl Growth {
         self.lives.take();
     }
 
-    /// A leased program went from one turn's end to the next.
+    /// Notes that a leased program grew by `grown` tokens from the end of one turn to the end of the next, in the time
+    /// `over`.
     pub fn saw_turn(&mut self, grown: Tokens, over: Duration) {
         self.tokens = self.tokens * FADE + grown.as_f64();
         self.seconds = self.seconds * FADE + over.as_secs_f64();
     }
 
-    /// Tokens a second of a leased program; `None` before any was seen.
+    /// Growth of a leased program in tokens a second; `None` before any was seen.
     pub fn rate(&self) -> Option<f64> {
         (self.seconds > 0.0 && self.tokens > 0.0).then(|| self.tokens / self.seconds)
     }
 
-    /// F(c): the context with which a program ends that has `context` now.
+    /// F(c): the final context to expect of a program that has `context` now, in tokens.
     fn expected_final(&self, context: Tokens, capacity: Tokens) -> Tokens {
         let lives = self.lives.get_or_init(|| Lives::new(&self.bands));
         let (known, outlives) = lives.from[band(context)];
@@ -157,7 +164,7 @@ impl Growth {
         context.max(Tokens((known + outlives * unknown).ceil() as u64))
     }
 
-    /// What a program of this context will still grow by.
+    /// Tokens that a program of this context will still grow by.
     pub fn left(&self, context: Tokens, capacity: Tokens) -> Tokens {
         self.expected_final(context, capacity) - context
     }
@@ -165,14 +172,14 @@ impl Growth {
 
 // === impl Band ===
 
-/// The band of a context: by its highest three bits.
+/// The band of a context, by its highest three bits.
 fn band(context: Tokens) -> usize {
     let tokens = context.0.max(4);
     let doublings = tokens.ilog2() - 2;
     4 * doublings as usize + (tokens >> doublings) as usize - 4
 }
 
-/// The smallest context of a band.
+/// Smallest context of a band, in tokens.
 fn least(band: usize) -> f64 {
     (4 + band % 4) as f64 * ((band / 4) as f64).exp2()
 }
@@ -225,7 +232,7 @@ mod tests {
 
     const CAPACITY: Tokens = Tokens(500_000);
 
-    /// Programs whose steps add a tenth.
+    /// Lets programs grow from `from` to `to`, by a tenth with each step.
     fn lived(growth: &mut Growth, programs: usize, from: u64, to: u64) {
         for _ in 0..programs {
             let mut context = Tokens(from);

@@ -1,4 +1,4 @@
-//! One event from start to end: it is taken in, what fits is dispatched, and what still waits is announced.
+//! The way of one event: it is taken in, what fits is dispatched, and the steps that still wait are announced.
 
 use crate::decision::{Decision, DispatchKind};
 use crate::event::Event;
@@ -6,8 +6,8 @@ use crate::scheduler::Scheduler;
 use std::time::Duration;
 
 impl Scheduler {
-    /// Takes in what happened at `now` and appends what is to be done to `decisions`. A `now` before the last
-    /// event's counts as the last event's. The cost of an event is that of what it changes, save for
+    /// Takes in an event that happened at `now`, and appends what is to be done to `decisions`. A `now` before that of
+    /// the last event counts as the time of the last event. An event costs as much work as it changes, except
     /// [`Event::Tick`], which looks at every program that waits.
     pub fn handle(&mut self, now: Duration, event: Event, decisions: &mut Vec<Decision>) {
         self.now = self.now.max(now);
@@ -40,7 +40,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether a snapshot may change by the event itself; the decisions tell whether it changes by what follows.
+    /// Whether the event itself may change the content of a snapshot; changes that follow from it show in the
+    /// decisions.
     fn changes_snapshot(&self, event: &Event) -> bool {
         match event {
             Event::Arrive(arrival) => arrival.program.is_some(),
@@ -54,7 +55,7 @@ impl Scheduler {
     }
 }
 
-/// Whether what a snapshot holds changes with this decision.
+/// Whether this decision changes the content of a snapshot.
 fn tells_of_change(decision: &Decision) -> bool {
     match decision {
         Decision::Dispatch { kind, .. } => *kind != DispatchKind::Unlabelled,

@@ -1,4 +1,5 @@
-//! Leases and charges: what a program says of its lease, and what its backend's ledger says, change together here.
+//! Leases and charges. A program and the ledger of its backend both record them; the functions here change both
+//! together.
 
 use crate::backend::BackendLedger;
 use crate::decision::{Decision, PauseReason};
@@ -12,12 +13,13 @@ impl Scheduler {
         self.classes.shared(class)
     }
 
-    /// Tokens that programs may claim on the backend, with `class` among them; `None`: no limit known.
+    /// Tokens that programs may claim on the backend if a program of class `with` joins them. `None`: no limit is
+    /// known.
     pub(crate) fn effective(&self, backend: &BackendLedger, with: Option<u64>) -> Option<Tokens> {
         backend.effective(self.policy.settings.headroom, &self.classes, with)
     }
 
-    /// Gives the program a lease; its steps must be started next.
+    /// Gives the program a lease. The caller starts its held steps next.
     pub(crate) fn lease(&mut self, pid: Pid, on: BackendId) {
         let comes_to = self.comes_to(pid, on);
         let (Some(program), Some(backend)) = (known(self.programs.get_mut(&pid)), known(self.backends.get_mut(&on)))
@@ -30,7 +32,8 @@ impl Scheduler {
         self.recharge(pid);
     }
 
-    /// Tokens that the program will need there in the end; `None`: the backend has no forecast that asks for them.
+    /// Tokens that the program is expected to need on this backend at its end. `None`: the backend has no forecast that
+    /// must be told.
     fn comes_to(&self, pid: Pid, on: BackendId) -> Option<Tokens> {
         let backend = self.backends.get(&on).filter(|backend| backend.has_forecast())?;
         let program = self.programs.get(&pid)?;
@@ -39,11 +42,11 @@ impl Scheduler {
         Some(need - self.shared(program.class) + self.growth.left(need, capacity))
     }
 
-    /// Takes the program's lease, if it has one, and its charge. What it leaves in the cache stays in the shadow.
+    /// Takes the program's lease, if it has one, and its charge. Its prefix stays in the shadow of the cache.
     pub(crate) fn unlease(&mut self, pid: Pid, reason: Option<PauseReason>) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         let Some(on) = program.lease.take() else {
-            // It was held or unleased already.
+            // The program has no lease to take.
             return;
         };
         let charge = std::mem::take(&mut program.charge);
@@ -74,7 +77,7 @@ impl Scheduler {
         backend.recharge((program.last_active, pid), before, charge, &self.classes);
     }
 
-    /// The program's first step starts, on its lease if it has one.
+    /// Notes that the program runs a step. If it has a lease, it is no longer idle there.
     pub(crate) fn mark_busy(&mut self, pid: Pid) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         if let Some(backend) = program.lease.and_then(|on| known(self.backends.get_mut(&on))) {
@@ -82,7 +85,7 @@ impl Scheduler {
         }
     }
 
-    /// The program's last step is over: it is idle from now on.
+    /// Notes that the program runs no step any more: it is idle from now on.
     pub(crate) fn mark_idle(&mut self, pid: Pid) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         program.last_active = self.now;
@@ -91,7 +94,7 @@ impl Scheduler {
         }
     }
 
-    /// A class has learned its shared prefix: every charge that it is part of follows.
+    /// Recharges all leased programs of a class whose shared prefix has changed.
     pub(crate) fn recharge_class(&mut self, class: u64) {
         self.dirty.all = true;
         let leased: Vec<Pid> = self.backends.values().flat_map(|backend| backend.leased().iter().copied()).collect();

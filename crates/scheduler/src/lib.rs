@@ -1,42 +1,44 @@
 //! Decides when and where the steps of agent programs run on a fleet of LLM servers.
 //!
 //! A *program* is an agent at work: a conversation that grows by *steps* (requests to a model), with tools that run
-//! between them. Its KV cache is worth keeping from one step to the next. A program that is *leased* has its cache on
-//! one backend and is charged there with its *footprint*, in tokens; its steps go at once. A program without a lease
-//! is *held* until it fits; what fits is computed from what all programs of the backend will grow to. Room is made by
-//! taking the leases of idle programs, when keeping them has cost more than computing their context again would.
+//! between the steps. Its KV cache is worth keeping from one step to the next. A *leased* program has its cache on one
+//! backend and is charged there with its *footprint*, in tokens; its steps go at once. A program without a lease is
+//! *held* until it fits. Whether it fits is computed from the size that all programs of the backend will grow to. To
+//! make room, the scheduler takes the leases of idle programs whose leases have cost more than computing their contexts
+//! again would.
 //!
 //! One [`Scheduler`] serves one model pool: backends that serve the same model.
 //!
 //! # Sans I/O
 //!
 //! The scheduler reads no clock, opens no socket, starts no task, logs nothing and draws no random number. The caller
-//! hands it each [`Event`] with the time at which it happened, and carries out the [`Decision`]s that come back, in
-//! their order. The same events at the same times give the same decisions, so a simulator, a test and a proxy all run
-//! the same code, and what went wrong once can be replayed.
+//! hands it each [`Event`] with the time at which the event happened, and carries out the [`Decision`]s that come back,
+//! in their order. The same events at the same times give the same decisions. So a simulator, a test and a proxy all
+//! run the same code, and a fault can be replayed from its events.
 //!
 //! # Calls
 //!
-//! There are four kinds:
+//! There are four kinds of calls:
 //!
 //! 1. **Events in, decisions out**: [`Scheduler::handle`]. Nothing else schedules.
 //! 2. **Views**: [`Scheduler::programs`], [`Scheduler::program`], [`Scheduler::loads`], [`Scheduler::open_steps`],
-//!    [`Scheduler::held_steps`]: what an operator wants to see.
-//! 3. **Settings**: [`Scheduler::new`] and [`Scheduler::set_policy`], with [`Settings`] that can be read from a file.
-//! 4. **What outlives a restart**: [`Scheduler::snapshot`], [`Scheduler::snapshot_programs`], [`Scheduler::restore`].
+//!    [`Scheduler::held_steps`]: the state, for an operator.
+//! 3. **Settings**: [`Scheduler::new`] and [`Scheduler::set_policy`], with [`Settings`], which can be read from a file.
+//! 4. **Restarts**: [`Scheduler::snapshot`], [`Scheduler::snapshot_programs`], [`Scheduler::restore`].
 //!
 //! # Events
 //!
-//! - Of a step: [`Event::Arrive`], then, once it was dispatched, [`Event::FirstToken`] and [`Event::Progress`], and in
-//!   any case [`Event::End`], also when its client leaves while it is held. [`Event::Undelivered`] puts it back.
-//! - Of a program: [`Event::Release`]. Programs that nobody releases expire.
+//! - Of a step: first [`Event::Arrive`]; after its dispatch [`Event::FirstToken`] and [`Event::Progress`]; and always
+//!   [`Event::End`], also when its client leaves while the step is held. [`Event::Undelivered`] puts a step back.
+//! - Of a program: [`Event::Release`]. A program that nobody releases expires.
 //! - Of a backend: [`Event::BackendAdded`], [`Event::BackendUp`], [`Event::BackendDown`], [`Event::BackendDraining`],
-//!   [`Event::BackendRemoved`], and [`Event::Report`] with what its metrics say.
+//!   [`Event::BackendRemoved`], and [`Event::Report`] with the values of its metrics.
 //! - Of the whole: [`Event::Tick`] every [`Settings::tick`], [`Event::Freeze`], [`Event::Drain`].
 //!
 //! # Decisions
 //!
-//! Two have to be carried out: [`Decision::Dispatch`] and [`Decision::Refuse`]. All others are for the record.
+//! Two decisions have to be carried out: [`Decision::Dispatch`] and [`Decision::Refuse`]. All others are for the
+//! record.
 //!
 //! # Example
 //!
@@ -72,25 +74,27 @@
 //!
 //! # Invariants
 //!
-//! After every event, in debug builds and tests ([`Scheduler::check`] tells which one is broken):
+//! These hold after every event. Debug builds and tests check them, and [`Scheduler::check`] names the first one that
+//! is broken:
 //!
 //! - A backend's claims are the sum of the charges of the programs leased there, and a charge is its program's
-//!   footprint; both are zero when no program is left.
+//!   footprint. Claims are zero when no program is left.
 //! - A program has at most one lease, and a leased program never waits for room.
-//! - A step is dispatched once for each time that it was held or arrived, and never to a backend that is down.
+//! - A step is dispatched at most once, and once more each time that it was put back; never to a backend that is down.
 //! - Each held step is dispatched or refused in the end, or its client leaves.
 //!
-//! Running steps are never interrupted. Admission alone never takes claims above the capacity; growth may, and so
-//! may steps that are forced in after [`settings::Hold::max`].
+//! Running steps are never interrupted. Admission takes claims above the capacity only for a program that alone needs
+//! nearly all of it. Growth may take them above it, and so may steps that are forced in after [`settings::Hold::max`].
 //!
 //! # Formulas
 //!
 //! - Footprint of a program: max(context, Σ estimates of its steps in flight) − prefix that its class shares.
-//! - Room on a backend: capacity · (1 − headroom) · f − KV use that is not ours − Σ shared prefixes − claims. The
-//!   factor f falls while prefixes that ought to be cached are not.
-//! - Eviction: ski rental. A lease may go once idling has cost more than the stall that recomputing would cause.
-//! - Forecast: max over j of Σ footprints and growth of all programs that end no earlier than j; ends come from a
-//!   survival estimate (Kaplan and Meier, Nonparametric estimation from incomplete observations, 1958).
+//! - Room on a backend: capacity · (1 − headroom) · f − KV use of others − Σ shared prefixes − claims. The factor f
+//!   falls while prefixes that ought to be cached are not.
+//! - Eviction: ski rental. A lease may be taken once its program has idled for longer than the stall that recomputing
+//!   the context would cause.
+//! - Forecast: max over j of Σ (footprint + growth until j ends) over all programs that end no earlier than j. The ends
+//!   come from a survival estimate (Kaplan and Meier, Nonparametric estimation from incomplete observations, 1958).
 //!
 //! The feature `settings` adds a JSON Schema (`schemars`) and bounds (`garde`) to [`Settings`].
 

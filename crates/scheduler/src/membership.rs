@@ -1,5 +1,5 @@
-//! Backends that come, go, start anew and report. A backend that is not known may have been removed while its news
-//! was under way: such events change nothing.
+//! Backends that come, go, start anew and report. An unknown backend may have been removed while an event about it was
+//! under way, so such an event changes nothing.
 
 use crate::backend::BackendLedger;
 use crate::decision::PauseReason;
@@ -21,13 +21,13 @@ impl Scheduler {
     pub(crate) fn backend_up(&mut self, id: BackendId) {
         let Some(backend) = self.backends.get_mut(&id) else { return };
         backend.rise(self.now, self.policy.slow_start);
-        // Steps that run elsewhere by now are told as well: should that backend fail too, they may return here.
+        // Steps that run elsewhere by now may return here too, should their present backend fail.
         self.steps.values_mut().for_each(|step| step.avoid.retain(|&avoided| avoided != id));
         self.restore_cache(id);
         self.note_no_backend();
     }
 
-    /// Its leases are dropped at once: held steps may go elsewhere, and so may every next turn.
+    /// Marks the backend as down and drops its leases at once: held steps may go elsewhere, and so may every next turn.
     pub(crate) fn backend_down(&mut self, id: BackendId) {
         let Some(backend) = self.backends.get_mut(&id) else { return };
         backend.fall();
@@ -39,7 +39,7 @@ impl Scheduler {
         self.note_no_backend();
     }
 
-    /// Its idle programs lose their leases at once, the others as their turns end.
+    /// Marks the backend as draining. Its idle programs lose their leases at once, the others as their turns end.
     pub(crate) fn backend_draining(&mut self, id: BackendId) {
         let Some(backend) = self.backends.get_mut(&id) else { return };
         backend.drain();
@@ -81,7 +81,7 @@ impl Scheduler {
         backend.shrink_shadow(&self.classes);
     }
 
-    /// Notes since when no backend is usable: the wait for one counts from then.
+    /// Notes since when no backend has been usable: the wait of held steps for one counts from then.
     fn note_no_backend(&mut self) {
         self.dirty.all = true;
         if self.backends.values().any(BackendLedger::usable) {

@@ -1,4 +1,4 @@
-//! A step that is over: what its outcome makes of its program, and what is learned of it.
+//! The end of a step: its effect on its program, and the values that are learned from it.
 
 use crate::decision::{Decision, EndKind, PauseReason};
 use crate::event::{Outcome, StepId, Usage};
@@ -11,7 +11,7 @@ impl Scheduler {
     pub(crate) fn end(&mut self, id: StepId, outcome: Outcome) {
         self.unhold(id);
         let Some(step) = self.steps.remove(&id) else {
-            // It was refused, and its client has gone since.
+            // The step was refused earlier, and its client has left since.
             return;
         };
         match (step.program, &step.run) {
@@ -28,7 +28,7 @@ impl Scheduler {
         }
     }
 
-    /// Turns the step's estimate into what its outcome made of the program.
+    /// Replaces the step's estimate with the effect of its outcome on the program.
     fn apply_outcome(&mut self, pid: Pid, id: StepId, step: &StepState, run: &Run, outcome: Outcome) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         program.running.retain(|&running| running != id);
@@ -37,7 +37,7 @@ impl Scheduler {
         match outcome {
             Outcome::Completed(usage) => class_changed = self.completed(pid, step, run, usage.map(Usage::bounded)),
             Outcome::Failed if over => self.unlease(pid, Some(PauseReason::Error)),
-            // As if the step had never been: the lease that it brought goes with it.
+            // All is as if the step had never been: the lease that was given for it goes too.
             Outcome::Rejected | Outcome::Abandoned if run.brought_lease && over => self.unlease(pid, None),
             Outcome::Failed | Outcome::Rejected | Outcome::Abandoned => {}
         }
@@ -52,8 +52,8 @@ impl Scheduler {
         self.step_gone(pid);
     }
 
-    /// The program's conversation is now what the backend counted, or what was expected of it; and what the
-    /// step tells of others is learned. True when the shared prefix of the program's class has changed.
+    /// Sets the program's context to the tokens that the backend counted or, without usage, to the estimated prompt and
+    /// the counted output; and learns from the step. True: the shared prefix of the program's class has changed.
     fn completed(&mut self, pid: Pid, step: &StepState, run: &Run, usage: Option<Usage>) -> bool {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return false };
         let (first, class) = (!program.started(), program.class);
@@ -71,7 +71,7 @@ impl Scheduler {
             program.context = program.context.max(total);
         }
         let Some(usage) = usage else {
-            // Every event that carried output was counted as a token.
+            // The count of output events stands for the missing count of tokens.
             if run.output > Tokens::ZERO {
                 self.learned.saw_output(run.output);
             }
@@ -82,11 +82,11 @@ impl Scheduler {
         first && usage.cached.is_some_and(|cached| self.classes.saw_first_step(class, cached))
     }
 
-    /// The program's context is now `total`; the forecast learns how it grew.
+    /// Sets the program's context to `total`, and tells the forecast how it grew.
     fn grow(&mut self, pid: Pid, run: &Run, total: Tokens) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         if program.started() {
-            // Grown on one lease, tool time included: what the forecast counts with.
+            // The forecast counts with growth under one lease, tool time included.
             if !run.brought_lease {
                 let since = self.now.saturating_sub(program.last_active);
                 self.growth.saw_turn(total - program.context, since);
@@ -101,7 +101,7 @@ impl Scheduler {
         }
     }
 
-    /// What the step's usage tells of other steps, and of its backend's cache.
+    /// Learns from the step's usage for the estimates of other steps, and for the capacity of its backend.
     fn learn(&mut self, step: &StepState, run: &Run, usage: Usage) {
         self.learned.saw_output(usage.completion);
         self.learned.saw_prompt(step.prompt_bytes, usage.prompt);
@@ -113,7 +113,7 @@ impl Scheduler {
         }
     }
 
-    /// After a step in flight has left its program: idle, if that was the last.
+    /// Makes the program idle after one of its steps in flight has ended, if no other one runs.
     fn turn_ended(&mut self, pid: Pid) {
         let Some(program) = known(self.programs.get(&pid)) else { return };
         if !program.running.is_empty() {
@@ -126,10 +126,11 @@ impl Scheduler {
         }
     }
 
-    /// After a step has left its program: forgotten if nothing is left of it, else open to the idle limits.
+    /// Closes up after a step has left its program. If no other step is open, a program that ended or has no context is
+    /// forgotten; any other becomes inactive and may expire.
     pub(crate) fn step_gone(&mut self, pid: Pid) {
         let Some(program) = self.programs.get(&pid).filter(|program| program.inactive()) else {
-            // Other steps of it go on, or it was forgotten with its last step.
+            // Other steps of the program go on, or it was forgotten with its last step.
             return;
         };
         if program.ended || !program.started() {

@@ -1,47 +1,50 @@
-//! The settings of the policy, and its constants with their reasons.
+//! The policy of a scheduler: its settings, and its constants with their reasons.
 
 use crate::settings::{Routing, Settings};
 use crate::units::Tokens;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A promise of this much prefill on a backend lets nothing heavy in: the next first token would wait for it.
+/// Promised prefill time from which on a backend lets no heavy step in: that step's first token would wait for all of
+/// it.
 pub const PREFILL_GATE: Duration = Duration::from_secs(1);
-/// Steps that prefill less than this pass the gate: they delay nobody.
+/// Longest prefill time of a step that passes the gate anyway: it delays nobody.
 pub const PREFILL_LIGHT: Duration = Duration::from_millis(200);
-/// A started head that has waited this long passes the gate too.
+/// Time after which a started program that waits passes the gate too.
 pub const PREFILL_PATIENCE: Duration = Duration::from_secs(30);
-/// A lost prefix that takes longer than this to compute again is worth a place in the queue.
+/// Time to compute a lost prefix again above which its program goes back to the queue.
 pub const CACHE_LOSS: Duration = Duration::from_millis(500);
-/// What is asked to be free for a program that is larger than a backend.
+/// Share of a backend that must be free for a program that is larger than the backend.
 pub const GIANT: f64 = 0.95;
-/// Started programs looked at in one fill: bounds the work of an event when thousands are held.
+/// Number of started programs that one fill looks at. It bounds the work of an event when thousands are held.
 pub const LOOK_AHEAD: usize = 64;
-/// A program counts as ended, until it comes back, after this many times the 99th percentile of tool gaps. At twice it
-/// 94% have ended where steps end a program in one of 20 to 50 cases (SWE-agent, HLE: log-normal gaps).
+/// Multiple of the 99th percentile of tool gaps after which an idle program counts as ended, until it comes back. At
+/// twice the percentile 94% have ended where steps end a program in one of 20 to 50 cases (SWE-agent, HLE: log-normal
+/// gaps).
 pub const OVER_FACTOR: u32 = 2;
-/// A program is taken for gone after this many times the 99th percentile of tool gaps, within the limits.
+/// Multiple of the 99th percentile of tool gaps after which an idle program is taken for gone; and the limits of that
+/// time.
 pub const GONE_FACTOR: u32 = 5;
 pub const GONE_LIMITS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
-/// Reports that must agree before KV use that is not ours is believed.
+/// Number of reports that must agree before KV use of others is believed.
 pub const FOREIGN_REPORTS: usize = 3;
-/// The mean of steps in flight is taken over this many ticks.
+/// Number of ticks over which the mean of steps in flight is taken.
 pub const LOAD_TICKS: f64 = 30.0;
-/// More tokens are no prompt, output or context, whoever says so: sums of such numbers stay sums.
+/// Largest number of tokens that is believed of a prompt, output or context. Sums of such numbers cannot overflow.
 pub const LARGEST: Tokens = Tokens(1 << 40);
 
-/// What the scheduler of one pool goes by.
+/// Settings and limits of the scheduler of one pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// How a step finds its backend; fixed for the life of a scheduler.
+    /// The way in which a step finds its backend; fixed for the life of a scheduler.
     pub routing: Routing,
-    /// What an operator sets.
+    /// Settings that an operator can set.
     pub settings: Settings,
-    /// A program without a step for this long is forgotten.
+    /// Time without a step after which a program is forgotten.
     pub idle_ttl: Duration,
-    /// Programs known at once; beyond that the longest idle one is forgotten for each new one.
+    /// Number of programs known at once. Beyond it, the longest idle program is forgotten for each new one.
     pub max_programs: usize,
-    /// A backend that returns gets its full share of the steps that are routed by load after this time only.
+    /// Time over which a backend that returns comes to its full share of the steps that are routed by load.
     pub slow_start: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! A program and its steps, as the scheduler keeps them.
+//! The records that the scheduler keeps of programs and their steps.
 
 use crate::decision::{HoldReason, PauseReason};
 use crate::event::{BackendId, ProgramKey, StepId};
@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
-/// A program's number; a release and a reuse of its key make a new one.
+/// Number of a program. A key that is used again after a release gets a new number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pid(pub u64);
 
-/// A map by numbers that we count ourselves: nobody can choose them so that they collide, so a multiplication
-/// spreads them well enough, at a fraction of the price of the standard hash.
+/// A map whose keys are numbers that this code counts up itself. No client can choose keys that collide, so a
+/// multiplication spreads them well enough, at a fraction of the cost of the standard hash.
 pub type ById<K, V> = HashMap<K, V, BuildHasherDefault<Spread>>;
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ impl Hasher for Spread {
     }
 }
 
-/// Takes what must be there. `None` is a bug: it stops a debug build, and a release build passes over it.
+/// Passes on a value that must be there. `None` is a bug: it stops a debug build, and a release build ignores it.
 #[track_caller]
 pub fn known<T>(found: Option<T>) -> Option<T> {
     debug_assert!(found.is_some(), "the ledgers name what is not there");
@@ -47,26 +47,26 @@ pub struct Program {
     pub key: ProgramKey,
     pub first_seen: Duration,
     pub class: u64,
-    /// Tokens of its conversation after the last step that ended, as the backend counted them; zero before.
+    /// Tokens of its conversation after the last step that ended, as the backend counted them; zero before the first.
     pub context: Tokens,
-    /// Prompt of that step in tokens and, below, in bytes: the next estimate builds on them.
+    /// Size of that step's prompt, in tokens and in bytes; the next estimate builds on both.
     pub last_prompt: Tokens,
     pub last_bytes: u64,
-    /// Number of the dispatch that `context` comes from: turns may overlap and end out of order.
+    /// Number of the dispatch that `context` comes from. It is needed because turns may overlap and end out of order.
     pub context_order: u64,
     pub lease: Option<BackendId>,
     pub leased_since: Duration,
-    /// Backend that it ran on last: its prefix may still be there.
+    /// Backend that it ran on last; its prefix may still be in the cache there.
     pub home: Option<BackendId>,
-    /// Charge on its lease, tokens; zero without one.
+    /// Tokens charged for its lease; zero without one.
     pub charge: Tokens,
     pub running: Vec<StepId>,
     pub waiting: Vec<StepId>,
     pub waiting_since: Option<Duration>,
     pub hold_reason: HoldReason,
-    /// Time when its last step ended, or when it was first seen.
+    /// Time when its last step ended; before that, the time when it was first seen.
     pub last_active: Duration,
-    /// Steps that ended with an answer.
+    /// Number of steps that ended with an answer.
     pub steps: u64,
     pub last_pause: Option<PauseReason>,
     /// Whether it has been idle for so long that it counts as ended, until it comes back.
@@ -82,7 +82,7 @@ pub struct StepState {
     pub prompt_bytes: u64,
     pub max_output: Option<Tokens>,
     pub preferred: Option<BackendId>,
-    /// Backends that it could not be delivered to and that have not come up since.
+    /// Backends that the step could not be delivered to and that have not come up since.
     pub avoid: Vec<BackendId>,
     pub last: bool,
     pub run: Option<Run>,
@@ -94,20 +94,22 @@ pub struct Run {
     pub backend: BackendId,
     pub order: u64,
     pub prompt: Tokens,
-    /// Tokens of prompt and output, as far as is known or expected.
+    /// Tokens of prompt and output: known ones, and expected ones where nothing is known yet.
     pub estimate: Tokens,
     pub output: Tokens,
-    /// Prompt tokens that were probably not cached when it was dispatched.
+    /// Prompt tokens that were probably not cached at the time of dispatch.
     pub uncached: Tokens,
     /// Prefill time promised to the backend; zero once the first token has come.
     pub promise: Duration,
     pub dispatched: Duration,
-    /// Whether the backend was empty when the step was dispatched: its TTFT is a clean measure of prefill speed then.
+    /// Whether the backend ran no other step at the time of dispatch: then the TTFT is a clean measure of prefill
+    /// speed.
     pub alone: bool,
     pub first_token: bool,
-    /// Previous prompt, where all of it was believed to be in the cache.
+    /// Tokens of the program's previous prompt, if all of the program's context was believed to be in the cache; else
+    /// `None`.
     pub resident: Option<Tokens>,
-    /// Whether the lease was given for this step: should the client leave, the lease goes too.
+    /// Whether the lease was given for this step. If the step ends without an answer, the lease then goes too.
     pub brought_lease: bool,
     pub forced: bool,
 }
@@ -138,12 +140,12 @@ impl Program {
         }
     }
 
-    /// Whether it has context to lose: such a program is resumed, not admitted.
+    /// Whether it has context to lose. Such a program is resumed; one without context is admitted as new.
     pub fn started(&self) -> bool {
         self.context > Tokens::ZERO
     }
 
-    /// Time that its oldest held step has waited.
+    /// Time that the oldest of its held steps has waited.
     pub fn waited(&self, now: Duration) -> Duration {
         self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
@@ -153,8 +155,9 @@ impl Program {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Tokens that the program needs in the cache: the conversation as it was, or what its steps in flight make of it.
-    /// Steps that overlap are charged each, for subagents that share an id share little else.
+    /// Tokens that the program needs in the cache: its conversation after the last step, or the estimates of its steps
+    /// in flight if they come to more. Steps that overlap are summed, because subagents that use the same id share
+    /// little else.
     pub fn footprint(&self, steps: &ById<StepId, StepState>, shared: Tokens) -> Tokens {
         let runs = self.running.iter().filter_map(|id| steps.get(id)?.run.as_ref());
         let runs = runs.filter(|run| Some(run.backend) == self.lease);

@@ -1,39 +1,41 @@
-//! Who waits, and who has to be looked at again.
+//! The hold queue, and the notes on which programs have to be looked at again.
 //!
-//! Only what has changed since the last fill can let in a program that the last fill did not, so an event costs no
-//! more than what it changed. What changes by time alone (an idle program becomes evictable, patience ends, what was
-//! learned drifts) is looked at once a tick.
+//! A program that found no room in the last fill can find some now only where something has changed. So an event costs
+//! no more work than its changes. Some changes come with time alone: an idle program becomes evictable, patience ends,
+//! learned values drift. They are looked at once a tick.
 
 use crate::event::{BackendId, StepId};
 use crate::program::Pid;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// The hold queue. A program waits as a whole: all its held steps go together. Each set is in the order of its use.
+/// The hold queue. A program waits as a whole: all its held steps go together. Each set is sorted in the order in which
+/// it is used.
 #[derive(Debug, Default)]
 pub struct Queue {
     /// Waiting programs with context, oldest program first.
     pub started: BTreeSet<(Duration, Pid)>,
-    /// The programs of `started` again, longest wait first.
+    /// The same programs as in `started`, longest wait first.
     pub longest: BTreeSet<(Duration, Pid)>,
     /// Waiting programs without context, in the order of their arrival.
     pub fresh: BTreeSet<(Duration, Pid)>,
-    /// Steps without a program: they wait only while no backend is usable, or dispatch is frozen.
+    /// Steps that go by load: those without a program, and all steps where routing is not by program. They wait only
+    /// while dispatch is frozen or no backend that they may go to is usable.
     pub unlabelled: BTreeSet<StepId>,
     /// Every held step, longest wait first.
     pub steps: BTreeSet<(Duration, StepId)>,
-    /// Steps that the event under way has held: each that is still held when the event is over is announced.
+    /// Steps that the event under way has held. Those that are still held when the event is over are announced.
     pub unannounced: Vec<StepId>,
 }
 
-/// What has changed since the last fill.
+/// Notes on what has changed since the last fill.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    /// Every program is to be looked at, on every backend.
+    /// Whether every program is to be looked at, for every backend.
     pub all: bool,
     /// Backends that may have more room than they had.
     pub backends: BTreeSet<BackendId>,
-    /// Programs that have come to wait.
+    /// Programs that have begun to wait.
     pub programs: Vec<Pid>,
 }
 

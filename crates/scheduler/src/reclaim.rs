@@ -1,4 +1,4 @@
-//! Making room: whose lease may be taken, and in which order.
+//! Making room: which leases may be taken, and in which order.
 
 use crate::backend::BackendLedger;
 use crate::decision::PauseReason;
@@ -8,18 +8,18 @@ use crate::scheduler::Scheduler;
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// Idle programs whose leases may be taken, with the tokens that this frees and the time that it costs.
+/// Idle programs whose leases may be taken, the tokens that this frees, and the time that it costs.
 #[derive(Default)]
 pub(crate) struct Evictable {
     pub programs: Vec<Pid>,
     pub tokens: Tokens,
-    /// Time to compute their contexts again.
+    /// Time to compute the contexts of these programs again.
     pub recompute: Duration,
 }
 
 impl Scheduler {
-    /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached;
-    /// never `but`, for whom the room is made.
+    /// Idle programs that cost more to keep than to recompute, longest idle first, until `wanted` is reached. The
+    /// program `but`, for which the room is made, is never among them.
     pub(crate) fn evictable(&self, backend: &BackendLedger, wanted: Tokens, but: Option<Pid>) -> Evictable {
         let mut found = Evictable::default();
         for &(since, pid) in backend.idle().iter().filter(|(_, pid)| Some(*pid) != but) {
@@ -36,11 +36,12 @@ impl Scheduler {
         found
     }
 
-    /// Whether a program that is idle `since` then and holds `tokens` may lose its lease. This is ski rental (Karlin et
-    /// al., Competitive snoopy caching, 1988: at most twice the cost of knowing the future): a lease is kept as long as
-    /// holding it has cost less than losing it would. Losing it stalls every step in flight for as long as the context
-    /// takes to compute again: idle > `evict.cost_factor` · steps · tokens / prefill speed. A program that is idle for
-    /// longer than nearly all tools take may lose it too: idle > `evict.idle_factor` · p99 of tool gaps.
+    /// Whether a program may lose its lease that has been idle since `since` and holds `tokens`. This is ski rental
+    /// (Karlin et al., Competitive snoopy caching, 1988: at most twice the cost of knowing the future): a lease is kept
+    /// as long as holding it has cost less than losing it would. Losing it stalls every step in flight for as long as
+    /// the context takes to compute again: idle > `evict.cost_factor` · steps · tokens / prefill speed. A program that
+    /// has been idle for longer than nearly all tools take may lose its lease too: idle > `evict.idle_factor` · p99 of
+    /// tool gaps.
     pub(crate) fn worth_evicting(&self, backend: &BackendLedger, since: Duration, tokens: Tokens) -> bool {
         let idle = self.now.saturating_sub(since);
         let stall = backend.recompute(tokens).as_secs_f64() * backend.crowd() * self.policy.settings.evict.cost_factor;
@@ -48,8 +49,9 @@ impl Scheduler {
         idle.as_secs_f64() > stall || gap.is_some_and(|gap| idle > gap)
     }
 
-    /// A leased, idle program begins a turn. Makes room for it where it does not fit; false: it was paused,
-    /// for older programs are in the way. Steps that run are never interrupted.
+    /// Makes room for the turn that a leased, idle program begins, if it does not fit as it is. False: there is not
+    /// enough room to be had and an older program is leased there, so this one was paused. Running steps are never
+    /// interrupted.
     pub(crate) fn make_room_for_turn(&mut self, pid: Pid, step: StepId) -> bool {
         let (Some(program), Some(step)) = (known(self.programs.get(&pid)), known(self.steps.get(&step))) else {
             return false;
@@ -81,7 +83,7 @@ impl Scheduler {
         true
     }
 
-    /// Idle programs younger than `pid`, youngest first, until `wanted` is reached.
+    /// Adds idle programs younger than `pid`, youngest first, until `wanted` is reached.
     fn add_younger(&self, backend: &BackendLedger, pid: Pid, wanted: Tokens, found: &mut Evictable) {
         let age = |pid: Pid| self.programs.get(&pid).map(|program| (program.first_seen, pid));
         let mut younger: Vec<_> = backend.idle().iter().filter_map(|&(_, other)| age(other)).collect();
@@ -90,7 +92,7 @@ impl Scheduler {
         self.add(&younger, wanted, found);
     }
 
-    /// Adds these in turn until `wanted` is reached.
+    /// Adds these programs in their order until `wanted` is reached.
     pub(crate) fn add(&self, these: &[(Duration, Pid)], wanted: Tokens, found: &mut Evictable) {
         for &(_, pid) in these {
             if found.tokens >= wanted {
@@ -101,8 +103,8 @@ impl Scheduler {
         }
     }
 
-    /// Claims with idle programs at their weight: whole, unless `scheduler.acting_weight` or
-    /// `scheduler.acting_decay` says that an idle program counts for less.
+    /// Claims on the backend, in which an idle program may count for less: `scheduler.acting_weight` and
+    /// `scheduler.acting_decay` set its weight. By default it counts in full.
     pub(crate) fn weighed_claims(&self, backend: &BackendLedger) -> Tokens {
         let (weight, decay) = (self.policy.settings.acting_weight, self.policy.settings.acting_decay);
         if !decay {

@@ -1,4 +1,4 @@
-//! What a scheduler knows. The other files add what it does, a concern each.
+//! The state of a scheduler. Each other file adds one concern of its behaviour.
 
 use crate::backend::BackendLedger;
 use crate::decision::Decision;
@@ -16,45 +16,46 @@ use std::time::Duration;
 /// Its methods are of four kinds:
 ///
 /// - [`Scheduler::handle`] takes in an [`Event`](crate::Event) and gives [`Decision`]s; nothing else schedules.
-/// - Views tell what is: [`programs`](Scheduler::programs), [`loads`](Scheduler::loads),
-///   [`held_steps`](Scheduler::held_steps), and [`check`](Scheduler::check), which adds the ledgers up.
+/// - Views show the state: [`programs`](Scheduler::programs), [`loads`](Scheduler::loads),
+///   [`held_steps`](Scheduler::held_steps), and [`check`](Scheduler::check), which checks the sums of the ledgers.
 /// - [`set_policy`](Scheduler::set_policy) changes the settings from the next event on.
 /// - [`snapshot`](Scheduler::snapshot) and [`restore`](Scheduler::restore) carry what was learned over a restart.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) policy: Policy,
-    /// The time of the last event.
+    /// Time of the last event.
     pub(crate) now: Duration,
     pub(crate) backends: BTreeMap<BackendId, BackendLedger>,
-    /// Keys of known programs; a released program whose step still runs is no longer among them.
+    /// Keys of known programs. The key of a released program is no longer among them, even while a step of it still
+    /// runs.
     pub(crate) keys: HashMap<ProgramKey, Pid>,
     pub(crate) programs: ById<Pid, Program>,
     /// All of `programs` in the order in which they began, so that they can be walked in portions.
     pub(crate) by_start: BTreeSet<Pid>,
     /// Programs without a step in flight or held, longest idle first.
     pub(crate) inactive: BTreeSet<(Duration, Pid)>,
-    /// A time: inactive programs that are idle since before it count as ended.
+    /// Time before which an inactive program must have gone idle to count as ended.
     pub(crate) presumed_over: Duration,
     pub(crate) steps: ById<StepId, StepState>,
     pub(crate) queue: Queue,
-    /// What the next fill has to look at.
+    /// Changes that the next fill has to look at.
     pub(crate) dirty: Dirty,
-    /// Backends kept free, each for a program that has waited too long.
+    /// Reserved backends, each with the program that has waited too long.
     pub(crate) reservations: BTreeMap<BackendId, Pid>,
     pub(crate) learned: Learned,
     pub(crate) growth: Growth,
     pub(crate) classes: Classes,
     pub(crate) frozen: bool,
     pub(crate) draining: bool,
-    /// The time since which no backend has been usable.
+    /// Time since which no backend has been usable; `None` while one is.
     pub(crate) no_backend_since: Option<Duration>,
-    /// The last choice of round robin: the next one comes after it.
+    /// Last choice of routing by load or in turn; round robin takes the backend after it.
     pub(crate) last_choice: Option<BackendId>,
     pub(crate) next_pid: u64,
     pub(crate) next_order: u64,
-    /// A count of the changes to what [`Scheduler::snapshot`] gives.
+    /// Count of the changes to the content of [`Scheduler::snapshot`].
     pub(crate) revision: u64,
-    /// The time of the last [`Scheduler::restore`].
+    /// Time of the last [`Scheduler::restore`].
     pub(crate) restored_at: Option<Duration>,
     /// Decisions of the event under way.
     pub(crate) out: Vec<Decision>,
@@ -92,7 +93,7 @@ impl Scheduler {
         }
     }
 
-    /// Other settings, from the next event on. `routing` stays as it was: the ledgers are built on it.
+    /// Sets other settings, from the next event on. `routing` stays as it was, because the ledgers are built on it.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = Policy { routing: self.policy.routing, ..policy };
         self.dirty.all = true;

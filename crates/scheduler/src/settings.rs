@@ -13,7 +13,7 @@ pub enum Routing {
     /// By program: steps stay where their prefix is, and are held while there is no room.
     #[default]
     Program,
-    /// To the backend with the fewest tokens in flight; nothing is held for room.
+    /// To the backend with the fewest steps in flight for its weight; nothing is held for room.
     LeastLoad,
     /// To each backend in turn; nothing is held for room.
     RoundRobin,

@@ -1,8 +1,9 @@
-//! What is probably still in a backend's prefix cache of programs that run no step there now.
+//! The shadow of a backend's prefix cache: the prefixes that the cache probably still holds of programs that run no
+//! step there now.
 //!
-//! vLLM frees the blocks of a finished request but keeps their content until the space is needed, oldest
-//! first. The shadow follows that: one entry a program, in order of last use, cut from the old end
-//! whenever running steps need the room. Leased and unleased programs alike: the cache knows no leases.
+//! vLLM frees the blocks of a finished request but keeps their content until the space is needed; the oldest content
+//! goes first. The shadow follows that: it has one entry per program, in order of last use, and is cut from the old end
+//! whenever running steps need the room. A lease makes no difference, because the cache knows no leases.
 
 use crate::program::{ById, Pid};
 use crate::units::Tokens;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub struct Shadow {
-    /// By time of last use; the number keeps entries of one instant apart.
+    /// Entries by time of last use; the number keeps entries of the same instant apart.
     order: BTreeMap<(Duration, u64), (Pid, Tokens)>,
     slots: ById<Pid, (Duration, u64)>,
     next: u64,
@@ -19,7 +20,7 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    /// The program has just stopped running here and leaves `tokens` behind.
+    /// Adds the `tokens` that a program leaves in the cache when it stops running there.
     pub fn leave(&mut self, program: Pid, tokens: Tokens, now: Duration) {
         self.take(program);
         if tokens == Tokens::ZERO {
@@ -32,12 +33,13 @@ impl Shadow {
         self.total += tokens;
     }
 
-    /// Whose prefixes are there, how much of each, and when it was last used; the youngest first.
+    /// All entries, the youngest first: the program, the tokens of its prefix, and the time of last use.
     pub fn entries(&self) -> impl Iterator<Item = (Pid, Tokens, Duration)> {
         self.order.iter().rev().map(|(&(used, _), &(program, tokens))| (program, tokens, used))
     }
 
-    /// The program runs again (its blocks are pinned) or is forgotten: gives what was still there.
+    /// Removes the program's entry and gives its tokens. The program runs again, so its blocks are pinned, or it is
+    /// forgotten.
     pub fn take(&mut self, program: Pid) -> Tokens {
         let Some(place) = self.slots.remove(&program) else {
             return Tokens::ZERO;
@@ -47,13 +49,13 @@ impl Shadow {
         tokens
     }
 
-    /// Tokens of the program that are probably still cached.
+    /// Tokens of the program's prefix that are probably still cached.
     pub fn resident(&self, program: Pid) -> Tokens {
         let place = self.slots.get(&program);
         place.and_then(|place| self.order.get(place)).map_or(Tokens::ZERO, |&(_, tokens)| tokens)
     }
 
-    /// Running steps have left `budget` tokens of the cache to the past: the oldest goes first.
+    /// Cuts the shadow to `budget`, the tokens of the cache that running steps leave free. The oldest entry goes first.
     pub fn shrink(&mut self, budget: Tokens) {
         while self.total > budget {
             let Some(mut entry) = self.order.first_entry() else {
@@ -72,14 +74,14 @@ impl Shadow {
         }
     }
 
-    /// The backend started anew: nothing is left.
+    /// Removes all entries: the backend's process started anew, with an empty cache.
     pub fn clear(&mut self) {
         self.order.clear();
         self.slots.clear();
         self.total = Tokens::ZERO;
     }
 
-    /// Sum over all entries.
+    /// Sum of tokens over all entries.
     pub fn total(&self) -> Tokens {
         self.total
     }

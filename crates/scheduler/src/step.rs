@@ -1,4 +1,4 @@
-//! A step before it runs: it arrives, goes at once or is held, and leaves the queue.
+//! The life of a step before it runs: it arrives, goes at once or is held, and leaves the queue.
 
 use crate::decision::{Decision, DispatchKind, HoldReason, PauseReason, RefuseReason};
 use crate::event::{Arrival, StepId};
@@ -37,7 +37,7 @@ impl Scheduler {
         }
     }
 
-    /// A leased program's step goes past every waiter, if it fits or room can be made for it.
+    /// Whether the step of a leased program goes past all that wait: it does if it fits or room can be made for it.
     fn goes_at_once(&mut self, pid: Pid, step: StepId) -> bool {
         if self.frozen || self.policy.routing != Routing::Program {
             return false;
@@ -48,7 +48,7 @@ impl Scheduler {
         };
         match self.programs.get(&pid).and_then(usable) {
             None => false,
-            // Its other steps run on: neither its prefix nor its lease is in doubt.
+            // Other steps of the program run there, so neither its prefix nor its lease is in doubt.
             Some(false) => true,
             Some(true) => {
                 if self.cache_lost(pid) {
@@ -60,7 +60,8 @@ impl Scheduler {
         }
     }
 
-    /// More than half of the leased program's context, worth more than a moment's prefill, has left the cache.
+    /// Whether more than half of the leased program's context has left the cache, and computing it again takes more
+    /// than [`CACHE_LOSS`].
     fn cache_lost(&self, pid: Pid) -> bool {
         let Some(program) = known(self.programs.get(&pid)) else { return false };
         let Some(backend) = known(program.lease.and_then(|on| self.backends.get(&on))) else { return false };
@@ -89,7 +90,7 @@ impl Scheduler {
         }
     }
 
-    /// Puts a program in the queue, unless it waits already for a step that came before.
+    /// Puts a program in the queue, unless it already waits for an earlier step.
     fn hold_program(&mut self, pid: Pid, arrived: Duration) {
         let Some(program) = known(self.programs.get_mut(&pid)) else { return };
         if program.waiting_since.is_some() {
@@ -106,10 +107,10 @@ impl Scheduler {
         }
     }
 
-    /// Takes a step out of the queue, if it is there, and its program when it waits for nothing else.
+    /// Takes a step out of the queue, if it is there. Its program leaves the queue too when it waits for no other step.
     pub(crate) fn unhold(&mut self, id: StepId) {
         let Some(step) = self.steps.get(&id) else {
-            // The end of a step that was refused is told as well.
+            // The caller reports the end of a refused step too.
             return;
         };
         self.queue.steps.remove(&(step.arrived, id));
@@ -127,7 +128,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends a step that is not in flight, with an error.
+    /// Ends a step that is not in flight with an error.
     pub(crate) fn refuse(&mut self, id: StepId, reason: RefuseReason) {
         self.unhold(id);
         let Some(step) = known(self.steps.remove(&id)) else { return };

@@ -1,5 +1,5 @@
-//! Behaviours of the scheduler, one by one; `tests/random.rs` lets everything happen at once, under the
-//! eyes of `tests/oracle.rs`.
+//! Tests of the scheduler's behaviours, one by one. In `tests/random.rs` everything happens at once, and
+//! `tests/oracle.rs` checks the decisions.
 
 mod agents;
 mod fairness;
@@ -50,7 +50,8 @@ fn a_program_idle_for_longer_than_it_costs_to_recompute_makes_room() {
     world.answer(a, usage(6_000, 50));
     let b = world.arrive("b", 6_000);
     assert!(world.held(b));
-    // 6,000 tokens at 10,000 tokens/s, with nobody else to stall: the lease is worth well under ten seconds.
+    // 6,000 tokens take 0.6 s at 10,000 tokens/s, and a recomputation would stall no other program. So after ten
+    // seconds the lease may go.
     world.ticks(10);
     assert_eq!(world.went(b), Some(DispatchKind::New));
     assert_eq!(world.paused("a"), Some(PauseReason::Evicted));
@@ -94,7 +95,8 @@ fn over_capacity_by_one_token_pauses_one_program_and_not_all() {
             let step = world.arrive(name, 1_800);
             world.answer(step, usage(1_800, 100));
         }
-        // 9,800 less four times 1,900, less an answer of 100.
+        // 2,100 is the largest prompt that fits: 9,800 less the four other programs of 1,900 each, less an answer of
+        // 100.
         let grown = world.arrive("a", 2_100 + over);
         assert_eq!(world.went(grown), Some(DispatchKind::Leased));
         assert_eq!(world.paused("e"), expected, "the youngest goes first");
@@ -184,7 +186,7 @@ fn a_step_that_could_be_delivered_nowhere_waits_for_the_first_backend_that_is_fo
     world.undelivered(a);
     let third = world.place(a).unwrap();
     assert_eq!(first + second + third, 3, "each of them once");
-    // Found well while it was tried elsewhere: it may come back there.
+    // A health check finds the backend well while the step runs elsewhere, so the step may come back to it.
     world.up(second);
     world.undelivered(a);
     assert_eq!(world.place(a), Some(second));
@@ -459,7 +461,7 @@ fn a_capacity_that_is_too_high_is_corrected_unless_feedback_is_off() {
         let mut world = World::new(policy, &[Some(10_000)]);
         for tokens in 5_000..5_100 {
             let step = world.arrive("a", tokens);
-            // All of it should have been there.
+            // The whole previous prompt should have been in the cache.
             let usage = Usage { cached: Some(Tokens(1_000)), ..usage(tokens, 1) };
             world.answer(step, usage);
         }

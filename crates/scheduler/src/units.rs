@@ -1,11 +1,12 @@
-//! Units that must not be mixed up.
+//! A unit of its own type for token counts, so that they are not mixed up with other numbers.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
-/// Bytes of text or JSON in a token, as long as nothing better is known: usual for English and code.
+/// Bytes per token of text or JSON, used until the traffic has shown the real ratio. Four is usual for English and
+/// code.
 pub const BYTES_PER_TOKEN: u64 = 4;
 
 /// A number of tokens. Subtraction stops at zero: a count of tokens is never negative.

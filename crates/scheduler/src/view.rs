@@ -1,4 +1,4 @@
-//! What the control API sees.
+//! Views of programs and backends, for the control API.
 
 use crate::backend::BackendLedger;
 use crate::decision::{HoldReason, PauseReason};
@@ -8,29 +8,29 @@ use crate::scheduler::Scheduler;
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// One program.
+/// A program as it is now.
 #[derive(Clone, Debug)]
 pub struct ProgramView {
     pub key: ProgramKey,
-    /// Where its lease is, or where its prefix was last.
+    /// Backend of its lease; without a lease, the backend that it ran on last.
     pub backend: Option<BackendId>,
     pub leased: bool,
     /// Tokens of its conversation after its last step, as the backend counted them.
     pub context: Tokens,
-    /// What it is charged with now; what its held steps need, while it is held.
+    /// Tokens that it is charged with; while it is held, the tokens that its held steps need.
     pub footprint: Tokens,
-    /// Steps that were answered.
+    /// Number of steps that were answered.
     pub steps: u64,
     pub in_flight: usize,
     pub held: usize,
-    /// Why it is held, and for how long so far.
+    /// Reason for its hold, and the time held so far; `None` while no step of it is held.
     pub hold: Option<(HoldReason, Duration)>,
     pub last_pause: Option<PauseReason>,
-    /// Since its last step ended; `None` while one is in flight or held.
+    /// Time since its last step ended; `None` while one is in flight or held.
     pub idle: Option<Duration>,
 }
 
-/// One backend's ledger.
+/// The ledger of one backend.
 #[derive(Clone, Debug)]
 pub struct LoadView {
     pub backend: BackendId,
@@ -42,7 +42,7 @@ pub struct LoadView {
     pub charged_idle: Tokens,
     pub leased_running: usize,
     pub leased_idle: usize,
-    /// Steps in flight, those without a program too.
+    /// Number of steps in flight, including those without a program.
     pub in_flight: usize,
 }
 
@@ -87,7 +87,7 @@ impl Scheduler {
         })
     }
 
-    /// All backends, in the order they were added.
+    /// All backends, by id.
     #[must_use]
     pub fn loads(&self) -> Vec<LoadView> {
         let load = |(&id, backend): (&BackendId, &BackendLedger)| LoadView {
@@ -104,13 +104,13 @@ impl Scheduler {
         self.backends.iter().map(load).collect()
     }
 
-    /// Steps in flight or held.
+    /// Number of steps in flight or held.
     #[must_use]
     pub fn open_steps(&self) -> usize {
         self.steps.len()
     }
 
-    /// Steps held.
+    /// Number of held steps.
     #[must_use]
     pub fn held_steps(&self) -> usize {
         self.queue.len()

@@ -1,4 +1,4 @@
-//! What fits into a backend: its capacity, corrected by what reports and answers tell of it.
+//! The tokens that fit into a backend: its capacity, corrected by its reports and answers.
 
 use super::BackendLedger;
 use crate::estimate::Classes;
@@ -6,12 +6,12 @@ use crate::policy::FOREIGN_REPORTS;
 use crate::units::Tokens;
 
 impl BackendLedger {
-    /// Tokens of KV cache as given by hand or reported; `None` while it is not known.
+    /// Tokens of KV cache, as given by hand or reported; `None` while unknown.
     pub fn capacity(&self) -> Option<Tokens> {
         self.capacity
     }
 
-    /// Weight and capacity as given by hand; without a capacity, the next report counts.
+    /// Sets the weight and capacity that were given by hand. Without a capacity, the next report sets it.
     pub fn configure(&mut self, weight: u32, capacity: Option<Tokens>) {
         self.weight = weight.max(1);
         self.fixed = capacity.is_some();
@@ -24,8 +24,8 @@ impl BackendLedger {
         }
     }
 
-    /// Tokens that programs may claim, with `class` among them: capacity · (1 − headroom) · f, less what is not ours
-    /// and the shared prefixes. `None` while the capacity is not known: then everything fits.
+    /// Tokens that programs may claim if one of class `with` joins them: capacity · (1 − headroom) · f, less the use of
+    /// others and the shared prefixes. `None` while the capacity is not known: then everything fits.
     pub fn effective(&self, headroom: f64, classes: &Classes, with: Option<u64>) -> Option<Tokens> {
         let usable = self.capacity?.scale((1.0 - headroom) * self.feedback.factor()) - self.foreign();
         let mut prefixes = self.prefixes(classes);
@@ -35,21 +35,21 @@ impl BackendLedger {
         Some(usable - prefixes)
     }
 
-    /// Cuts the shadow to what running steps leave of the cache.
+    /// Cuts the shadow to the tokens that running steps leave free in the cache.
     pub fn shrink_shadow(&mut self, classes: &Classes) {
         let Some(capacity) = self.capacity else {
-            // Nobody knows when a cache of unknown size is full.
+            // The shadow of a cache of unknown size is not cut: nobody knows when that cache is full.
             return;
         };
         let capacity = capacity.scale(self.feedback.factor()) - self.foreign();
         self.shadow.shrink(capacity - self.prefixes(classes) - (self.claims - self.idle_claims));
     }
 
-    /// A report says that running requests use this share of the cache. Single readings lag an iteration and are
-    /// wrong at times: use above that of our own running steps in each of the last reports is taken for others'.
+    /// Takes in a report of the share of the cache that running requests use. Single readings lag an iteration behind
+    /// and are wrong at times. So the use of others is the least excess over our own running steps in the last reports.
     pub fn saw_usage(&mut self, share: f64, classes: &Classes) {
         let Some(capacity) = self.capacity.filter(|_| share.is_finite()) else {
-            // A share of an unknown whole.
+            // A share means nothing where the whole is not known.
             return;
         };
         if self.foreign.len() == FOREIGN_REPORTS {
@@ -59,12 +59,12 @@ impl BackendLedger {
         self.foreign.push_back(capacity.scale(share) - running);
     }
 
-    /// A step whose previous prompt was believed to be resident found `cached` tokens.
+    /// Takes in the `cached` tokens of a step whose previous prompt was believed to be resident.
     pub fn saw_cached(&mut self, previous: Tokens, cached: Tokens) {
         self.feedback.saw(previous, cached);
     }
 
-    /// Tokens of the cache that requests of others hold.
+    /// Tokens of the cache that the requests of others hold.
     fn foreign(&self) -> Tokens {
         let known = self.foreign.len() == FOREIGN_REPORTS;
         self.foreign.iter().min().copied().filter(|_| known).unwrap_or_default()

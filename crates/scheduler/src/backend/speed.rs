@@ -1,31 +1,32 @@
-//! How fast a backend is, and how much of it is in use.
+//! The speed of a backend, and its load.
 
 use super::BackendLedger;
 use crate::policy::LOAD_TICKS;
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// Prefill speed before any was measured, tokens/s: a mid-sized model on one datacentre GPU.
+/// Prefill speed in tokens a second before any was measured: that of a mid-sized model on one datacentre GPU.
 const FIRST_RATE: f64 = 10_000.0;
 /// Share of its weight that a backend has at the moment of its return.
 const FIRST_SHARE: f64 = 0.1;
-/// The longest recomputation, in seconds: whatever a backend says of itself, sums of such times stay durations.
+/// Longest time of a recomputation, in seconds. Whatever a backend reports, sums of such times still fit a duration.
 const LONGEST: f64 = 1e9;
-/// The best rate seen fades by this factor a window, so that a slower life of the server after it is noticed.
+/// Factor by which the best rate fades with each window, so that a slower later life of the server shows.
 const FADE: f64 = 0.995;
 
 impl BackendLedger {
-    /// Once a second: the share after a return grows, the forecast has aged, the mean of steps in flight moves.
+    /// Follows the time, once a tick: the share after a return grows, the forecast is out of date, and the mean of
+    /// steps in flight moves.
     pub fn tick(&mut self, now: Duration, slow_start: Duration) {
         self.climb(now, slow_start);
         self.forget_forecast();
         self.mean_in_flight += (self.in_flight as f64 - self.mean_in_flight) / LOAD_TICKS;
     }
 
-    /// The share of a backend that has returned: from a tenth to all of its weight over `slow_start`.
+    /// Raises the share of a backend that has returned, from a tenth to all of its weight over `slow_start`.
     pub(super) fn climb(&mut self, now: Duration, slow_start: Duration) {
         let Some(returned) = self.returned else {
-            // It has its full share.
+            // The backend has its full share.
             return;
         };
         let since = now.saturating_sub(returned);
@@ -37,29 +38,31 @@ impl BackendLedger {
         }
     }
 
-    /// Load for the choice between backends: steps in flight, in shares of its weight. Just after a return the step
-    /// that would come counts too: no step here is not yet less than a few elsewhere.
+    /// Load for the choice between backends: steps in flight per weight. For a while after a return, the step that
+    /// would come counts too: otherwise a backend without steps would always win, however small its share.
     pub fn load(&self) -> f64 {
         let next = if self.ramp < 1.0 { 1.0 } else { 0.0 };
         (self.in_flight as f64 + next) / (self.weight() * self.ramp)
     }
 
-    /// Steps that a recomputation would stall: those in flight now, or their mean over the last 30 s (steps
-    /// run in lockstep, so that the present number alone falls to none at times), and never less than the
-    /// step that comes back itself.
+    /// Number of steps that a recomputation would stall: those in flight now, or their mean over the last 30 ticks if
+    /// that is more. The present number alone is zero at times, because steps run in lockstep. It is at least 1, for
+    /// the step that comes back itself.
     pub fn crowd(&self) -> f64 {
         self.mean_in_flight.max(self.in_flight as f64).max(1.0)
     }
 
-    /// Prefill ran at this many tokens/s over a window; the fastest window is the nearest to its true speed.
+    /// Takes in the prefill speed over a window, in tokens a second. The fastest window is the nearest to the true
+    /// speed.
     pub fn saw_rate(&mut self, rate: f64) {
-        // Below one token a second the backend mostly idled, and a recomputation would take longer than a duration holds.
+        // Below one token a second the backend was mostly idle, and a recomputation would take longer than a duration
+        // holds.
         if rate.is_finite() && rate >= 1.0 {
             self.rate = Some(self.rate.map_or(rate, |best| rate.max(best * FADE)));
         }
     }
 
-    /// Prompt tokens a second; `None` before any was measured or reported.
+    /// Prefill speed in prompt tokens a second; `None` before any was measured or reported.
     pub fn rate(&self) -> Option<f64> {
         self.rate
     }

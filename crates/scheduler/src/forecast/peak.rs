@@ -1,51 +1,55 @@
-//! A backend's forecast, kept between events: what its programs will need at their worst moment, prepared so that
-//! the question for one more program costs O(log n). The forecast is computed anew when a lease comes or goes, and once
-//! a tick; what programs grow in between is too little to matter. Where many are leased, a few leases may change first.
+//! A backend's forecast, kept between events: the tokens that its programs will need at their worst moment, prepared so
+//! that the question for one more program costs O(log n). The forecast is computed anew when a lease comes or goes, and
+//! once a tick; programs grow too little in between to matter. Where many programs are leased, a few leases may change
+//! first.
 
 use crate::forecast::{Growth, Member};
 use crate::units::Tokens;
 use std::time::Duration;
 
-/// The forecast is rebuilt after one change in this many leases; until then, new leases count at full size and ended
-/// ones still count.
+/// Number of leases for each lease change that a forecast may take in before it is rebuilt. Until then, new leases
+/// count at full size, and leases that are gone still count.
 const LEASES_PER_CHANGE: usize = 64;
 
 #[derive(Debug)]
 pub struct PeakForecast {
     /// Tokens of idle programs that may be evicted.
     pub evictable: Tokens,
-    /// Σ footprints of the programs that stay, and Σ of what they will grow by; tokens.
+    /// Σ footprints of the programs that stay, and Σ of their growth to come; tokens.
     now: f64,
     grows: f64,
     members: usize,
-    /// Leases when the forecast was computed, and how many came or went since.
+    /// Number of leases when the forecast was computed, and number of leases that came or went since.
     leases: usize,
     changes: usize,
-    /// Tokens that the programs which came since need in the end.
+    /// Tokens that programs which came since will need at their ends.
     came: f64,
-    /// Curves over whole lives, and within the horizon; `None` before the speed of growth is known.
+    /// Curves over whole lives, and up to the horizon; `None` before the speed of growth is known.
     lives: Option<Curve>,
     ahead: Option<Curve>,
 }
 
-/// The need of all programs together over time; programs in the order of their ends, the last first.
+/// The need of all programs together over time. The lists are in the order of the programs' ends, the last end first.
 #[derive(Debug)]
 struct Curve {
+    /// Growth of each program, in tokens a second.
     rate: f64,
     horizon: f64,
+    /// Seconds until each program ends.
     ends: Vec<f64>,
-    /// Σ footprints of all programs up to this one.
+    /// Σ footprints of each program and those that end after it, in tokens.
     footprints: Vec<f64>,
-    /// The most that is needed at the end of this one or a later one.
+    /// Largest need in tokens at the end of each program or at a later end.
     later: Vec<f64>,
-    /// The most that is needed at the end of this one or an earlier one if one more program grows until then.
+    /// Largest need in tokens at the end of each program or at an earlier end, if one more program grows until then.
     earlier: Vec<f64>,
 }
 
 // === impl PeakForecast ===
 
 impl PeakForecast {
-    /// The forecast of a backend with these leases; `evictable`: tokens of those that may be evicted.
+    /// The forecast of a backend whose programs `members` stay. `evictable` is the number of tokens of the idle
+    /// programs that may be evicted, `leases` the number of all leases.
     pub fn new(
         growth: &Growth,
         members: &[Member],
@@ -68,18 +72,18 @@ impl PeakForecast {
         }
     }
 
-    /// Whether no program stays.
+    /// Whether no program stays leased.
     pub fn is_empty(&self) -> bool {
         self.members == 0
     }
 
-    /// Number of programs that stay.
+    /// Number of programs that stay leased.
     pub fn members(&self) -> usize {
         self.members
     }
 
-    /// Takes in a lease that came, with what its program needs in the end, or one that went. False: the forecast has
-    /// to be computed anew.
+    /// Takes in a new lease, with the tokens that its program will need at its end, or a lease that went. False: the
+    /// forecast has to be computed anew.
     pub fn absorbs_change(&mut self, came: Option<Tokens>) -> bool {
         self.changes += 1;
         self.members += usize::from(came.is_some());
@@ -87,9 +91,9 @@ impl PeakForecast {
         self.changes * LEASES_PER_CHANGE <= self.leases
     }
 
-    /// The most that all and one more, which will grow by `left`, will need together: at any time, or, if
-    /// `started`, within the horizon. Before anything is known of their speed they are taken to end all at
-    /// once, each at its full size.
+    /// Largest need in tokens of all programs and one more that will grow by `left`: at any time, or, if `started`,
+    /// within the horizon. Before the speed of growth is known, all programs are taken to reach their full sizes at the
+    /// same moment.
     pub fn peak_with(&self, footprint: Tokens, left: Tokens, started: bool) -> Tokens {
         let (footprint, left) = (footprint.as_f64(), left.as_f64());
         let curve = if started { &self.ahead } else { &self.lives };
@@ -104,7 +108,7 @@ impl PeakForecast {
 // === impl Curve ===
 
 impl Curve {
-    /// `programs`: what each will grow by, and its footprint.
+    /// Each of `programs` is the growth that is left and the footprint, in tokens.
     fn new(rate: f64, horizon: f64, mut programs: Vec<(f64, f64)>) -> Self {
         programs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let ends: Vec<f64> = programs.iter().map(|(left, _)| (left / rate).min(horizon)).collect();
@@ -150,7 +154,7 @@ mod tests {
         Member { context: Tokens(context), footprint: Tokens(context) }
     }
 
-    /// What the last of `contexts` adds to the others.
+    /// The peak that the last of `contexts` makes together with the others.
     fn peak(growth: &Growth, contexts: &[u64], horizon: Option<u64>) -> u64 {
         let (last, others) = contexts.split_last().unwrap();
         let others: Vec<Member> = others.iter().copied().map(member).collect();
@@ -160,7 +164,7 @@ mod tests {
         forecast.peak_with(Tokens(*last), left, horizon.is_some()).0
     }
 
-    /// So many times as to leave no doubt.
+    /// Growth at `rate`, with each of `finals` seen 200 times so that the estimate is sure of it.
     fn growth(finals: &[u64], rate: u64) -> Growth {
         let mut growth = Growth::default();
         for &context in finals {
@@ -179,7 +183,8 @@ mod tests {
 
     #[test]
     fn programs_that_end_one_after_another_need_less_than_the_sum_of_their_ends() {
-        // The first ends in 10 s, when the second has 600: 1,600; the second alone reaches 1,000.
+        // The first program ends in 13 s, when the second has 630 tokens: 1,630 together. The second alone reaches
+        // 1,000.
         let peak = peak(&growth(&[1_000], 10), &[870, 500], None);
         assert!(peak.abs_diff(1_630) < 20, "{peak}");
     }

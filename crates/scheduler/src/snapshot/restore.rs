@@ -1,4 +1,4 @@
-//! A snapshot taken up again: programs at once, their leases when the backend turns out to be the one that it was.
+//! Restoring a snapshot: the programs at once, their leases when the backend proves to be in the same life as before.
 
 use super::{BackendSnapshot, ProgramSnapshot, SchedulerSnapshot};
 use crate::backend::RestoredBackend;
@@ -14,12 +14,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-/// After a restart, programs wait this long for the backend that holds their prefix: its first health check takes
+/// Time after a restart for which programs wait for the backend that holds their prefix. Its first health check takes
 /// 2 s at most by default.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Scheduler {
-    /// Takes up what a scheduler before this one remembered `passed` ago; its backends are known here under the ids in
+    /// Restores the snapshot of an earlier scheduler, taken `passed` ago. Its backends are known here under the ids in
     /// `snapshot`, and are not up yet. No step survives: all programs are idle. To be called before any event but
     /// `BackendAdded`.
     pub fn restore(&mut self, now: Duration, passed: Duration, snapshot: SchedulerSnapshot) {
@@ -38,7 +38,7 @@ impl Scheduler {
             };
             pids.insert(number, pid);
             if let (Some(home), Some(program)) = (home, self.programs.get(&pid)) {
-                // What its running step had pinned is left in the cache.
+                // The blocks that its running step had pinned are still in the cache.
                 let left = if running { program.context - self.shared(program.class) } else { Tokens::ZERO };
                 leases.entry(home).or_default().push((pid, left));
             }
@@ -68,7 +68,7 @@ impl Scheduler {
             last_bytes: record.last_bytes,
             home: record.home.filter(|home| self.backends.contains_key(home)),
             steps: record.steps,
-            // The experience counts it as ended already.
+            // The experience counts the program as ended already.
             presumed_over: since(record.idle_ms) < self.presumed_over,
             ..Program::new(record.key.clone(), record.class, self.now)
         };
@@ -91,7 +91,7 @@ impl Scheduler {
     ) {
         let mut shadow = Shadow::default();
         for (number, tokens, idle_ms) in record.prefixes {
-            // What a forgotten program left keeps its place in the cache.
+            // The prefix of a forgotten program still takes its place in the cache.
             let pid = *pids.entry(number).or_insert_with(|| self.new_pid());
             shadow.leave(pid, tokens.min(LARGEST), self.since(passed, idle_ms));
         }
@@ -111,8 +111,8 @@ impl Scheduler {
         self.now.saturating_sub(passed.saturating_add(Duration::from_millis(ms)))
     }
 
-    /// The backend is up for the first time since [`Scheduler::restore`]. If it has not restarted meanwhile, what was
-    /// in its cache still is, and its programs get their leases again.
+    /// Restores the cache of a backend that is up for the first time since [`Scheduler::restore`]. If it has not
+    /// restarted meanwhile, its cache holds what it held, and its programs get their leases again.
     pub(crate) fn restore_cache(&mut self, id: BackendId) {
         let backend = known(self.backends.get_mut(&id));
         if let Some(leases) = backend.and_then(|backend| backend.take_restored(&self.classes)) {
@@ -120,7 +120,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives leases again while there is room: to programs that wait first, then to those that were active last.
+    /// Gives leases again while there is room: first to programs that wait, then to those that were active last.
     fn restore_leases(&mut self, id: BackendId, leases: &BTreeSet<Pid>) {
         let at_home = |program: &&Program| program.lease.is_none() && program.home == Some(id);
         let rank = |&pid: &Pid| {
@@ -145,13 +145,14 @@ impl Scheduler {
         }
     }
 
-    /// The program will have its lease back if its backend, not up yet, turns out to be the one that it was.
+    /// Whether the program will have its lease back if its backend, which is not up yet, proves to be in the same life.
     pub(crate) fn regains_lease(&self, pid: Pid, program: &Program) -> bool {
         let restored = program.home.and_then(|home| self.backends.get(&home)?.restored());
         program.lease.is_none() && restored.is_some_and(|restored| restored.leases.contains(&pid))
     }
 
-    /// Going elsewhere would cost the program its prefix, which a moment's wait may save.
+    /// Whether the program is to wait a moment for the backend of its restored lease, because it would lose its prefix
+    /// elsewhere.
     pub(crate) fn awaits_home(&self, pid: Pid, program: &Program) -> bool {
         let fresh = self.restored_at.is_some_and(|restored_at| self.now.saturating_sub(restored_at) < PATIENCE);
         fresh && self.regains_lease(pid, program)

@@ -1,4 +1,4 @@
-//! Taking a snapshot, the programs in portions: the caller may let events in between.
+//! Taking a snapshot. The programs come in portions, so that the caller may let events in between them.
 
 use super::{BackendSnapshot, Experience, ProgramSnapshot, SchedulerSnapshot};
 use crate::backend::BackendLedger;
@@ -8,11 +8,11 @@ use crate::scheduler::Scheduler;
 use std::ops::Bound;
 use std::time::Duration;
 
-/// Prefixes kept of one backend's cache, the youngest: a cache holds far fewer contexts of any use.
+/// Number of prefixes that are kept of one backend's cache, the youngest: a cache holds far fewer contexts of any use.
 const PREFIXES: usize = 4096;
 
 impl Scheduler {
-    /// A number that grows whenever what a snapshot holds changes, save by time alone.
+    /// A number that grows whenever the content of a snapshot changes, except by time alone.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
@@ -30,7 +30,7 @@ impl Scheduler {
     }
 
     /// Appends up to `most` programs from `number` on, and gives the number to go on with; `None` at the end. Each
-    /// record is whole in itself: events may come between two portions.
+    /// record is whole in itself, so events may come between two portions.
     #[must_use]
     pub fn snapshot_programs(&self, number: u64, most: usize, into: &mut Vec<ProgramSnapshot>) -> Option<u64> {
         let mut next = number;
@@ -48,7 +48,8 @@ impl Scheduler {
         let step = program.running.iter().find_map(|id| self.steps.get(id));
         let mut known = (program.context, program.last_prompt, program.last_bytes);
         if !program.started() {
-            // Its first step is all there is of it: that step will have been answered, or leaves its prompt in the cache.
+            // Its running first step is all that is known of the program. By the time of a restart that step was
+            // answered, or it leaves its prompt in the cache.
             let step = step?;
             let run = step.run.as_ref()?;
             known = (run.estimate, run.prompt, step.prompt_bytes);

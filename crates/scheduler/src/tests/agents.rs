@@ -1,4 +1,5 @@
-//! Agents in a closed loop around a scheduler, second by second: a step of two seconds, a tool of one, the next step.
+//! Agents in a closed loop around a scheduler, second by second: a step takes two seconds, a tool takes one, and then
+//! the next step comes.
 
 use super::world::World;
 use crate::units::Tokens;
@@ -8,13 +9,13 @@ use std::time::Duration;
 const STEP: Duration = Duration::from_secs(2);
 const TOOL: Duration = Duration::from_secs(1);
 
-/// What all agents do.
+/// The behaviour of all agents.
 #[derive(Clone, Copy)]
 pub struct Habit {
-    /// Tokens of the first prompt, and by how much every next one is larger.
+    /// Tokens of the first prompt, and tokens that each later prompt is longer than the one before.
     pub first: u64,
     pub growth: u64,
-    /// Steps of a program; then another begins in its place.
+    /// Number of steps of a program. Then another program begins in its place.
     pub steps: u64,
     pub usage: bool,
     pub release: bool,
@@ -24,7 +25,7 @@ struct Agent {
     name: String,
     done: u64,
     step: Option<StepId>,
-    /// When it arrives next, or its step ends.
+    /// Time when its next step arrives, or when its running step ends.
     due: Option<Duration>,
 }
 
@@ -32,7 +33,7 @@ pub struct Agents {
     pub world: World,
     habit: Habit,
     agents: Vec<Agent>,
-    /// Programs that have ended; steps that have ended on each backend.
+    /// Number of programs that have ended, and number of steps that have ended on each backend.
     pub programs: u64,
     pub steps_on: Vec<u64>,
     pub refused: u64,
@@ -70,7 +71,7 @@ impl Agents {
             (Some(id), Some(late)) if late <= now => self.end(at, id),
             _ => {}
         }
-        // One that has just arrived may have gone at once.
+        // A step that has just arrived may have been dispatched at once.
         if let Agent { step: Some(id), due: due @ Some(_), .. } = &mut self.agents[at]
             && due.is_some_and(|due| due <= now)
         {

@@ -1,8 +1,8 @@
-//! The bound on waiting.
+//! Tests of the bound on waiting.
 
 use super::*;
 
-/// Two backends; on each a program that takes turns without end. Program `a`, older than both, has lost its place.
+/// Two backends, each with a program that takes turns without end. Program `a`, older than both, has lost its lease.
 struct Crowd {
     world: World,
     waiting: StepId,
@@ -23,7 +23,7 @@ impl Crowd {
         assert_eq!((world.place(b), world.place(c)), (Some(1), Some(0)));
         world.answer(b, usage(6_000, 10));
         world.answer(c, usage(6_000, 10));
-        // Both are in mid-turn when it returns, and never idle for long.
+        // Programs `b` and `c` are in mid-turn when `a` returns, and are never idle for long.
         let turns = [("b", 6_010), ("c", 6_010)];
         let running = turns.map(|(name, tokens)| world.arrive(name, tokens));
         let waiting = world.arrive("a", 6_010);
@@ -34,7 +34,7 @@ impl Crowd {
         Self { world, waiting, turns: [("b", 6_020), ("c", 6_020)] }
     }
 
-    /// One more second: whoever still may takes a turn.
+    /// Plays one more second, in which `b` and `c` take their turns as far as they may.
     fn second(&mut self) {
         let running = self.turns.map(|(name, tokens)| self.world.arrive(name, tokens));
         self.world.ticks(1);
@@ -68,7 +68,7 @@ fn a_started_program_that_waits_too_long_gets_the_place_of_a_younger_one() {
 
 #[test]
 fn whoever_is_older_goes_only_when_the_bound_is_reached() {
-    // One backend, and the only place is held by the older of two.
+    // There is one backend, and the older of two programs fills it.
     let mut world = World::one_backend(10_000);
     for name in ["old", "young"] {
         let step = world.arrive(name, 6_000);
@@ -89,7 +89,8 @@ fn whoever_is_older_goes_only_when_the_bound_is_reached() {
         world.answer(turn, usage(tokens, 10));
         assert!(world.now - since < Duration::from_secs(605));
     }
-    // Its lease has paid off and it is idle at that moment: the next turn of the older one waits instead.
+    // The lease of `old` has lasted long enough, and `old` is idle between two turns. So `old` makes way, and its next
+    // turn waits.
     assert!(world.now - since >= Duration::from_secs(540));
     assert_eq!(world.paused("old"), Some(PauseReason::MadeWay));
 }
@@ -103,7 +104,7 @@ fn a_reserved_backend_takes_in_nobody_else_and_is_free_again_when_the_one_that_w
         world.down(0);
         world.up(0);
     }
-    // A long step fills a third of the backend; it is never idle, so it cannot make way.
+    // A long step fills a third of the backend. Its program is never idle, so it cannot make way.
     let long = world.arrive("long", 3_000);
     let a = world.arrive("a", 9_010);
     world.ticks(595);

@@ -1,5 +1,5 @@
-//! The ledger kept a second time, in the most obvious way: from events and decisions alone, every sum made anew when it
-//! is asked for. It also says of each decision whether it may be made.
+//! A second ledger, kept in the most obvious way: from events and decisions alone, with every sum computed anew when it
+//! is needed. It also checks for each decision whether the scheduler may make it.
 
 mod compare;
 
@@ -8,7 +8,7 @@ use crate::*;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// One life of a key.
+/// One life of a key: a program between its first step and its end.
 #[derive(Debug)]
 struct Life {
     key: ProgramKey,
@@ -43,18 +43,18 @@ struct Run {
     estimate: Tokens,
 }
 
-/// A step of a leased program: it must go at once.
+/// A step of a leased program, which must go at once.
 struct Due {
     step: StepId,
     on: BackendId,
     key: ProgramKey,
-    /// Another step of it runs.
+    /// Whether another step of the program runs.
     busy: bool,
-    /// None that is leased there was seen before it.
+    /// Whether no program that is leased on the backend was seen earlier.
     oldest: bool,
 }
 
-/// Up, draining.
+/// Whether the backend is up, and whether it is draining.
 type Backend = (bool, bool);
 
 #[derive(Debug)]
@@ -69,11 +69,12 @@ pub struct Oracle {
     steps: BTreeMap<StepId, Step>,
     born: usize,
     dispatched: u64,
-    /// Means of output and of bytes a token; smallest cached prefix of a class and how often it was told.
+    /// Mean output of a step in tokens, mean bytes per token, and for each class its smallest cached prefix with the
+    /// number of programs that reported one.
     output: Option<f64>,
     bytes: Option<f64>,
     prefixes: HashMap<u64, (Tokens, u32)>,
-    /// Dispatched before the event under way; given a lease by it.
+    /// Number of dispatches before the event under way, and the programs that were given a lease by it.
     before: u64,
     admitted: Vec<(usize, BackendId, DispatchKind)>,
 }
@@ -99,7 +100,7 @@ impl Oracle {
         }
     }
 
-    /// Follows one event and what was decided upon it.
+    /// Follows one event and the decisions on it.
     pub fn follow(&mut self, now: Duration, event: &Event, decisions: &[Decision]) {
         self.now = self.now.max(now);
         self.admitted.clear();
@@ -127,7 +128,7 @@ impl Oracle {
 
     // --- events
 
-    /// Estimate of the step that has ended with usage.
+    /// Takes in the event. Gives the estimate of the step that it ends with usage, if it does.
     fn happens(&mut self, event: &Event) -> Option<Tokens> {
         match event {
             Event::Arrive(arrival) => self.arrives(arrival),
@@ -308,7 +309,7 @@ impl Oracle {
         }
     }
 
-    /// Another backend could take the program by force than those where its steps could not be delivered.
+    /// Whether a backend could take the program by force other than those where its steps could not be delivered.
     fn open_elsewhere(&self, life: usize) -> bool {
         let forced = |run: &Run| run.kind == DispatchKind::Forced;
         let taken = |id: BackendId| {
@@ -345,7 +346,7 @@ impl Oracle {
     }
 
     fn paused(&mut self, key: &ProgramKey, on: BackendId, reason: PauseReason, subject: Option<usize>) {
-        // An ended program that still runs may share its key with a later one.
+        // A program that has ended but still runs may share its key with a later one.
         let leased = self.lives.iter().filter(|(_, life)| life.key == *key && life.lease == Some(on));
         let chosen = leased.min_by_key(|(at, life)| (Some(**at) != subject, life.ended)).map(|(&at, _)| at);
         let at = chosen.expect("only a leased program can be paused");
@@ -356,7 +357,7 @@ impl Oracle {
 
     // --- what must hold
 
-    /// A step of a leased program is due to go at once.
+    /// The step that the event brings, if it has to go at once because its program is leased.
     fn must_go_at_once(&self, event: &Event) -> Option<Due> {
         let Event::Arrive(arrival) = event else { return None };
         let at = *self.current.get(arrival.program.as_ref()?)?;
@@ -372,7 +373,8 @@ impl Oracle {
         (new && !self.frozen && !self.draining).then_some(due)
     }
 
-    /// It went; or its program, idle until then, was paused: because its cache was lost, or an older one is leased.
+    /// Checks that the step went, or that its program, which was idle, was paused: because its cache was lost, or
+    /// because an older program is leased there.
     fn went_at_once(due: &Due, decisions: &[Decision]) {
         if decisions.contains(&Decision::Dispatch { step: due.step, backend: due.on, kind: DispatchKind::Leased }) {
             return;
@@ -403,7 +405,7 @@ impl Oracle {
         self.waiting(life).count()
     }
 
-    /// The footprint of a leased program; nothing without a lease.
+    /// The footprint of a leased program; zero without a lease.
     fn charge(&self, at: usize) -> Tokens {
         let life = &self.lives[&at];
         let Some(lease) = life.lease else { return Tokens::ZERO };
@@ -416,7 +418,7 @@ impl Oracle {
         self.prefixes.get(&class).filter(|(_, times)| *times >= 2).map_or(Tokens::ZERO, |(smallest, _)| *smallest)
     }
 
-    /// Only what is new in a known conversation is estimated.
+    /// Tokens of the prompt. In a known conversation only the new part is estimated.
     fn prompt(&self, life: Option<usize>, bytes: u64) -> Tokens {
         let at = |bytes: u64, a_token: f64| Tokens((bytes as f64 / a_token).ceil() as u64);
         match life.map(|life| &self.lives[&life]).filter(|l| l.last_prompt > Tokens::ZERO && l.last_bytes > 0) {

@@ -1,4 +1,4 @@
-//! What may happen to a scheduler, drawn at random, and a scheduler to which it happens under the oracle's eyes.
+//! Random events for a scheduler, and a scheduler to which they happen while the oracle checks it.
 
 use super::oracle::Oracle;
 use super::world::{key, policy};
@@ -10,13 +10,13 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Candidates for backends; an empty one may be taken by a new backend.
+/// Number of places for backends. A new backend may take an empty place.
 const SLOTS: u8 = 3;
 const PROGRAMS: u8 = 10;
-/// Short, so that a run reaches it again and again.
+/// Longest hold. It is short, so that a run reaches it again and again.
 const HOLD_MAX: Duration = Duration::from_secs(100);
 
-/// One thing that happens. Numbers choose among what is there at the time.
+/// One thing that happens. Its numbers choose among the steps, programs or backends that exist at the time.
 #[derive(Clone, Debug)]
 pub enum Act {
     Arrive {
@@ -27,7 +27,7 @@ pub enum Act {
     },
     FirstToken(u16),
     Progress(u16, u64),
-    /// `cached`: in hundredths of the prompt.
+    /// The step is answered; `cached` is in hundredths of the prompt.
     Complete {
         of: u16,
         usage: Option<(u64, u64)>,
@@ -35,7 +35,7 @@ pub enum Act {
     },
     Fail(u16),
     Reject(u16),
-    /// The client leaves: a held step or one in flight.
+    /// The client of a held or running step leaves.
     Leave(u16),
     Undelivered(u16),
     /// A message that comes too late, or twice.
@@ -50,7 +50,7 @@ pub enum Act {
     Up(u8),
     Down(u8),
     Draining(u8),
-    /// What the metrics page says: capacity, use in hundredths, whether it started anew.
+    /// The metrics page reports: capacity, KV use in hundredths, and whether the server started anew.
     Report {
         slot: u8,
         capacity: Option<u64>,
@@ -59,13 +59,13 @@ pub enum Act {
     },
     Freeze(bool),
     Drain,
-    /// Time passes, and nobody looks.
+    /// Milliseconds pass without a tick.
     Pause(u64),
     Tick(u64),
     Ticks(u64),
 }
 
-/// How a run begins.
+/// The start of a run.
 #[derive(Clone, Debug)]
 pub struct Start {
     pub policy: Policy,
@@ -123,19 +123,19 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..5_000_u64).prop_map(Act::Pause),
         2 => (0..200_u64).prop_map(Act::Tick),
         3 => (1..12_u64).prop_map(Act::Ticks),
-        // Now and then everything ends early, or stands still for hours.
+        // Now and then everything ends early, or hours pass.
         1 => prop_oneof![1 => Just(Act::Drain), 9 => (0..8_000_u64).prop_map(Act::Tick)],
     ]
 }
 
 pub struct Play {
     pub scheduler: Scheduler,
-    /// `None`: it cannot know of the life before.
+    /// The oracle; `None` after a restart, because it cannot know of the time before.
     oracle: Option<Oracle>,
     now: Duration,
     pub events: Vec<(Duration, Event)>,
     pub log: Vec<Decision>,
-    /// Steps that have come and are neither over nor refused; those of them that run.
+    /// Steps that have arrived and are neither over nor refused; and those of them that run.
     open: Vec<StepId>,
     running: BTreeSet<StepId>,
     slots: [Option<BackendId>; SLOTS as usize],
@@ -165,7 +165,7 @@ impl Play {
         play
     }
 
-    /// Another process takes up what that of `before` remembered; its backends come up with 10,000 tokens.
+    /// A second process that restores the snapshot of the process of `before`. Its backends come up with 10,000 tokens.
     pub fn after(start: &Start, before: &Self, snapshot: SchedulerSnapshot) -> Self {
         let mut play = Self::new(&Start { capacities: Vec::new(), ..start.clone() });
         (play.oracle, play.now) = (None, before.now);
@@ -180,7 +180,7 @@ impl Play {
         play
     }
 
-    /// Tells the scheduler, and holds what it decides against the oracle.
+    /// Tells the scheduler an event, and checks its decisions against the oracle.
     pub fn tell(&mut self, event: Event) {
         self.now += Duration::from_millis(1);
         let before = self.log.len();
@@ -302,7 +302,7 @@ impl Play {
         }
     }
 
-    /// Of a step that is held, over, or was never there.
+    /// Sends messages about a step that do not fit its state: it is held, over, or was never there.
     fn stale(&mut self, of: u16) {
         let step = StepId(u64::from(of) % (self.next_step + 2));
         if self.open.contains(&step) {
@@ -327,8 +327,8 @@ impl Play {
         }
     }
 
-    /// All backends return and whatever runs ends at once: before anybody has waited for much longer than a step may
-    /// be held, nothing is held; and when the programs are released, nothing is left.
+    /// Brings back all backends and ends each running step at once. Soon after the longest hold, no step may be held
+    /// any more. Once all programs are released, nothing may be left.
     pub fn wind_up(&mut self) {
         for slot in 0..SLOTS {
             self.act(Act::Add { slot, weight: 1, capacity: Some(10_000) });

@@ -1,11 +1,11 @@
-//! Random interleavings: whatever happens in whatever order, the ledger is the oracle's and nothing is lost.
+//! Random interleavings: in any order of events, the scheduler's ledger equals the oracle's and no step is lost.
 
 use super::play::{Act, Play, Start, acts, start};
 use super::*;
 use crate::units::Tokens;
 use proptest::prelude::*;
 
-/// The decisions of a scheduler that is told the same.
+/// The decisions of a second scheduler that is told the same events.
 fn replayed(policy: &Policy, events: &[(Duration, Event)]) -> Vec<Decision> {
     let mut scheduler = Scheduler::new(policy.clone());
     let mut log = Vec::new();
@@ -49,7 +49,7 @@ proptest! {
             prop_assert!(load.effective_capacity.is_none_or(|most| charged <= most), "{:?}", load);
             prop_assert!(!restarted || charged == Tokens::ZERO, "{:?}", load);
         }
-        // Each goes on, and then nothing is left.
+        // Each program takes one more step, its last, and then nothing may be left.
         for program in next.scheduler.programs() {
             next.arrive(Some(&program.key.id), 0, 100, None, true);
         }
@@ -74,7 +74,7 @@ proptest! {
             let loads: Vec<_> = play.scheduler.loads().iter().map(|load| format!("{load:?}")).collect();
             (loads, play.scheduler.held_steps(), play.scheduler.programs().len())
         };
-        // A program that nobody knows: what it does must show nowhere once it has left.
+        // The visitor is a new program. Once it has left, its visit must show nowhere.
         let quiet = play.log.len();
         let before = snapshot(&play);
         let step = play.arrive(Some("visitor"), 1, tokens, None, false);
@@ -82,8 +82,8 @@ proptest! {
             play.tell(Event::FirstToken(step));
         }
         play.end(step, Outcome::Abandoned);
-        // Where others lost a lease or their name for it, or its departure let others in, the ledger has rightly
-        // moved on; all else is as before.
+        // Others may have lost a lease or their keys for the visitor, or may have been let in when it left: then the
+        // ledger rightly differs. Otherwise all is as before.
         let others = |decision: &&Decision| match decision {
             Decision::Dispatch { step: other, .. } => *other != step,
             Decision::Paused { .. } | Decision::Ended { .. } => true,

@@ -1,4 +1,4 @@
-//! Cases that broke schedulers, this one or others.
+//! Cases that broke a scheduler: this one, or another one.
 
 use super::agents::{Agents, Habit};
 use super::world::{World, policy, usage};
@@ -82,7 +82,7 @@ fn without_usage_and_without_release_programs_come_and_go_all_the_same() {
     let (mut bare, told) = (run(habit), run(SHORT));
     assert!(bare.programs * 10 >= told.programs * 6, "{} programs, {} with both", bare.programs, told.programs);
     assert_eq!(bare.refused, 0);
-    // Nobody comes any more, and the last steps end.
+    // No more steps arrive, and the last ones end.
     let open: Vec<StepId> = bare.world.scheduler.steps.keys().copied().collect();
     open.into_iter().for_each(|step| bare.world.end(step, Outcome::Abandoned));
     bare.world.ticks(1_802);
@@ -106,7 +106,7 @@ fn a_thousand_new_programs_at_once_go_in_the_order_they_came() {
     world.assert_as_if_nothing_had_been();
 }
 
-/// Leases and steps on the second backend for each on the first.
+/// Number of steps on the second backend for each step on the first.
 fn shares(backends: &[(u32, Option<u64>)], agents: u64) -> f64 {
     let habit = Habit { first: 1_900, growth: 0, steps: 5, ..SHORT };
     let mut agents = Agents::new(World::weighed(policy(), backends), habit, agents);

@@ -1,10 +1,10 @@
-//! A backend that returns is taken back gently.
+//! Tests of backends that return: they get their load back gently.
 
 use super::*;
 
 const SLOW_START: Duration = Duration::from_secs(30);
 
-/// How many of `count` unlabelled steps go to the first backend.
+/// Number of the `count` unlabelled steps that go to the first backend.
 fn on_first(world: &mut World, count: usize) -> usize {
     let steps: Vec<_> = (0..count).map(|_| world.arrive_unlabelled()).collect();
     steps.into_iter().filter(|step| world.place(*step) == Some(0)).count()
@@ -16,14 +16,14 @@ fn a_backend_that_returns_gets_its_share_of_unlabelled_steps_little_by_little() 
     world.down(0);
     assert_eq!(on_first(&mut world, 40), 0);
     world.up(0);
-    // A tenth of its weight: four there weigh as much as forty here.
+    // The first backend has a tenth of its weight: four steps on it weigh as much as forty on the other.
     assert_eq!(on_first(&mut world, 20), 5);
     world.ticks(15);
-    // Half of its weight: some 27 of 80.
+    // It has half of its weight now, so it should come to some 27 of the 80 steps so far.
     let more = on_first(&mut world, 20);
     assert!((18..=20).contains(&more), "{more}");
     world.ticks(15);
-    // The other has 55: from now on it is as good as that one.
+    // It has its full weight again, so it takes every step until it has as many as the other.
     let (here, there) = (world.load(0).in_flight, world.load(1).in_flight);
     assert_eq!(on_first(&mut world, there - here), there - here);
     assert_eq!(on_first(&mut world, 20), 10);
@@ -42,7 +42,7 @@ fn a_backend_that_comes_up_for_the_first_time_has_its_full_share_at_once() {
 fn programs_that_wait_for_a_backend_return_one_prefill_after_another() {
     let mut world = World::one_backend(1_000_000);
     world.down(0);
-    // Two seconds of prefill each.
+    // Each of these steps takes two seconds of prefill.
     let steps: Vec<_> = (0..5).map(|n| world.arrive(&format!("p{n}"), 20_000)).collect();
     world.up(0);
     for (gone, &step) in steps.iter().enumerate() {
@@ -59,7 +59,7 @@ fn a_step_that_could_not_be_delivered_goes_to_the_same_backend_once_that_is_foun
     let step = world.arrive("a", 1_000);
     world.undelivered(step);
     assert!(world.held(step));
-    // It was never down; the fleet says so after a check.
+    // The backend was never down; a health check reports it as up.
     world.up(0);
     assert_eq!(world.place(step), Some(0));
     assert!(!world.held(step));

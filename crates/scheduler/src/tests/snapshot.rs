@@ -1,4 +1,4 @@
-//! What a scheduler remembers, and what another makes of it.
+//! Tests of the snapshot that a scheduler gives, and of its use by another scheduler.
 
 use super::*;
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ fn reborn(world: &mut World) {
     world.reborn(snapshot, &[Some(10_000), Some(10_000)]);
 }
 
-/// It comes up, and tells of this life.
+/// The backend reports this life and comes up.
 fn rises(world: &mut World, backend: u32, life: Life) {
     world.report(backend, BackendReport { life: Some(life), ..Default::default() });
     world.up(backend);

@@ -1,4 +1,4 @@
-//! Programs that stop and do not say so: what they tell of those that come after them.
+//! Programs that stop without a release, and their effect on the forecast for later ones.
 
 use super::agents::{Agents, Habit};
 use super::world::{World, policy, usage};
@@ -10,7 +10,7 @@ fn world(capacity: u64) -> World {
     World::new(Policy { max_programs: 1_000_000, ..policy() }, &[Some(capacity)])
 }
 
-/// Programs that ended in the second minute of 100 agents in a closed loop.
+/// Number of programs that ended in the second minute of 100 agents in a closed loop.
 fn second_minute(capacity: u64, habit: Habit) -> u64 {
     let mut agents = Agents::new(world(capacity), habit, 100);
     agents.live(60);
@@ -21,7 +21,7 @@ fn second_minute(capacity: u64, habit: Habit) -> u64 {
 
 #[test]
 fn small_programs_that_never_end_do_not_hold_back_the_next_ones() {
-    // A quarter of it is in use at most.
+    // At most a quarter of the capacity is in use.
     let (silent, told) = (second_minute(200_000, ONCE), second_minute(200_000, Habit { release: true, ..ONCE }));
     assert!(told > 1_900, "{told}");
     assert!(silent * 100 >= told * 99, "{silent} of {told}");
@@ -29,7 +29,7 @@ fn small_programs_that_never_end_do_not_hold_back_the_next_ones() {
 
 #[test]
 fn what_never_ends_leaves_its_room_where_room_is_short() {
-    // Those of the last ten seconds would not fit.
+    // The programs of the last ten seconds would not all fit.
     let silent = second_minute(20_000, ONCE);
     assert!(silent > 300, "{silent}");
 }
@@ -50,7 +50,7 @@ fn large_new_programs_are_held_until_it_is_known_how_they_end() {
     assert!((10..=40).contains(&went), "{went}");
 }
 
-/// What is expected of a program of 2,000 tokens.
+/// Growth to expect of a program of 2,000 tokens.
 fn left(world: &World) -> Tokens {
     world.scheduler.growth.left(Tokens(2_000), Tokens(100_000))
 }

@@ -1,4 +1,4 @@
-//! A scheduler, a clock, and what was decided so far.
+//! A scheduler with a clock and a log of its decisions.
 
 use super::*;
 use crate::units::Tokens;
@@ -7,7 +7,7 @@ pub fn policy() -> Policy {
     with(|_| {})
 }
 
-/// The defaults, with some settings changed.
+/// The default policy, with some settings changed.
 pub fn with(change: impl FnOnce(&mut Settings)) -> Policy {
     let mut settings = Settings::default();
     change(&mut settings);
@@ -20,7 +20,7 @@ pub fn with(change: impl FnOnce(&mut Settings)) -> Policy {
     }
 }
 
-/// As if nothing grew.
+/// A policy whose forecast never holds a program back.
 pub fn unforeseen() -> Policy {
     with(|settings| settings.forecast.slack = 9.0)
 }
@@ -45,13 +45,13 @@ impl World {
         Self::new(policy(), &[Some(capacity)])
     }
 
-    /// Backends 0, 1, … with these capacities, all up, prefilling 10,000 tokens/s.
+    /// A world with backends 0, 1, … of these capacities. All are up and prefill 10,000 tokens/s.
     pub fn new(policy: Policy, capacities: &[Option<u64>]) -> Self {
         let backends: Vec<_> = capacities.iter().map(|&capacity| (1, capacity)).collect();
         Self::weighed(policy, &backends)
     }
 
-    /// The same, each with its weight.
+    /// The same world, where each backend has its weight too.
     pub fn weighed(policy: Policy, backends: &[(u32, Option<u64>)]) -> Self {
         let mut world = Self { scheduler: Scheduler::new(policy), now: Duration::ZERO, log: Vec::new(), next: 0 };
         for (id, &(weight, capacity)) in (0..).zip(backends) {
@@ -67,7 +67,8 @@ impl World {
         snapshot(&self.scheduler)
     }
 
-    /// The process is killed, and another takes up `snapshot`: its backends have these capacities, and none is up.
+    /// Replaces the scheduler, as if the process had been killed and another one restored `snapshot`. Its backends have
+    /// these capacities, and none is up.
     pub fn reborn(&mut self, snapshot: SchedulerSnapshot, capacities: &[Option<u64>]) {
         self.scheduler = Scheduler::new(policy());
         for (id, capacity) in (0..).zip(capacities) {
@@ -80,11 +81,11 @@ impl World {
 
     pub fn handle(&mut self, event: Event) {
         self.now += Duration::from_millis(1);
-        // Which checks every invariant.
+        // `handle` checks every invariant.
         self.scheduler.handle(self.now, event, &mut self.log);
     }
 
-    /// A step of a prompt of `tokens`, at four bytes a token until something else was learned.
+    /// A step arrives with a prompt of `tokens`, at four bytes per token until another ratio is learned.
     pub fn arrive(&mut self, program: &str, tokens: u64) -> StepId {
         self.arrive_with(Some(key(program)), tokens, false)
     }
@@ -151,7 +152,7 @@ impl World {
         }
     }
 
-    /// How the step went last, if it did.
+    /// Kind of the step's last dispatch; `None`: it was not dispatched.
     pub fn went(&self, step: StepId) -> Option<DispatchKind> {
         self.log.iter().rev().find_map(|decision| match decision {
             Decision::Dispatch { step: of, kind, .. } if *of == step => Some(*kind),
@@ -159,7 +160,7 @@ impl World {
         })
     }
 
-    /// Where the step went last.
+    /// Backend of the step's last dispatch.
     pub fn place(&self, step: StepId) -> Option<u32> {
         self.log.iter().rev().find_map(|decision| match decision {
             Decision::Dispatch { step: of, backend, .. } if *of == step => Some(backend.0),
@@ -209,7 +210,7 @@ impl World {
     }
 }
 
-/// Everything that is remembered, taken in portions.
+/// The whole snapshot, with its programs taken in portions.
 pub fn snapshot(scheduler: &Scheduler) -> SchedulerSnapshot {
     let mut programs = Vec::new();
     let mut next = Some(0);
@@ -219,7 +220,7 @@ pub fn snapshot(scheduler: &Scheduler) -> SchedulerSnapshot {
     SchedulerSnapshot { programs, ..scheduler.snapshot() }
 }
 
-/// No program, no step, no claim, nothing in flight, nothing queued.
+/// Checks that no program, step, claim or queue entry is left.
 pub fn assert_as_if_nothing_had_been(scheduler: &Scheduler) {
     assert_eq!(scheduler.programs.len(), 0);
     assert_eq!(scheduler.keys.len(), 0);

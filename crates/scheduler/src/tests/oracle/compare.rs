@@ -1,9 +1,9 @@
-//! What the oracle knows against what the scheduler shows, after every event.
+//! Compares the oracle's knowledge with the scheduler's views, after every event.
 
 use super::*;
 
 impl Oracle {
-    /// Compares what it knows with what the scheduler shows.
+    /// Compares all that the oracle knows with the views of the scheduler.
     pub fn compare(&self, scheduler: &Scheduler) {
         let loads = scheduler.loads();
         assert_eq!(loads.len(), self.backends.len());
@@ -48,7 +48,7 @@ impl Oracle {
         self.admission_fits(load);
     }
 
-    /// Admission alone takes claims above the capacity only for a program larger than (nearly) all of it.
+    /// Checks that admission takes claims above the capacity only for a program that alone needs nearly all of it.
     fn admission_fits(&self, load: &LoadView) {
         let Some(capacity) = load.effective_capacity else { return };
         let admitted = || self.admitted.iter().filter(|(_, on, _)| *on == load.backend);
