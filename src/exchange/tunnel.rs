@@ -5,8 +5,8 @@
 
 use super::{Result, UpstreamConn};
 use bytes::{Buf, Bytes};
-use pingora_core::Error;
 use pingora_core::protocols::http::{HttpTask, ServerSession};
+use pingora_core::{Error, ErrorType};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
@@ -32,7 +32,7 @@ struct Tunnel<'a> {
 /// breaks, or until nothing has moved for `idle`. Nothing is added to what was said.
 ///
 /// # Errors
-/// The client's connection broke.
+/// The client's connection broke, or the client does not read.
 pub async fn run(session: &mut ServerSession, conn: &mut UpstreamConn, idle: Duration) -> Result<()> {
     // The tunnel has a timer of its own.
     session.set_write_timeout(None);
@@ -47,7 +47,7 @@ pub async fn run(session: &mut ServerSession, conn: &mut UpstreamConn, idle: Dur
         loop {
             ready!(timer.as_mut().poll(cx));
             if tunnel.moved.elapsed() >= idle {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(tunnel.stalled());
             }
             timer.as_mut().reset((tunnel.moved + idle).into());
         }
@@ -59,6 +59,17 @@ pub async fn run(session: &mut ServerSession, conn: &mut UpstreamConn, idle: Dur
 // === impl Tunnel ===
 
 impl Tunnel<'_> {
+    /// How a tunnel ends in which nothing moves.
+    ///
+    /// # Errors
+    /// The client does not take what was said to it: nothing more is written there.
+    fn stalled(&self) -> Result<()> {
+        match self.session.has_pending_downstream_proxy_tasks() {
+            true => Err(Error::explain(ErrorType::WriteTimedout, "it does not read").into_down()),
+            false => Ok(()),
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let upwards = self.poll_to_backend(cx)?;
         let downwards = self.poll_to_client(cx)?;

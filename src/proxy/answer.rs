@@ -4,9 +4,10 @@ use super::Proxy;
 use super::ctx::{Answer, Ctx, Kind};
 use super::observe::Observer;
 use super::reply::REQUEST_ID;
+use super::upstream::is_websocket;
 use crate::fleet::BackendFault;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -18,11 +19,12 @@ const HELD: HeaderName = HeaderName::from_static("x-thundergate-held-ms");
 impl Proxy {
     pub(super) fn response_head(&self, session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !session.is_upgrade_req() {
+            if !is_websocket(session.req_header()) {
                 // The client would take what follows for another protocol.
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without having been asked").into_up());
             }
             ctx.answer.status = head.status.as_u16();
+            ctx.payload.release();
             return Ok(());
         }
         if head.status.is_informational() {
@@ -44,7 +46,8 @@ impl Proxy {
             self.limits.tell(&self.app.settings().limits.per_key, key, head)?;
         }
         if ctx.kind == Kind::Inference && head.status.is_success() && !is_encoded(head) {
-            observe(head, ctx)?;
+            let chunks = session.req_header().version > Version::HTTP_10;
+            observe(head, chunks, ctx)?;
         }
         Ok(())
     }
@@ -97,13 +100,14 @@ impl Proxy {
     }
 }
 
-fn observe(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+/// `chunks`: the client knows chunks. For one that does not, the end of the connection ends a body without a length.
+fn observe(head: &mut ResponseHeader, chunks: bool, ctx: &mut Ctx) -> Result<()> {
     let kind = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     if kind.eq_ignore_ascii_case(b"text/event-stream") {
         ctx.answer.events = true;
         ctx.answer.observer = Some(Observer::sse(ctx.payload.strip_usage));
-        if ctx.payload.strip_usage && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+        if ctx.payload.strip_usage && head.remove_header(&header::CONTENT_LENGTH).is_some() && chunks {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
     } else {

@@ -6,7 +6,7 @@ use crate::body::budget::Charge;
 use crate::error::Refusal;
 use crate::exchange::IdleTimer;
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{Version, header};
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 use std::pin::pin;
@@ -79,8 +79,9 @@ fn content_length(request: &RequestHeader) -> Option<usize> {
     value.to_str().ok()?.parse().ok()
 }
 
+/// A client of HTTP/1.0 that expects anything is not answered (RFC 9110, 10.1.1).
 fn expects_continue(request: &RequestHeader) -> bool {
-    let expect = request.headers.get(header::EXPECT);
+    let expect = request.headers.get(header::EXPECT).filter(|_| request.version > Version::HTTP_10);
     expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 

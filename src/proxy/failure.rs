@@ -56,6 +56,9 @@ impl Proxy {
                 self.app.fleet.failed(backend.id, BackendFault::Reset);
             }
         }
+        if unsent {
+            ctx.answer.sent = None;
+        }
         if unsent && self.retry_elsewhere(ctx, BackendFault::Reset).is_ok() {
             e.set_retry(true);
             return e;
@@ -77,10 +80,8 @@ impl Proxy {
         }
         let refusal = ctx.answer.refusal.take().unwrap_or_else(|| unexpected(session, ctx, e));
         ctx.caller.key_permit = None;
-        if ctx.answer.sent.is_none() {
-            // Nobody wants the body any more, and the client may take a while to read its answer.
-            ctx.payload.release();
-        }
+        // Nobody wants the body any more, and the client may take a while to read its answer.
+        ctx.payload.release();
         let answered = answered(session).is_some();
         let told = match answered {
             false => self.refuse(session, ctx, &refusal).await,

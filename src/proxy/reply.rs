@@ -7,7 +7,7 @@ use crate::error::Refusal;
 use crate::exchange::{HeadFault, departure};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
@@ -83,7 +83,9 @@ pub async fn control(session: &mut Session, id: &HeaderValue, response: ControlR
     match response.body {
         ControlBody::Full(body) => whole(session, head, body).await,
         ControlBody::Stream(mut parts) => {
-            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            if session.req_header().version > Version::HTTP_10 {
+                head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            }
             session.write_response_header(Box::new(head), false).await?;
             loop {
                 tokio::select! {

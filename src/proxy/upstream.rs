@@ -169,7 +169,8 @@ fn strip(request: &mut RequestHeader, keyless: bool, ranked: bool) {
     }
 }
 
-fn is_websocket(request: &RequestHeader) -> bool {
+/// Whether the client asks for the one upgrade that is passed on.
+pub(super) fn is_websocket(request: &RequestHeader) -> bool {
     let upgrade = request.headers.get(header::UPGRADE);
     request.version == Version::HTTP_11 && upgrade.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }

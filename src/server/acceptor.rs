@@ -110,16 +110,16 @@ impl ServerApp for Acceptor {
         // Before the handshake, which costs more than anything else that a stranger can ask for.
         let _permit = self.limit.take(self.limit())?;
         // For the handshake, and for each head after it.
-        let (head, idle) = {
+        let (head, idle, write) = {
             let timeouts = &self.app.settings().timeouts;
-            (timeouts.request_header, timeouts.client_idle)
+            (timeouts.request_header, timeouts.client_idle, timeouts.stream_idle)
         };
         let connection = match &self.tls {
             Some(tls) => tls.handshake(connection, head).await?,
             None => connection,
         };
         let deadline = Arc::new(HeadDeadline::new(idle, head));
-        let conn = ClientConn::new(connection, Arc::clone(&deadline));
+        let conn = ClientConn::new(connection, Arc::clone(&deadline), write);
         CONNECTION.scope(deadline, self.proxy.process_new(Box::new(conn), &self.leave)).await
     }
 }

@@ -36,6 +36,10 @@ pub struct ClientConn {
     ahead: BytesMut,
     deadline: Arc<HeadDeadline>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Time that the client may take to make room for more bytes: one that does not read holds a place on a backend.
+    write_limit: Duration,
+    /// Runs while a write waits for room.
+    write_timer: Option<Pin<Box<Sleep>>>,
     /// Bytes of the HTTP/2 preface that a client has yet to send who has announced it in its TLS handshake.
     preface: usize,
     /// Bytes of the head that is being read.
@@ -45,9 +49,9 @@ pub struct ClientConn {
 // === impl ClientConn ===
 
 impl ClientConn {
-    pub fn new(io: Stream, deadline: Arc<HeadDeadline>) -> Self {
+    pub fn new(io: Stream, deadline: Arc<HeadDeadline>, write_limit: Duration) -> Self {
         let preface = if io.selected_alpn_proto() == Some(ALPN::H2) { PREFACE.len() } else { 0 };
-        Self { io, ahead: BytesMut::new(), deadline, timer: None, preface, head: 0 }
+        Self { io, ahead: BytesMut::new(), deadline, timer: None, write_limit, write_timer: None, preface, head: 0 }
     }
 
     /// Whether the connection begins as HTTP/2 does. Waits for no more bytes than it takes to know: a short request of
@@ -89,6 +93,18 @@ impl ClientConn {
         } else {
             self.head = self.head.saturating_add(bytes);
         }
+    }
+
+    /// Gives on how a write went, and fails one that has waited too long. Pingora bounds the writes of bodies alone.
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        let limit = self.write_limit;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -152,15 +168,21 @@ impl AsyncRead for ClientConn {
 
 impl AsyncWrite for ClientConn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.bounded(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        this.bounded(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.bounded(cx, shut)
     }
 
     fn poll_write_vectored(
@@ -168,7 +190,9 @@ impl AsyncWrite for ClientConn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.bounded(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -251,5 +275,46 @@ impl GetSocketDigest for ClientConn {
 
     fn set_socket_digest(&mut self, digest: SocketDigest) {
         self.io.set_socket_digest(digest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A client's connection with room for 1,000 bytes, and its client.
+    fn pair() -> (ClientConn, DuplexStream) {
+        let (near, far) = duplex(1000);
+        let deadline = Arc::new(HeadDeadline::new(LIMIT, LIMIT));
+        (ClientConn::new(Box::new(near), deadline, LIMIT), far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_waited_for_no_longer_than_the_limit() {
+        let (mut conn, _far) = pair();
+        let start = Instant::now();
+        for _ in 0..3 {
+            let written = conn.write_all(&[0; 1001]).await;
+            assert_eq!(written.expect_err("no room").kind(), io::ErrorKind::TimedOut);
+        }
+        // Whatever is written afterwards is not waited for again.
+        assert!((LIMIT..LIMIT + Duration::from_millis(10)).contains(&start.elapsed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_byte_that_a_client_takes_starts_its_time_anew() {
+        let (mut conn, mut far) = pair();
+        let reads = async {
+            for _ in 0..10 {
+                tokio::time::sleep(LIMIT / 2).await;
+                far.read_exact(&mut [0; 100]).await.expect("bytes");
+            }
+        };
+        let (written, ()) = tokio::join!(conn.write_all(&[0; 2000]), reads);
+        written.expect("room in time");
     }
 }

@@ -237,7 +237,7 @@ pub async fn hand_over(app: &App, sockets: &[Socket], path: &Path) -> Result<Uni
     let handover = serde_json::to_vec(&handover).map_err(io::Error::from)?;
     let fds: Vec<_> = sockets.iter().map(|socket| socket.listener.as_fd()).collect();
     send_descriptors(&stream, &fds).await?;
-    write_frame(&mut stream, &handover).await?;
+    timeout(ANSWER_LIMIT, write_frame(&mut stream, &handover)).await??;
     expect(&mut stream, READY).await?;
     send_programs(&mut stream, app).await?;
     expect(&mut stream, SERVING).await?;
