@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::backend::Backend;
+use support::backend::{Backend, Ending};
 use support::client::{Client, H2, post_head};
 use support::proxy::{Proxy, config, config_of};
 use support::wire::Message;
@@ -262,6 +263,39 @@ async fn a_place_of_a_key_is_given_back_however_its_step_ends() {
         .await;
     }
     proxy.settled().await;
+}
+
+#[tokio::test]
+async fn a_request_that_no_backend_took_whole_costs_its_key_nothing() {
+    const LIMIT: u64 = 100_000_000;
+    let mut backend = Backend::start().await;
+    let mut config = with_key(&backend, PerKey { tokens_per_minute: Some(LIMIT), ..PerKey::default() });
+    config.retry.connect_attempts = 0;
+    config.scheduler.no_backend_wait = Duration::from_millis(100);
+    let proxy = Proxy::with(config).await;
+    let key = "x-api-key: sk-one\r\n";
+    let large = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(20_000_000));
+    backend.state.early.store(true, Ordering::Relaxed);
+    let mut client = proxy.client().await;
+    let sending = [post_head(CHAT, key, large.len()).as_bytes(), large.as_bytes()].concat();
+    client.send(&sending).await;
+    let mut refused = Box::pin(client.response());
+    // Each time that it is sent, the backend breaks off before it has the whole.
+    let refused = loop {
+        tokio::select! {
+            refused = &mut refused => break refused,
+            exchange = backend.next() => drop(exchange.end(Ending::Reset).await),
+        }
+    };
+    assert_eq!((refused.status(), code(&refused)), (502, "upstream_failed".to_owned()));
+    backend.state.early.store(false, Ordering::Relaxed);
+    let mut client = proxy.client().await;
+    proxy.wait_for("the backend to be up", || proxy.app.fleet.statuses().iter().all(|status| status.healthy)).await;
+    client.post(CHAT, key, STEP).await;
+    backend.next().await.json(200, "{}").await;
+    let left = client.response().await.header("x-ratelimit-remaining-tokens");
+    assert_eq!(left, Some(LIMIT.to_string()));
+    proxy.balanced().await;
 }
 
 #[tokio::test]
